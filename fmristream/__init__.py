@@ -1,0 +1,39 @@
+"""Convert 4D fMRI once, share it by URL, stream it into 4D models on any number of nodes."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fmristream._version import __version__
+
+if TYPE_CHECKING:
+    from fmristream.ingest.convert import convert
+    from fmristream.shards.dataset import Dataset
+    from fmristream.shards.dataset import open_dataset as open
+    from fmristream.stream.clips import StreamingDataset
+    from fmristream.stream.loader import StreamingLoader
+
+# Public name -> the module that defines it; imported on first use, so that `import fmristream` stays light.
+_HOMES = {
+    "Dataset": "fmristream.shards.dataset",
+    "StreamingDataset": "fmristream.stream.clips",
+    "StreamingLoader": "fmristream.stream.loader",
+    "convert": "fmristream.ingest.convert",
+    "open": "fmristream.shards.dataset:open_dataset",
+}
+
+__all__ = ["Dataset", "StreamingDataset", "StreamingLoader", "__version__", "convert", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public name that was asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fmristream' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    value = getattr(import_module(module), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted(__all__)

@@ -1,0 +1,75 @@
+"""Know a source file again: its size and a checksum that costs little to read."""
+
+from dataclasses import dataclass
+
+from fmristream.errors import ObjectMissingError, SourceError
+from fmristream.ingest.sources.listing import SourceRun
+from fmristream.ingest.sources.synth import is_synth, synth_identity
+from fmristream.storage.sources import open_source, read_source_range, source_size
+
+GZIP_MAGIC = b"\x1f\x8b"
+# The last 8 bytes of gzip: crc32 and length (mod 2^32) of what the last member holds, both little-endian.
+GZIP_TRAILER_BYTES = 8
+
+_CHUNK_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """Size of the file in bytes, and `gz:<crc32>:<length>`, `crc32c:<crc>` or `synth:<sha256>`."""
+
+    size: int
+    crc: str
+
+
+def gzip_fingerprint(size: int, trailer: bytes) -> Fingerprint:
+    """From the last 8 bytes of a gzip file."""
+    crc = int.from_bytes(trailer[:4], "little")
+    length = int.from_bytes(trailer[4:8], "little")
+    return Fingerprint(size=size, crc=f"gz:{crc:08x}:{length}")
+
+
+def plain_fingerprint(size: int, crc: int) -> Fingerprint:
+    """From the crc32c of the whole file."""
+    return Fingerprint(size=size, crc=f"crc32c:{crc:08x}")
+
+
+def quick_fingerprint(run: SourceRun) -> Fingerprint:
+    """What `RunStream.fingerprint` gives at the end, without decoding: the trailer of gzip, else one pass of crc32c.
+
+    Raises:
+        SourceError: the file is not there, or shrinks while it is read.
+        StorageError: it cannot be read.
+    """
+    if is_synth(run.url):
+        return Fingerprint(**synth_identity(run.url))
+    try:
+        size = source_size(run.url)
+        if read_source_range(run.url, 0, 2) != GZIP_MAGIC:
+            return _plain(run, size)
+        trailer = read_source_range(run.url, max(0, size - GZIP_TRAILER_BYTES), size)
+    except ObjectMissingError as error:
+        raise missing(run.key) from error
+    if len(trailer) < GZIP_TRAILER_BYTES:
+        raise SourceError(f"{run.key}: {size} bytes are too few for a gzip file")
+    return gzip_fingerprint(size, trailer)
+
+
+def missing(name: str) -> SourceError:
+    """The error for a file that is listed and not there."""
+    return SourceError(
+        f"{name}: the file is not there; a link that leads nowhere? With DataLad or git-annex, get its content first"
+    )
+
+
+def _plain(run: SourceRun, size: int) -> Fingerprint:
+    from google_crc32c import extend
+
+    crc, read = 0, 0
+    with open_source(run.url) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            crc = extend(crc, chunk)
+            read += len(chunk)
+    if read != size:
+        raise SourceError(f"{run.key}: {size} bytes long when opened, but {read} were read: it is being changed")
+    return plain_fingerprint(size, crc)

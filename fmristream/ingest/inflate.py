@@ -1,0 +1,263 @@
+"""The bytes of a file from front to back, decompressed where it is gzip, and proof at the end that they were all right."""
+
+from typing import Any, Protocol
+
+from fmristream.errors import ObjectMissingError, SourceError, StorageError
+from fmristream.ingest.fingerprint import (
+    GZIP_MAGIC,
+    GZIP_TRAILER_BYTES,
+    Fingerprint,
+    gzip_fingerprint,
+    missing,
+    plain_fingerprint,
+)
+from fmristream.storage.sources import open_source, source_size
+
+_READ_BYTES = 2 * 2**20
+# zlib copies what it leaves of its input: small pieces keep a file of many tiny members from costing quadratic time.
+_FEED_BYTES = 64 * 2**10
+_PIECE_BYTES = 2**20
+# Valid gzip, but nobody writes it: bgzip ends with one empty member; only a file made to waste time holds many.
+_MAX_EMPTY_MEMBERS = 64
+# Damage can make a stream longer: what follows is read this far, so that a bad checksum is found and named as the reason.
+_MAX_EXCESS_BYTES = 8 * 2**20
+_GZIP_WBITS = 31
+
+
+class SourceBytes(Protocol):
+    """Bytes in order, and a check at the end."""
+
+    size: int  # bytes of the file as stored
+    is_gzip: bool
+
+    def read_into(self, target: memoryview) -> int:
+        """Fill the target; fewer bytes only where the stream ends."""
+        ...
+
+    def finish(self) -> None:
+        """Check that the stream ends here, whole.
+
+        Raises:
+            SourceError: bytes follow, checksums differ, or the file changed meanwhile.
+        """
+        ...
+
+    def fingerprint(self) -> Fingerprint: ...
+
+    def close(self) -> None: ...
+
+
+def open_bytes(url: str, name: str) -> SourceBytes:
+    """Open a file as stored or as gzip, by its first bytes.
+
+    Raises:
+        SourceError: it is empty or not there.
+        StorageError: it cannot be read.
+    """
+    file = _File(url, name)
+    try:
+        first = file.read(_READ_BYTES)
+        while first and len(first) < len(GZIP_MAGIC):
+            more = file.read(_READ_BYTES)
+            if not more:
+                break
+            first += more
+        if not first:
+            raise SourceError(f"{name}: the file is empty")
+        return _Gzip(file, first) if first.startswith(GZIP_MAGIC) else _Plain(file, first)
+    except BaseException:
+        file.close()
+        raise
+
+
+class _File:
+    """A file that counts what it hands out, and names itself when reading fails."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.name = name
+        self.read_so_far = 0
+        try:
+            self.size = source_size(url)
+            self._file = open_source(url)
+        except ObjectMissingError as error:
+            raise missing(name) from error
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at most `size`; none at the end."""
+        try:
+            piece = self._file.read(size)
+        except OSError as error:
+            raise StorageError(
+                f"{self.name}: reading failed after {self.read_so_far} bytes: {error.strerror or error}"
+            ) from error
+        self.read_so_far += len(piece)
+        return piece
+
+    def check_whole(self) -> None:
+        """The file must be as long as it was when it was opened."""
+        if self.read_so_far != self.size:
+            raise SourceError(
+                f"{self.name}: {self.size} bytes long when opened, but {self.read_so_far} were read: it is being changed"
+            )
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Plain:
+    """A file as stored; its crc32c is computed on the way."""
+
+    is_gzip = False
+
+    def __init__(self, file: _File, first: bytes) -> None:
+        from google_crc32c import extend
+
+        self.size = file.size
+        self._file = file
+        self._extend = extend
+        self._crc = int(extend(0, first))
+        self._pending = memoryview(first)
+
+    def read_into(self, target: memoryview) -> int:
+        filled = 0
+        while filled < len(target):
+            if not self._pending and not self._refill():
+                break
+            piece = self._pending[: len(target) - filled]
+            target[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            self._pending = self._pending[len(piece) :]
+        return filled
+
+    def finish(self) -> None:
+        if self._pending or self._refill():
+            raise SourceError(f"{self._file.name}: bytes follow the last frame")
+        self._file.check_whole()
+
+    def fingerprint(self) -> Fingerprint:
+        return plain_fingerprint(self.size, self._crc)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _refill(self) -> bool:
+        chunk = self._file.read(_READ_BYTES)
+        self._crc = int(self._extend(self._crc, chunk))
+        self._pending = memoryview(chunk)
+        return bool(chunk)
+
+
+class _Gzip:
+    """What a gzip file holds, member after member; zlib checks crc32 and length of each."""
+
+    is_gzip = True
+
+    def __init__(self, file: _File, first: bytes) -> None:
+        self.size = file.size
+        self._file = file
+        self._zlib = _zlib()
+        self._pending = memoryview(first)
+        self._tail = first[-GZIP_TRAILER_BYTES:]
+        self._produced = 0
+        self._empty_members = 0
+        self._member_is_empty = False
+        self._start_member()
+
+    def read_into(self, target: memoryview) -> int:
+        filled = 0
+        while filled < len(target):
+            piece = self._inflate(min(len(target) - filled, _PIECE_BYTES))
+            if not piece:
+                break
+            target[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        return filled
+
+    def finish(self) -> None:
+        declared, excess = self._produced, 0
+        while excess <= _MAX_EXCESS_BYTES and (piece := self._inflate(_PIECE_BYTES)):
+            excess += len(piece)
+        if excess:
+            raise SourceError(
+                f"{self._file.name}: {'more than ' if excess > _MAX_EXCESS_BYTES else ''}{excess} bytes follow the {declared} "
+                "that the header declares: its sizes or the place of its voxels are wrong"
+            )
+        self._file.check_whole()
+
+    def fingerprint(self) -> Fingerprint:
+        return gzip_fingerprint(self.size, self._tail)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _inflate(self, limit: int) -> bytes:
+        """The next bytes, at most `limit`; none after the last member."""
+        while True:
+            if self._member.eof and not self._next_member():
+                return b""
+            has_input = bool(self._pending) or self._refill()
+            feed = self._pending[:_FEED_BYTES]
+            piece = self._decompress(feed, limit)
+            rest = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+            self._pending = self._pending[len(feed) - len(rest) :]
+            if piece:
+                self._produced += len(piece)
+                self._member_is_empty = False
+                return piece
+            if not has_input and not self._member.eof:
+                raise SourceError(
+                    f"{self._file.name}: the gzip stream ends early, after {self._file.read_so_far} bytes of the file "
+                    f"and {self._produced} bytes of data: the file is cut short"
+                )
+
+    def _decompress(self, feed: memoryview, limit: int) -> bytes:
+        try:
+            piece: bytes = self._member.decompress(feed, limit)
+        except self._zlib.error as error:
+            reason = str(error).rpartition(": ")[2]
+            raise SourceError(
+                f"{self._file.name}: the gzip data are damaged ({reason}), found after {self._produced} bytes of data"
+            ) from error
+        return piece
+
+    def _next_member(self) -> bool:
+        """Start the next member; False at the end of the file."""
+        while len(self._pending) < len(GZIP_MAGIC):
+            kept = bytes(self._pending)
+            if not self._refill():
+                self._pending = memoryview(kept)
+                break
+            self._pending = memoryview(kept + bytes(self._pending))
+        if not self._pending:
+            return False
+        if self._pending[: len(GZIP_MAGIC)] != GZIP_MAGIC:
+            offset = self._file.read_so_far - len(self._pending)
+            raise SourceError(
+                f"{self._file.name}: the gzip stream ends at byte {offset} of {self.size}, and what follows is not gzip"
+            )
+        self._start_member()
+        return True
+
+    def _start_member(self) -> None:
+        self._empty_members += self._member_is_empty
+        if self._empty_members > _MAX_EMPTY_MEMBERS:
+            raise SourceError(f"{self._file.name}: more than {_MAX_EMPTY_MEMBERS} gzip members that hold nothing")
+        self._member_is_empty = True
+        self._member = self._zlib.decompressobj(wbits=_GZIP_WBITS)
+
+    def _refill(self) -> bool:
+        chunk = self._file.read(_READ_BYTES)
+        self._tail = (self._tail + chunk[-GZIP_TRAILER_BYTES:])[-GZIP_TRAILER_BYTES:]
+        self._pending = memoryview(chunk)
+        return bool(chunk)
+
+
+def _zlib() -> Any:
+    """zlib-ng decodes 2.5 times as fast as zlib and has the same interface."""
+    try:
+        from zlib_ng import zlib_ng
+    except ImportError:
+        import zlib
+
+        return zlib
+    return zlib_ng

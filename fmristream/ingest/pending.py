@@ -1,0 +1,126 @@
+"""Finished runs of an unfinished conversion: how a killed one goes on where it was.
+
+A record is named by a keyed hash of the source's path, size and checksum: it is found again by whoever has the same
+file, and tells nobody else who is in it. It holds object names and numbers, no labels and no paths.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fmristream.catalog.run import StoredArray, StoredFile
+from fmristream.errors import ObjectExistsError, ObjectMissingError
+from fmristream.ingest.fingerprint import Fingerprint
+from fmristream.shards import FORMAT_VERSION
+from fmristream.shards.digest import canonical_json, sha256_json
+from fmristream.shards.run_writer import WrittenRun
+from fmristream.signal.measure import Statistics
+from fmristream.storage import Store
+
+FOLDER = "pending"
+
+# Everything but the source and its space that decides a run's bytes.
+_PLAN = {"codec": "lossless", "format": FORMAT_VERSION, "layout": "voxels"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedRun:
+    """A converted run as its record and its table row need it; statistics without their vectors."""
+
+    object: str
+    digest: str
+    space_digest: str
+    scalars: Mapping[str, Any]
+    outside: int
+    arrays: tuple[StoredArray, ...]
+    lengths: tuple[int, ...]
+    source: Fingerprint
+
+    @classmethod
+    def of(cls, written: WrittenRun, *, space_digest: str, outside: int, source: Fingerprint) -> "FinishedRun":
+        """What stays of a run that was written just now."""
+        return cls(
+            object=written.object,
+            digest=written.digest,
+            space_digest=space_digest,
+            scalars=_scalars(written.statistics),
+            outside=outside,
+            arrays=written.arrays,
+            lengths=written.lengths,
+            source=source,
+        )
+
+
+def record_key(source_key: str, source: Fingerprint) -> str:
+    """Object name of the record of a source file with this content."""
+    plan = sha256_json(_PLAN)
+    message = f"{source_key}\0{source.size}\0{source.crc}".encode()
+    return f"{FOLDER}/{plan[:16]}/{hmac.new(bytes.fromhex(plan), message, hashlib.sha256).hexdigest()}.json"
+
+
+def save(store: Store, key: str, run: FinishedRun) -> None:
+    """Record a finished run; if another attempt recorded it first, its objects are as good as ours."""
+    body = asdict(run)
+    body["lengths"] = base64.b64encode(np.asarray(run.lengths, dtype="<u4").tobytes()).decode("ascii")
+    try:
+        store.put_new(key, canonical_json({**body, "check": sha256_json(body)}))
+    except ObjectExistsError:
+        return
+
+
+def load(store: Store, key: str) -> FinishedRun | None:
+    """The finished run of a record, if it is there, undamaged, and every object that it names has its size."""
+    try:
+        body = json.loads(store.read(key))
+        check = body.pop("check")
+    except (ObjectMissingError, ValueError, KeyError, AttributeError):
+        return None
+    if check != sha256_json(body):
+        return None
+    arrays = tuple(_array(array) for array in body["arrays"])
+    if not all(_is_whole(store, array) for array in arrays):
+        return None
+    lengths = np.frombuffer(base64.b64decode(body["lengths"]), dtype="<u4")
+    return FinishedRun(
+        **{name: body[name] for name in ("object", "digest", "space_digest", "scalars", "outside")},
+        arrays=arrays,
+        lengths=tuple(lengths.tolist()),
+        source=Fingerprint(**body["source"]),
+    )
+
+
+def clear(store: Store) -> None:
+    """Remove every record: the generation that was committed says all of it."""
+    for key in store.list(FOLDER):
+        store.delete(key)
+
+
+def _array(body: dict[str, Any]) -> StoredArray:
+    files = tuple(StoredFile(**file) for file in body.pop("files"))
+    return StoredArray(**{**body, "shape": tuple(body["shape"])}, files=files)
+
+
+def _is_whole(store: Store, array: StoredArray) -> bool:
+    for file in array.files:
+        try:
+            if store.size(f"{array.object}/{file.name}" if file.name else array.object) != file.bytes:
+                return False
+        except ObjectMissingError:
+            return False
+    return True
+
+
+def _scalars(statistics: Statistics) -> dict[str, Any]:
+    names = (
+        "residual_wraps", "valid_min", "valid_max", "nonfinite",
+        "foreground_count", "foreground_mean", "foreground_sd", "foreground_min", "foreground_max",
+    )  # fmt: skip
+    values = {name: getattr(statistics, name) for name in names}
+    # A run without a single finite value has no range; JSON has no NaN.
+    return {name: None if isinstance(v, float) and not np.isfinite(v) else v for name, v in values.items()}

@@ -1,0 +1,89 @@
+"""What every reader of a run offers: a checked header, then frames one by one, then proof that all of it was read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fmristream.ingest.fingerprint import Fingerprint, quick_fingerprint
+from fmristream.ingest.sources.listing import SourceRun
+from fmristream.ingest.sources.synth import is_synth
+
+__all__ = ["MAX_RUN_BYTES", "Fingerprint", "Frame", "RunHeader", "RunStream", "open_run", "quick_fingerprint"]
+
+# The longest runs there are (7 T, 1 mm, hours of it) stay two orders of magnitude below.
+MAX_RUN_BYTES = 256 * 2**30
+
+Frame = npt.NDArray[Any]  # x y z
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHeader:
+    """What a run declares before a voxel is read."""
+
+    shape: tuple[int, int, int]
+    frames: int
+    dtype: np.dtype[Any]  # stored dtype, little-endian
+    slope: float  # value = stored x slope + inter; 1 and 0 where the file declares none
+    inter: float
+    affine: tuple[
+        tuple[float, ...], ...
+    ]  # 4x4, voxel to mm: sform, else qform, else the voxel sizes, as nibabel chooses
+    tr_s: float | None  # None where the header does not tell
+    space: str  # from the code of the affine in use: "MNI", "Talairach", "template", "native" or "unknown"
+    notes: tuple[str, ...] = ()  # oddities worth a warning
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one stored frame."""
+        x, y, z = self.shape
+        return x * y * z * int(self.dtype.itemsize)
+
+
+class RunStream(Protocol):
+    """An open run. Use it as a context manager."""
+
+    @property
+    def header(self) -> RunHeader: ...
+
+    def frames(self) -> Iterator[Frame]:
+        """Every frame, once: (x, y, z) in Fortran order, stored dtype, little-endian; the next one may overwrite it.
+
+        Read it to the end: only then is the file known to be whole (gzip's checksum comes last), and an error may still come.
+
+        Raises:
+            SourceError: the data are damaged, too short or too long.
+        """
+        ...
+
+    def fingerprint(self) -> Fingerprint:
+        """Size and checksum of the source, known once the frames are exhausted."""
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+def open_run(run: SourceRun, *, max_run_bytes: int = MAX_RUN_BYTES) -> RunStream:
+    """Open a run and check its header; nothing is allocated by what the header says.
+
+    Raises:
+        SourceError: it is not a run that can be converted, and why.
+        StorageError: it cannot be read.
+    """
+    # Imported here: each reader imports this module, and only one of them is needed.
+    if is_synth(run.url):
+        from fmristream.ingest.sources.synth_stream import SynthStream
+
+        return SynthStream(run.url)
+    from fmristream.ingest.nifti import open_nifti
+
+    return open_nifti(run.url, name=run.key, max_run_bytes=max_run_bytes)

@@ -1,0 +1,104 @@
+"""Plain folders, globs and single files as a source: every imaging file is a run until its header says otherwise."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from fmristream.errors import UsageError
+from fmristream.ingest.sources.bids import read_participants
+from fmristream.ingest.sources.listing import (
+    IMAGING_SUFFIXES,
+    Listing,
+    Skipped,
+    SourceRun,
+    header_of_pair,
+    imaging_suffix,
+    is_hidden,
+    parse_bids_name,
+    without_suffix,
+)
+from fmristream.storage.urls import display_url, join_url
+
+_SUBJECT = re.compile(r"(?:^|[/_])sub-([A-Za-z0-9]+)")
+
+
+def find_folder_runs(
+    root: str, keys: Sequence[str], *, space: str | None, subject_pattern: str | None, searched: str
+) -> Listing:
+    """A run for every imaging file among `keys`; `searched` is what the user asked for, for messages.
+
+    Raises:
+        UsageError: there is none, or the pattern is no regular expression with a group.
+    """
+    images = sorted(key for key in keys if imaging_suffix(key) and not is_hidden(key))
+    if not images:
+        raise UsageError(
+            f"{display_url(searched)}: no imaging file among {len(keys)} files; expected names that end in "
+            f"{', '.join(IMAGING_SUFFIXES)}"
+        )
+    pattern = _compiled(subject_pattern)
+    subjects = {key: _subject(key, pattern) for key in images}
+    taken = [key for key in images if subjects[key]]
+    skipped = [Skipped(key=key, reason="the subject pattern does not match") for key in images if not subjects[key]]
+    if not taken:
+        raise UsageError(f"subject pattern {subject_pattern!r} matches no path, such as {images[0]}; adapt it")
+    skipped += _orphans(keys)
+    stems = Counter(without_suffix(key) for key in taken)
+    participants, notes = read_participants(root, keys)
+    return Listing(
+        kind="folder",
+        root=root,
+        runs=tuple(_source_run(root, key, subjects[key], space=space, stems=stems) for key in taken),
+        participants=participants,
+        skipped=tuple(sorted(skipped, key=lambda file: file.key)),
+        notes=notes,
+    )
+
+
+def _source_run(root: str, key: str, subject: str, *, space: str | None, stems: Counter[str]) -> SourceRun:
+    stem = without_suffix(key)
+    name = parse_bids_name(key)
+    labels = name.labels() if "sub" in name.entities else {}
+    return SourceRun(
+        key=key,
+        name=stem if stems[stem] == 1 else key,  # a.nii beside a.nii.gz
+        url=join_url(root, key),
+        subject=subject,
+        **labels,
+        space=space or name.entities.get("space", ""),
+        tr_s=None,
+    )
+
+
+def _subject(key: str, pattern: re.Pattern[str] | None) -> str:
+    """Whose file it is; "" where a given pattern does not match."""
+    if pattern is not None:
+        match = pattern.search(key)
+        found = match.group("subject" if "subject" in pattern.groupindex else 1) if match else None
+        return (found or "").removeprefix("sub-")
+    if match := _SUBJECT.search(key):
+        return match.group(1)
+    first, slash, _ = key.partition("/")
+    return first if slash else without_suffix(key)
+
+
+def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+    if pattern is None:
+        return None
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"subject pattern {pattern!r} is no regular expression: {error}") from error
+    if compiled.groups == 0:
+        raise UsageError(f"subject pattern {pattern!r} has no group; put the subject's part in (…) or (?P<subject>…)")
+    return compiled
+
+
+def _orphans(keys: Sequence[str]) -> list[Skipped]:
+    present = {key.lower() for key in keys}
+    headers = {key: header_of_pair(key) for key in keys if not is_hidden(key)}
+    return [
+        Skipped(key=key, reason="an .img file without its .hdr")
+        for key, header in headers.items()
+        if header and header.lower() not in present
+    ]

@@ -1,0 +1,110 @@
+"""What a listing of a source holds, and what a file name says: values and text only, no I/O."""
+
+import re
+from dataclasses import dataclass
+
+# Longest first, so that `a.nii.gz` loses all of its suffix. `.img` is the second half of `.hdr`.
+IMAGING_SUFFIXES = (".nii.gz", ".hdr.gz", ".nii", ".hdr", ".mgz", ".mgh")
+_PAIR_SUFFIXES = {".img": ".hdr", ".img.gz": ".hdr.gz"}
+
+_LABEL = re.compile(r"^([A-Za-z0-9]+)-([A-Za-z0-9+.]+)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRun:
+    """One file that may be a run, and what its name and its neighbours say about it."""
+
+    key: str  # unique and stable: path relative to the source's root; used only to match runs again
+    name: str  # unique in the listing, for people: BIDS stem, or the relative path without the suffix
+    url: str
+    subject: str
+    session: str = ""  # BIDS labels without the prefix, "" where there is none
+    task: str = ""
+    acq: str = ""
+    run: str = ""
+    echo: str = ""
+    space: str = ""  # declared space; "" = take the header's
+    tr_s: float | None = None  # from the sidecar; wins over the header
+    mask_url: str | None = None  # the brain mask that belongs to this run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A file that looks like a run and is not taken."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """Everything that a source offers."""
+
+    kind: str  # "bids", "fmriprep", "folder" or "synth"
+    root: str
+    runs: tuple[SourceRun, ...]  # sorted by key
+    participants: tuple[dict[str, str | float | None], ...] = ()  # "subject" without "sub-", then the columns
+    skipped: tuple[Skipped, ...] = ()  # sorted by key
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BidsName:
+    """A BIDS file name taken apart: `sub-01_task-rest_bold.nii.gz` → {sub: 01, task: rest}, `bold`, `.nii.gz`."""
+
+    entities: dict[str, str]
+    suffix: str
+    extension: str
+
+    def labels(self) -> dict[str, str]:
+        """The labels that a `SourceRun` keeps, by its field names."""
+        fields = {"session": "ses", "task": "task", "acq": "acq", "run": "run", "echo": "echo"}
+        return {field: self.entities.get(entity, "") for field, entity in fields.items()}
+
+
+def parse_bids_name(path: str) -> BidsName:
+    """Take a file name apart; parts that are not `key-label` are left out."""
+    file_name = path.rpartition("/")[2]
+    stem, dot, extension = file_name.partition(".")
+    *pairs, suffix = stem.split("_")
+    found = (_LABEL.match(pair) for pair in pairs)
+    return BidsName(
+        entities={match.group(1): match.group(2) for match in found if match},
+        suffix=suffix,
+        extension=dot + extension,
+    )
+
+
+def imaging_suffix(path: str) -> str:
+    """The imaging suffix that a path ends in, in lower case; "" where it ends in none."""
+    lower = path.lower()
+    return next((suffix for suffix in IMAGING_SUFFIXES if lower.endswith(suffix)), "")
+
+
+def without_suffix(path: str) -> str:
+    """The path without its imaging suffix."""
+    return path[: len(path) - len(imaging_suffix(path))]
+
+
+def header_of_pair(path: str) -> str:
+    """The `.hdr` that an `.img` belongs to; "" for any other file."""
+    lower = path.lower()
+    for image, header in _PAIR_SUFFIXES.items():
+        if lower.endswith(image):
+            return path[: len(path) - len(image)] + header
+    return ""
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a part of the path starts with a dot."""
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def unreadable_names(paths: list[str]) -> list[str]:
+    """Paths that no table can hold, because their bytes are not UTF-8 text."""
+    return [path for path in paths if any("\ud800" <= letter <= "\udfff" for letter in path)]
+
+
+def printable(path: str) -> str:
+    """A path as text that can be stored and printed."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,53 @@
+"""A run of a synthetic cohort, made while it is read."""
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from fmristream.ingest.fingerprint import Fingerprint
+from fmristream.ingest.run_stream import Frame, RunHeader
+from fmristream.ingest.sources.synth import SPACE, affine_rows, locate_synth, synth_identity
+
+
+class SynthStream:
+    """An open synthetic run (a `RunStream`)."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._cohort, self._subject, self._run = locate_synth(url)
+        self._header = RunHeader(
+            shape=self._cohort.shape,
+            frames=self._cohort.frames,
+            dtype=np.dtype(self._cohort.dtype).newbyteorder("<"),
+            slope=1.0,
+            inter=0.0,
+            affine=affine_rows(self._cohort.affine()),
+            tr_s=self._cohort.tr_s,
+            space=SPACE,
+        )
+
+    @property
+    def header(self) -> RunHeader:
+        return self._header
+
+    def frames(self) -> Iterator[Frame]:
+        """Every frame, each its own array."""
+        for frame in self._cohort.run_frames(self._subject, self._run):
+            yield np.asfortranarray(frame, dtype=self._header.dtype)
+
+    def fingerprint(self) -> Fingerprint:
+        """Of the parameters: equal parameters give equal frames."""
+        return Fingerprint(**synth_identity(self._url))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

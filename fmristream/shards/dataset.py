@@ -1,0 +1,221 @@
+"""A converted dataset, opened: its tables in memory, its voxels read by byte range when asked for."""
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmristream.catalog.run import Run, StoredArray
+from fmristream.catalog.tables import (
+    Participant,
+    decode_arrays,
+    decode_participants,
+    decode_runs,
+    decode_skipped,
+)
+from fmristream.errors import CorruptDataError, UsageError
+from fmristream.shards.digest import PREFIX, content_digest, matches, sha256
+from fmristream.shards.generation import Generation, newest_generation
+from fmristream.shards.run_reader import RunReader
+from fmristream.shards.spaces import Space, read_space
+from fmristream.storage import Store, join_url, open_store
+
+if TYPE_CHECKING:
+    import zarr
+
+# Per-voxel vectors that stay in memory between reads of the same runs.
+CACHE_BYTES = 64 * 2**20
+
+
+def open_dataset(url: str, *, digest: str | None = None) -> "Dataset":
+    """Open the newest version of a converted dataset.
+
+    Args:
+        url: folder, `s3://bucket/prefix`, or any URL that fsspec reads.
+        digest: refuse anything but this content or generation digest (a prefix of 8 hex digits or more will do).
+
+    Raises:
+        FormatError: there is no dataset at the URL, or it needs a newer reader.
+        CorruptDataError: a table is not what was committed, or the digest differs from the pinned one.
+    """
+    store = open_store(url)
+    dataset = Dataset(url, store, newest_generation(store))
+    if digest is not None and not matches(digest, dataset.content_digest, dataset.generation_digest):
+        raise CorruptDataError(
+            f"{store.name}: pinned to {digest}, found content {PREFIX}{dataset.content_digest} in generation "
+            f"{PREFIX}{dataset.generation_digest}; open without the pin if the change is known to you"
+        )
+    return dataset
+
+
+class Dataset:
+    """One version of a dataset. Made by `fmristream.open`; picklable, safe to share between threads."""
+
+    def __init__(self, url: str, store: Store, generation: Generation) -> None:
+        self.url = url
+        self.store = store
+        self.generation = generation
+        self._readers: OrderedDict[str, RunReader] = OrderedDict()
+        self._lock = Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Dataset, (self.url, self.store, self.generation)
+
+    def __repr__(self) -> str:
+        return f"<Dataset {self.store.name}: {len(self.runs)} runs, content {self.content_digest[:12]}>"
+
+    @property
+    def generation_digest(self) -> str:
+        """Hex sha256 that pins every object of this version."""
+        return self.generation.digest
+
+    @cached_property
+    def content_digest(self) -> str:
+        """Hex sha256 of what the dataset says: what order and resume depend on."""
+        computed = content_digest(self.runs, parameters=self.parameters)
+        recorded = self.generation.document["content_digest"]
+        if computed != recorded:
+            raise CorruptDataError(
+                f"{self.store.name}: the tables say content {computed[:12]}, the generation {recorded[:12]}; "
+                "they do not belong together: restore both from a copy"
+            )
+        return computed
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Parameters of the conversion that change samples."""
+        return dict(self.generation.document["parameters"])
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """Every run, in base order (subject, session, task, acq, run, echo, space, digest)."""
+        found = [run for segment in self._segments for run in decode_runs(self._table(segment["runs"]))]
+        return tuple(sorted(found, key=lambda run: run.sort_key))
+
+    @cached_property
+    def participants(self) -> tuple[Participant, ...]:
+        """One row per participant, `subject` and the columns of the source."""
+        entry = self.generation.document["participants"]
+        return tuple(decode_participants(self._table(entry))) if entry else ()
+
+    @cached_property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """Inputs that were not converted: (name, reason)."""
+        entry = self.generation.document["skipped"]
+        return tuple(decode_skipped(self._table(entry))) if entry else ()
+
+    @cached_property
+    def arrays(self) -> Mapping[str, tuple[str, dict[str, StoredArray]]]:
+        """Run name -> (key of its index object, its arrays by name)."""
+        found: dict[str, tuple[str, dict[str, StoredArray]]] = {}
+        for segment in self._segments:
+            names = [run.name for run in decode_runs(self._table(segment["runs"]))]
+            by_row: dict[int, dict[str, StoredArray]] = defaultdict(dict)
+            for row, array in decode_arrays(self._table(segment["arrays"])):
+                by_row[row][array.name] = array
+            for row, name in enumerate(names):
+                found[name] = (segment["index"]["key"], by_row[row])
+        return found
+
+    def run(self, run: int | str | Run) -> Run:
+        """The run with this position in `runs` or this name.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if isinstance(run, Run):
+            return run
+        if isinstance(run, int):
+            if not -len(self.runs) <= run < len(self.runs):
+                raise UsageError(
+                    f"{self.store.name}: run {run} was asked for, there are {len(self.runs)}; count from 0"
+                )
+            return self.runs[run]
+        found = self._by_name.get(run)
+        if found is None:
+            raise UsageError(f"{self.store.name}: no run is called {run!r}; `fmristream info --runs` lists the names")
+        return found
+
+    def space(self, run: int | str | Run) -> Space:
+        """Grid and mask of a run's voxels."""
+        digest = self.run(run).space_digest
+        with self._lock:
+            space = self._spaces.get(digest)
+        if space is None:
+            document = self.generation.document["spaces"][digest]
+            space = read_space(self.store, digest=digest, document=document)
+            with self._lock:
+                self._spaces[digest] = space
+        return space
+
+    def reader(self, run: int | str | Run) -> RunReader:
+        """Reader of a run's arrays; the ones used last are kept."""
+        wanted = self.run(run)
+        with self._lock:
+            reader = self._readers.get(wanted.name)
+            if reader is not None:
+                self._readers.move_to_end(wanted.name)
+                return reader
+        index_key, arrays = self.arrays[wanted.name]
+        reader = RunReader(self.store, wanted, arrays, index_key)
+        with self._lock:
+            self._readers[wanted.name] = reader
+            # reference, moments and stats of a run: at most 2 + 2 x 4 + 2 x 4 bytes a voxel for 16-bit sources
+            held = sum(18 * kept.run.voxels + 8 * kept.run.frames for kept in self._readers.values())
+            while held > CACHE_BYTES and len(self._readers) > 1:
+                _, dropped = self._readers.popitem(last=False)
+                held -= 18 * dropped.run.voxels + 8 * dropped.run.frames
+        return reader
+
+    def read(
+        self, run: int | str | Run, start: int = 0, stop: int | None = None, *, packed: bool = False
+    ) -> NDArray[Any]:
+        """Scaled signal of frames [start, stop): stored value x slope + inter.
+
+        Returns:
+            float32 (t, x, y, z) with 0 outside the mask, or (t, v) in-mask values where `packed`.
+
+        Raises:
+            UsageError: no such run or frames.
+            CorruptDataError: stored bytes have changed.
+            ObjectMissingError: an object of the run is gone.
+        """
+        wanted = self.run(run)
+        stored = self.reader(wanted).read_stored(start, wanted.frames if stop is None else stop)
+        scaled = (stored.astype(np.float64) * wanted.slope + wanted.inter).astype(np.float32)
+        if packed:
+            return scaled
+        mask = self.space(wanted).mask
+        volumes = np.zeros((len(scaled), *mask.shape), dtype=np.float32)
+        volumes[:, mask] = scaled
+        return volumes
+
+    def zarr(self, run: int | str | Run) -> "zarr.Group":
+        """The run as the Zarr group that it is, for any tool that reads Zarr v3."""
+        from fmristream.shards.zarr_metadata import open_group
+
+        return open_group(join_url(self.url, self.run(run).object))
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Run]:
+        return {run.name: run for run in self.runs}
+
+    @cached_property
+    def _spaces(self) -> dict[str, Space]:
+        return {}
+
+    @property
+    def _segments(self) -> list[Mapping[str, Any]]:
+        return list(self.generation.document["segments"])
+
+    def _table(self, entry: Mapping[str, Any]) -> bytes:
+        data = self.store.read(entry["key"])
+        if sha256(data) != entry["sha256"]:
+            raise CorruptDataError(
+                f"{self.store.name}/{entry['key']}: the table is not the one that was committed; restore it from a copy"
+            )
+        return data

@@ -1,0 +1,78 @@
+"""The three digests: of a run, of a dataset's content, and of a generation. See FORMAT.md, section "Digests"."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fmristream.catalog.run import ENTITIES, Run
+from fmristream.shards import FORMAT_VERSION
+
+PREFIX = "sha256:"
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys, no spaces, ASCII only, floats in their shortest form that reads back equal, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+
+
+def sha256(data: bytes | memoryview) -> str:
+    """Hex digest of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex digest of a value's canonical JSON."""
+    return sha256(canonical_json(value))
+
+
+class RunDigest:
+    """Digest of one run: its header and space, then the logical values of each frame in stored dtype and order."""
+
+    def __init__(self, *, header: Mapping[str, Any], space_digest: str) -> None:
+        self._hash = hashlib.sha256(canonical_json({"header": dict(header), "space": space_digest}))
+
+    def add(self, values: memoryview) -> None:
+        """Count one frame, little-endian bytes."""
+        self._hash.update(values)
+
+    def hexdigest(self) -> str:
+        """The digest of what was counted."""
+        return self._hash.hexdigest()
+
+
+def run_header(
+    *,
+    frames: int,
+    shape: tuple[int, ...],
+    dtype: str,
+    slope: float,
+    inter: float,
+    affine: Iterable[float],
+    tr_s: float | None,
+) -> dict[str, Any]:
+    """The part of a run's header that is data: what enters its digest and its Zarr attributes."""
+    return {
+        "affine": [float(number) for number in affine],
+        "dtype": dtype,
+        "frames": frames,
+        "inter": float(inter),
+        "shape": list(shape),
+        "slope": float(slope),
+        "tr_s": None if tr_s is None else float(tr_s),
+    }
+
+
+def content_digest(runs: Iterable[Run], *, parameters: Mapping[str, Any]) -> str:
+    """What the dataset says, whoever wrote it, whenever, with whatever codec, library or number of workers."""
+    rows = [
+        [*(str(getattr(run, entity)) for entity in ENTITIES), run.digest, run.split, run.group]
+        for run in sorted(runs, key=lambda run: run.sort_key)
+    ]
+    return sha256_json({"format": FORMAT_VERSION, "parameters": dict(parameters), "runs": rows})
+
+
+def matches(pinned: str, *digests: str) -> bool:
+    """Whether a pin (with or without `sha256:`, at least 8 hex digits) is the beginning of one of the digests."""
+    text = pinned.removeprefix(PREFIX).lower()
+    return len(text) >= 8 and any(digest.startswith(text) for digest in digests)

@@ -1,0 +1,123 @@
+"""A run's frames as shards: written one frame at a time in bounded memory, byte for byte what zarr-python would write.
+
+A shard is its chunks in frame order, then (offset, length) of each as little-endian u64, then the crc32c of that index.
+zarr-python itself rewrites the whole shard for every frame; here the next frame is appended and 16 bytes are kept.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmristream.catalog.run import StoredFile
+from fmristream.errors import SourceError
+from fmristream.shards import codec
+from fmristream.storage import NewObject, Store
+
+# Uncompressed size that a shard may reach; its length in frames follows from the header, before the first byte.
+SHARD_BYTES = 512 * 2**20
+
+# Entry of a chunk that does not exist: beyond the last frame of the last shard.
+ABSENT = 2**64 - 1
+
+# blosc's frame header counts bytes in a signed 32-bit number.
+MAX_CHUNK_BYTES = 2**31 - 17
+
+
+def frames_per_shard(*, frames: int, voxels: int, itemsize: int) -> int:
+    """How many frames a shard holds.
+
+    Raises:
+        SourceError: one frame is larger than a chunk can be.
+    """
+    frame_bytes = codec.padded_length(voxels) * itemsize
+    if frame_bytes > MAX_CHUNK_BYTES:
+        raise SourceError(
+            f"one frame takes {frame_bytes} bytes, a chunk holds {MAX_CHUNK_BYTES}; give a smaller --mask"
+        )
+    return max(1, min(frames, SHARD_BYTES // frame_bytes))
+
+
+@dataclass(slots=True)
+class _Shard:
+    """What is known of the shard being written."""
+
+    object: NewObject
+    name: str
+    digest: Any = field(default_factory=hashlib.sha256)
+    size: int = 0
+    entries: list[tuple[int, int]] = field(default_factory=list)
+
+    def append(self, data: bytes) -> None:
+        self.object.write(data)
+        self.digest.update(data)
+        self.size += len(data)
+
+
+class FramesWriter:
+    """Writes (v,) frames of one array into shards; a context manager that discards what was not finished.
+
+    Args:
+        store: the dataset.
+        folder: key of the array, such as `runs/<id>.zarr/residual`.
+        frames: how many frames will come; fewer or more is an error of the caller.
+        voxels: length of a frame.
+        dtype: little-endian stored dtype.
+    """
+
+    def __init__(self, store: Store, folder: str, *, frames: int, voxels: int, dtype: "np.dtype[Any]") -> None:
+        self.frames_per_shard = frames_per_shard(frames=frames, voxels=voxels, itemsize=dtype.itemsize)
+        self._store = store
+        self._folder = folder
+        self._frames = frames
+        self._chunk = np.full(codec.padded_length(voxels), codec.fill_value(dtype), dtype=dtype)
+        self.frame: NDArray[Any] = self._chunk[:voxels]  # fill this, then call append()
+        self._shard: _Shard | None = None
+        self._lengths: list[int] = []
+        self._files: list[StoredFile] = []
+
+    def append(self) -> None:
+        """Encode and write what stands in `frame`."""
+        if self._shard is None:
+            name = f"c/{len(self._files)}/0"
+            self._shard = _Shard(self._store.stream_new(f"{self._folder}/{name}"), name)
+        data = codec.encode(self._chunk)
+        self._shard.entries.append((self._shard.size, len(data)))
+        self._shard.append(data)
+        self._lengths.append(len(data))
+        if len(self._shard.entries) == self.frames_per_shard:
+            self._close_shard()
+
+    def finish(self) -> tuple[list[int], tuple[StoredFile, ...]]:
+        """Publish the last shard; returns every chunk's length in frame order, and the shards."""
+        assert len(self._lengths) == self._frames, "the source checks its length before"
+        if self._shard is not None:
+            self._close_shard()
+        return self._lengths, tuple(self._files)
+
+    @property
+    def published(self) -> list[str]:
+        """Keys of the shards that are complete already."""
+        return [f"{self._folder}/{file.name}" for file in self._files]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._shard is not None:
+            self._shard.object.__exit__(*exc)
+            self._shard = None
+
+    def _close_shard(self) -> None:
+        shard = self._shard
+        assert shard is not None
+        missing = self.frames_per_shard - len(shard.entries)
+        index = np.array(shard.entries + [(ABSENT, ABSENT)] * missing, dtype="<u8").tobytes()
+        shard.append(index)
+        shard.append(codec.checksum(index))
+        with shard.object as new:
+            new.commit()
+        self._files.append(StoredFile(name=shard.name, bytes=shard.size, sha256=shard.digest.hexdigest()))
+        self._shard = None

@@ -1,0 +1,143 @@
+"""Versions of a dataset: immutable documents, created exclusively; the only moment at which anything becomes visible."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fmristream._version import __version__
+from fmristream.errors import CorruptDataError, FormatError, ObjectExistsError, ObjectMissingError, StorageError
+from fmristream.shards import FORMAT_VERSION
+from fmristream.shards.digest import canonical_json, sha256_json
+from fmristream.storage import Store
+
+HINT = "dataset.json"
+FOLDER = "generations"
+
+# Features that this reader understands; a generation that requires another is refused.
+FEATURES: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One committed version: its number, its digest (hex) and its document."""
+
+    number: int
+    digest: str
+    document: Mapping[str, Any]
+
+
+def key_of(number: int) -> str:
+    """Object name of a generation."""
+    return f"{FOLDER}/{number}.json"
+
+
+def newest_generation(store: Store) -> Generation:
+    """The newest committed version.
+
+    The hint says where to start; whatever it says, the generation after the last one found is probed for, so a stale
+    hint costs a request and never an old answer.
+
+    Raises:
+        FormatError: there is no dataset, or it needs a newer reader.
+        CorruptDataError: the newest generation is damaged.
+    """
+    number = _hinted(store)
+    found = _load(store, number) if number else None
+    if found is None:
+        number = max(_listed(store), default=0)
+        found = _load(store, number) if number else None
+    if found is None:
+        raise FormatError(
+            f"{store.name}: no dataset here ({FOLDER}/ holds no committed generation); "
+            "check the URL, or run `fmristream convert SOURCE URL` (again, if it was interrupted)"
+        )
+    while (later := _load(store, found.number + 1)) is not None:
+        found = later
+    return found
+
+
+def commit(store: Store, *, number: int, parent: str | None, write_id: str, content: Mapping[str, Any]) -> Generation:
+    """Create generation `number`; afterwards every reader sees it, before nobody sees anything of it.
+
+    A reply that got lost is recognised by the write id: the generation is ours, and all is well.
+
+    Raises:
+        StorageError: somebody else committed this generation first.
+    """
+    document: dict[str, Any] = {
+        **content,
+        "format": "fmristream",
+        "generation": number,
+        "parent": parent,
+        "requires": [],
+        "tool": f"fmristream {__version__}",
+        "version": FORMAT_VERSION,
+        "write_id": write_id,
+    }
+    digest = sha256_json(document)
+    try:
+        store.put_new(key_of(number), canonical_json({**document, "digest": digest}))
+    except ObjectExistsError as error:
+        present = _load(store, number)
+        if present is None or present.document.get("write_id") != write_id:
+            raise StorageError(
+                f"{store.name}: another writer committed generation {number} meanwhile; nothing of it was changed, "
+                "run the command again to see what is there"
+            ) from error
+    store.replace_hint(HINT, _hint(number))
+    return Generation(number=number, digest=digest, document=document)
+
+
+def parse(data: bytes, *, number: int, where: str) -> Generation:
+    """Check and read a generation's document.
+
+    Raises:
+        CorruptDataError: it is not what was committed.
+        FormatError: it needs a newer reader.
+    """
+    try:
+        document = json.loads(data)
+        whole = canonical_json(document) == data
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CorruptDataError(f"{where}: not readable as JSON; restore the object from a copy") from error
+    digest = document.pop("digest", None) if isinstance(document, dict) else None
+    if not whole or digest is None or digest != sha256_json(document) or document.get("generation") != number:
+        raise CorruptDataError(f"{where}: the document does not have its own digest; restore the object from a copy")
+    version, requires = document.get("version"), set(document.get("requires", ()))
+    if version != FORMAT_VERSION or requires - FEATURES:
+        needs = ", ".join(sorted(requires - FEATURES)) or f"format version {version}"
+        raise FormatError(f"{where}: needs {needs}, this is fmristream {__version__}; install a newer release")
+    return Generation(number=number, digest=digest, document=document)
+
+
+def _load(store: Store, number: int) -> Generation | None:
+    try:
+        data = store.read(key_of(number))
+    except ObjectMissingError:
+        return None
+    return parse(data, number=number, where=f"{store.name}/{key_of(number)}")
+
+
+def _hint(number: int) -> bytes:
+    body = {"format": "fmristream", "generation": number, "version": FORMAT_VERSION}
+    return canonical_json({**body, "check": sha256_json(body)[:16]})
+
+
+def _hinted(store: Store) -> int:
+    """The generation that the hint names; 0 where the hint is missing or damaged: it is only a hint."""
+    try:
+        document = json.loads(store.read(HINT))
+        number = int(document["generation"])
+    except (ObjectMissingError, ValueError, KeyError, TypeError, UnicodeDecodeError):
+        return 0
+    return number if canonical_json(document) == _hint(number) else 0
+
+
+def _listed(store: Store) -> list[int]:
+    try:
+        names = store.list(FOLDER)
+    except (StorageError, NotImplementedError):  # a store that cannot list, or nothing there
+        return []
+    stems = [name.removeprefix(f"{FOLDER}/").removesuffix(".json") for name in names if name.endswith(".json")]
+    return [int(stem) for stem in stems if stem.isdecimal()]

@@ -1,0 +1,135 @@
+"""The arrays of one run, read by byte range and checked: index block, frames, reference, moments."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmristream.catalog.run import Run, StoredArray
+from fmristream.errors import CorruptDataError, FormatError, UsageError
+from fmristream.shards import codec
+from fmristream.shards.index import decode_block, ranges_of
+from fmristream.storage import Store
+
+
+@dataclass(frozen=True, eq=False)
+class RunReader:
+    """Reads one run; holds its index block and, once asked for, its per-voxel vectors.
+
+    Safe to use from several threads: every method reads and returns, the cached vectors are computed equal by whoever
+    comes first.
+    """
+
+    store: Store
+    run: Run
+    arrays: Mapping[str, StoredArray]
+    index_key: str
+
+    @property
+    def frames_array(self) -> StoredArray:
+        """The array that holds the frames: `residual` or `bold`."""
+        for name, encoding in (("residual", "difference"), ("bold", "direct")):
+            array = self.arrays.get(name)
+            if array is not None and array.encoding == encoding:
+                return array
+        known = ", ".join(f"{a.name} ({a.encoding})" for a in self.arrays.values())
+        raise FormatError(
+            f"{self._what}: no array in an encoding that this release reads ({known}); install a newer one"
+        )
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether frames are stored as residuals against a reference."""
+        return self.frames_array.encoding == "difference"
+
+    @property
+    def padded_voxels(self) -> int:
+        """Elements of a frame as it is decoded: the voxels and the padding behind them."""
+        return codec.padded_length(self.run.voxels)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """(t,) length of every chunk in bytes."""
+        array = self.frames_array
+        stop = array.index_offset + array.index_bytes
+        block = self.store.read_range(self.index_key, array.index_offset, stop)
+        return decode_block(block, frames=self.run.frames, what=f"{self.store.name}/{self.index_key} ({self.run.name})")
+
+    @cached_property
+    def reference(self) -> NDArray[Any]:
+        """(v,) in the stored dtype: what residuals are relative to."""
+        if not self.is_difference:
+            raise UsageError(
+                f"{self._what}: floats are stored directly, there is no reference; read the frames as they are"
+            )
+        return self._vector("reference")
+
+    @cached_property
+    def moments(self) -> NDArray[Any]:
+        """(2, v) float16 or float32: temporal mean minus reference (mean for floats), temporal SD; stored units."""
+        return self._vector("moments")
+
+    @cached_property
+    def exact_moments(self) -> NDArray[Any]:
+        """(2, v) float32: the same two in full precision, for parity and pictures."""
+        array = self.arrays["stats"]
+        padded = np.empty((2, self.padded_voxels), dtype=array.dtype)
+        codec.decode_into(self.store.read(array.object), padded, what=f"{self.store.name}/{array.object}")
+        return padded[:, : self.run.voxels]
+
+    def read_chunks(self, start: int, stop: int, out: NDArray[Any]) -> NDArray[Any]:
+        """Decode frames [start, stop) as stored (residuals or values) into `out`, (t, padded_voxels), and return it.
+
+        One byte range per shard that the window touches. Every chunk's checksum is verified.
+
+        Raises:
+            CorruptDataError: stored bytes have changed.
+            ObjectMissingError: a shard is gone.
+        """
+        array = self.frames_array
+        row = 0
+        for part in ranges_of(self.lengths, start=start, stop=stop, frames_per_shard=array.frames_per_shard):
+            key = f"{array.object}/c/{part.shard}/0"
+            data = memoryview(self.store.read_range(key, part.start, part.stop))
+            at = 0
+            for length in part.lengths:
+                what = f"{self.store.name}/{key}, frame {start + row} of {self.run.name}"
+                codec.decode_into(data[at : at + length], out[row], what=what)
+                at += length
+                row += 1
+        return out
+
+    def read_stored(self, start: int, stop: int) -> NDArray[Any]:
+        """Frames [start, stop) as the source stored them, (t, v): reference added in the stored dtype, unscaled.
+
+        Raises:
+            UsageError: the frames are not all there.
+        """
+        if not 0 <= start < stop <= self.run.frames:
+            raise UsageError(
+                f"{self._what}: frames {start} to {stop} were asked for, the run has 0 to {self.run.frames}; "
+                "give 0 <= start < stop <= frames"
+            )
+        out = np.empty((stop - start, self.padded_voxels), dtype=self.run.dtype)
+        values = self.read_chunks(start, stop, out)[:, : self.run.voxels]
+        if self.is_difference:
+            with np.errstate(over="ignore"):  # wrap-around is how residuals of a full-range source add up
+                values += self.reference
+        return values
+
+    @property
+    def _what(self) -> str:
+        return f"{self.store.name}: run {self.run.name}"
+
+    def _vector(self, name: str) -> NDArray[Any]:
+        array = self.arrays.get(name)
+        if array is None:
+            raise CorruptDataError(f"{self._what}: the arrays table names no {name!r}; restore the table from a copy")
+        shape = (*array.shape[:-1], self.padded_voxels)
+        padded = np.empty(shape, dtype=array.dtype)
+        key = "/".join([array.object, "c", *("0" for _ in shape)])
+        codec.decode_into(self.store.read(key), padded, what=f"{self.store.name}/{key}")
+        return np.ascontiguousarray(padded[..., : self.run.voxels])

@@ -1,0 +1,214 @@
+"""One run written once: its Zarr group, its statistics, its digest. Frames go in, a row for the tables comes out."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmristream.catalog.run import StoredArray, StoredFile
+from fmristream.shards import FORMAT_VERSION, codec
+from fmristream.shards.digest import RunDigest, run_header, sha256
+from fmristream.shards.frames import FramesWriter
+from fmristream.shards.spaces import Space
+from fmristream.signal.measure import REFERENCE_FRAMES, RunMeasure, Statistics, moments_of, reference_of
+from fmristream.storage import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenRun:
+    """What a finished run left behind; `lengths` are its chunk lengths in frame order."""
+
+    object: str
+    digest: str
+    statistics: Statistics
+    arrays: tuple[StoredArray, ...]
+    lengths: tuple[int, ...]
+
+
+class RunWriter:
+    """Takes (v,) frames in the stored dtype and writes them; leaving the block before `finish` discards open objects.
+
+    Memory: the first 16 frames until the reference is known, then one frame and three vectors of statistics.
+
+    Args:
+        store: the dataset.
+        space: which voxels these are.
+        frames: how many will come.
+        dtype: little-endian stored dtype.
+        slope: scaled value = stored x slope + inter.
+        inter: see slope.
+        affine: the run's own, 16 numbers row by row.
+        tr_s: repetition time in seconds, None if unknown.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        space: Space,
+        *,
+        frames: int,
+        dtype: "np.dtype[Any]",
+        slope: float,
+        inter: float,
+        affine: tuple[float, ...],
+        tr_s: float | None,
+    ) -> None:
+        # A random name: it tells nothing of the subject, and no other attempt can have it.
+        self.object = f"runs/{secrets.token_hex(8)}-{secrets.token_hex(4)}.zarr"
+        self._store, self._space, self._dtype = store, space, dtype
+        self._header = run_header(
+            frames=frames, shape=space.grid.shape, dtype=dtype.str, slope=slope, inter=inter, affine=affine, tr_s=tr_s
+        )
+        self._digest = RunDigest(header=self._header, space_digest=space.digest)
+        self._direct = dtype.kind == "f"
+        self._name = "bold" if self._direct else "residual"
+        self._voxels = space.voxels
+        self._writer = FramesWriter(
+            store, f"{self.object}/{self._name}", frames=frames, voxels=self._voxels, dtype=dtype
+        )
+        self._held: list[NDArray[Any]] = []
+        self._hold = min(REFERENCE_FRAMES, frames)
+        self._reference: NDArray[Any] | None = None
+        self._measure: RunMeasure | None = None
+        self._put_keys: list[str] = []
+        self._finished = False
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Write the next frame, (v,); the array may be reused afterwards."""
+        self._digest.add(values.data)
+        if self._measure is not None:
+            self._write(values)
+            return
+        self._held.append(values.copy())
+        if len(self._held) == self._hold:
+            self._reference = reference_of(self._held)
+            self._measure = RunMeasure(
+                self._reference, dtype=self._dtype, slope=self._header["slope"], inter=self._header["inter"]
+            )
+            for held in self._held:
+                self._write(held)
+            self._held.clear()
+
+    def finish(self, *, own_mask: NDArray[np.bool_] | None = None) -> WrittenRun:
+        """Publish everything that belongs to the run; it becomes part of the dataset when a generation names it.
+
+        Args:
+            own_mask: (v,) which of the stored voxels lie in the run's own brain mask, where it has one.
+        """
+        assert self._measure is not None
+        assert self._reference is not None
+        statistics = self._measure.finish()
+        lengths, shards = self._writer.finish()
+        arrays = [self._frames_array(shards)]
+        if not self._direct:
+            arrays.append(self._put_array("reference", self._reference, names=("voxel",)))
+        arrays.append(self._put_array("moments", moments_of(statistics, dtype=self._dtype), names=("moment", "voxel")))
+        if own_mask is not None:
+            arrays.append(self._put_array("mask", own_mask.astype(np.uint8), names=("voxel",)))
+        arrays.append(self._put_stats(statistics))
+        digest = self._digest.hexdigest()
+        arrays.append(self._put_group(digest, statistics))
+        self._finished = True
+        return WrittenRun(
+            object=self.object, digest=digest, statistics=statistics, arrays=tuple(arrays), lengths=tuple(lengths)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._writer.__exit__(*exc)
+        if not self._finished:
+            for key in self._writer.published + self._put_keys:
+                self._store.delete(key)
+
+    def _write(self, values: NDArray[Any]) -> None:
+        assert self._measure is not None
+        if self._direct:
+            self._measure.add(values)
+            self._writer.frame[:] = values
+        else:
+            self._measure.add(values, self._writer.frame)
+        self._writer.append()
+
+    def _frames_array(self, shards: tuple[StoredFile, ...]) -> StoredArray:
+        from fmristream.shards.zarr_metadata import frames_metadata
+
+        frames = self._header["frames"]
+        metadata = frames_metadata(
+            frames=frames, voxels=self._voxels, dtype=self._dtype.str, frames_per_shard=self._writer.frames_per_shard
+        )
+        return self._array(
+            self._name,
+            self._dtype,
+            encoding="direct" if self._direct else "difference",
+            shape=(frames, self._voxels),
+            files=(*shards, self._put(f"{self._name}/zarr.json", metadata, relative_to=self._name)),
+            frames_per_shard=self._writer.frames_per_shard,
+        )
+
+    def _put_array(self, name: str, values: NDArray[Any], *, names: tuple[str, ...]) -> StoredArray:
+        from fmristream.shards.zarr_metadata import plain_metadata
+
+        chunk = _padded(values)
+        metadata = plain_metadata(shape=values.shape, chunks=chunk.shape, dtype=values.dtype.str, names=names)
+        chunk_name = "/".join(["c", *("0" for _ in values.shape)])
+        files = (
+            self._put(f"{name}/{chunk_name}", codec.encode(chunk), relative_to=name),
+            self._put(f"{name}/zarr.json", metadata, relative_to=name),
+        )
+        return self._array(name, values.dtype, encoding="direct", shape=values.shape, files=files)
+
+    def _put_stats(self, statistics: Statistics) -> StoredArray:
+        values = np.stack([statistics.delta, statistics.sd]).astype("<f4")
+        data = codec.encode(_padded(values))
+        key = "stats/" + self.object.removeprefix("runs/").removesuffix(".zarr")
+        self._store.put_new(key, data)
+        self._put_keys.append(key)
+        file = StoredFile(name="", bytes=len(data), sha256=sha256(data))
+        return StoredArray(
+            name="stats", object=key, space_digest=self._space.digest, dtype="<f4", encoding="blob",
+            shape=values.shape, files=(file,),
+        )  # fmt: skip
+
+    def _put_group(self, digest: str, statistics: Statistics) -> StoredArray:
+        from fmristream.shards.zarr_metadata import group_metadata
+
+        attributes: Mapping[str, Any] = {
+            **self._header,
+            "encoding": "direct" if self._direct else "difference",
+            "run_digest": digest,
+            "space": self._space.digest,
+            "valid_range": _range(statistics, self._dtype),
+            "version": FORMAT_VERSION,
+        }
+        file = self._put("zarr.json", group_metadata({"fmristream": dict(attributes)}), relative_to="")
+        return self._array("", self._dtype, encoding="group", shape=(), files=(file,))
+
+    def _put(self, name: str, data: bytes, *, relative_to: str) -> StoredFile:
+        self._store.put_new(f"{self.object}/{name}", data)
+        self._put_keys.append(f"{self.object}/{name}")
+        return StoredFile(name=name.removeprefix(f"{relative_to}/"), bytes=len(data), sha256=sha256(data))
+
+    def _array(self, name: str, dtype: "np.dtype[Any]", **rest: Any) -> StoredArray:
+        folder = f"{self.object}/{name}" if name else self.object
+        return StoredArray(name=name, object=folder, space_digest=self._space.digest, dtype=dtype.str, **rest)
+
+
+def _padded(values: NDArray[Any]) -> NDArray[Any]:
+    """The values with their last axis padded to a whole chunk."""
+    shape = (*values.shape[:-1], codec.padded_length(values.shape[-1]))
+    chunk = np.full(shape, codec.fill_value(values.dtype), dtype=values.dtype)
+    chunk[..., : values.shape[-1]] = values
+    return chunk
+
+
+def _range(statistics: Statistics, dtype: "np.dtype[Any]") -> list[float | int] | None:
+    """Smallest and largest finite stored value; None where there is none."""
+    if statistics.valid_min > statistics.valid_max:
+        return None
+    ends = (statistics.valid_min, statistics.valid_max)
+    return [float(end) for end in ends] if dtype.kind == "f" else [int(end) for end in ends]

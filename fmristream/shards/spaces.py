@@ -1,0 +1,96 @@
+"""What the last axis of an array means: a grid and the mask of its stored voxels, as a small Zarr group of its own."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmristream.catalog.run import StoredFile
+from fmristream.errors import CorruptDataError, FormatError, ObjectExistsError
+from fmristream.shards import codec
+from fmristream.shards.digest import sha256, sha256_json
+from fmristream.signal.grid import Grid
+from fmristream.storage import Store
+
+# A mask holds 0 and 1; a lost one must not look like an empty one in other readers.
+_MASK_DTYPE = np.dtype("uint8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Space:
+    """A grid and its mask. The voxels are the mask's, in C order of (x, y, z)."""
+
+    grid: Grid
+    mask: NDArray[np.bool_]  # (x, y, z)
+
+    @property
+    def voxels(self) -> int:
+        """Number of stored voxels."""
+        return int(self.mask.sum())
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of kind, shape, affine and mask."""
+        return sha256_json(_document(self))
+
+
+def write_space(store: Store, space: Space) -> tuple[StoredFile, ...]:
+    """Store a space under its digest, or find it there; returns its objects, named relative to the dataset."""
+    from fmristream.shards.zarr_metadata import group_metadata, plain_metadata
+
+    shape = space.grid.shape
+    folder = f"spaces/{space.digest}"
+    objects = {
+        f"{folder}/zarr.json": group_metadata({"fmristream": {**_document(space), "voxels": space.voxels}}),
+        f"{folder}/mask/zarr.json": plain_metadata(
+            shape=shape, chunks=shape, dtype=_MASK_DTYPE.str, names=("x", "y", "z")
+        ),
+        f"{folder}/mask/c/0/0/0": codec.encode(np.ascontiguousarray(space.mask).astype(_MASK_DTYPE)),
+    }
+    return tuple(_put_or_find(store, key, data) for key, data in objects.items())
+
+
+def read_space(store: Store, *, digest: str, document: Any) -> Space:
+    """Load a space that a generation names; its mask is checked against its digest.
+
+    Raises:
+        CorruptDataError: the mask is not the one that the digest was taken of.
+        FormatError: a kind of space that this reader does not know.
+    """
+    if document["kind"] != "grid":
+        raise FormatError(
+            f"{store.name}: space {digest[:12]} is of kind {document['kind']!r}; install a newer fmristream"
+        )
+    shape = (int(document["shape"][0]), int(document["shape"][1]), int(document["shape"][2]))
+    stored = np.empty(shape, dtype=_MASK_DTYPE)
+    key = f"spaces/{digest}/mask/c/0/0/0"
+    codec.decode_into(store.read(key), stored, what=f"{store.name}/{key}")
+    space = Space(grid=Grid(shape=shape, affine=tuple(document["affine"])), mask=stored.astype(bool))
+    if space.digest != digest:
+        raise CorruptDataError(
+            f"{store.name}/{key}: the mask is not the one that was committed; restore it from a copy"
+        )
+    return space
+
+
+def space_document(space: Space) -> dict[str, Any]:
+    """What a generation records of a space beside its digest."""
+    return {**_document(space), "voxels": space.voxels}
+
+
+def _document(space: Space) -> dict[str, Any]:
+    return {
+        "affine": [float(number) for number in space.grid.affine],
+        "kind": "grid",
+        "mask_sha256": sha256(np.packbits(np.ascontiguousarray(space.mask).reshape(-1)).tobytes()),
+        "shape": list(space.grid.shape),
+    }
+
+
+def _put_or_find(store: Store, key: str, data: bytes) -> StoredFile:
+    try:
+        store.put_new(key, data)
+    except ObjectExistsError:  # an earlier attempt, or another generation: equal by name, perhaps not byte for byte
+        data = store.read(key)
+    return StoredFile(name=key, bytes=len(data), sha256=sha256(data))

@@ -1,0 +1,133 @@
+"""A dataset in a local folder: exclusive creation by link(2), durable before visible."""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Self
+
+from fmristream.storage.store import checked_key, translated, whole_range
+from fmristream.storage.urls import local_path
+
+# Unfinished objects wait here; what a killed process leaves in it is garbage.
+SCRATCH = "tmp"
+
+
+class LocalStore:
+    """A folder on a file system with hard links (every POSIX one, NFS and Lustre too)."""
+
+    def __init__(self, url: str) -> None:
+        self.root = Path(local_path(url))
+
+    @property
+    def name(self) -> str:
+        return str(self.root)
+
+    def put_new(self, key: str, data: bytes) -> None:
+        with self.stream_new(key) as new:
+            new.write(data)
+            new.commit()
+
+    def stream_new(self, key: str) -> "LocalNewObject":
+        return translated(self.name, key, lambda: LocalNewObject(self.root, checked_key(key)))
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        def read() -> bytes:
+            descriptor = os.open(self.root / checked_key(key), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.pread(descriptor, stop - start, start)
+            finally:
+                os.close(descriptor)
+
+        return whole_range(translated(self.name, key, read), store=self.name, key=key, start=start, stop=stop)
+
+    def read(self, key: str) -> bytes:
+        return translated(self.name, key, (self.root / checked_key(key)).read_bytes)
+
+    def replace_hint(self, key: str, data: bytes) -> None:
+        def replace() -> None:
+            path = self.root / checked_key(key)
+            scratch = _write_scratch(self.root, data)
+            try:
+                os.replace(scratch, path)
+            except OSError:
+                scratch.unlink(missing_ok=True)
+                raise
+            _sync_folder(path.parent)
+
+        translated(self.name, key, replace)
+
+    def size(self, key: str) -> int:
+        return translated(self.name, key, lambda: (self.root / checked_key(key)).stat().st_size)
+
+    def list(self, prefix: str) -> list[str]:
+        folder = self.root / checked_key(prefix)
+        return sorted(path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
+
+    def delete(self, key: str) -> None:
+        path = self.root / checked_key(key)
+        translated(self.name, key, lambda: path.unlink(missing_ok=True))
+        _remove_empty_folders(path.parent, self.root)
+
+
+class LocalNewObject:
+    """A scratch file that `commit` links to its name."""
+
+    def __init__(self, root: Path, key: str) -> None:
+        self._root = root
+        self._key = key
+        self._scratch = _scratch_path(root)
+        self._file = open(self._scratch, "xb", buffering=2**20)  # noqa: SIM115 closed in commit or __exit__
+
+    def write(self, data: bytes | memoryview) -> None:
+        translated(str(self._root), self._key, lambda: self._file.write(data))
+
+    def commit(self) -> None:
+        def publish() -> None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            path = self._root / self._key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.link(self._scratch, path)  # fails if the name is taken, unlike rename
+            _sync_folder(path.parent)
+
+        translated(str(self._root), self._key, publish)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+        self._scratch.unlink(missing_ok=True)
+
+
+def _scratch_path(root: Path) -> Path:
+    folder = root / SCRATCH
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / secrets.token_hex(8)
+
+
+def _write_scratch(root: Path, data: bytes) -> Path:
+    path = _scratch_path(root)
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_empty_folders(folder: Path, root: Path) -> None:
+    while folder != root and root in folder.parents:
+        try:
+            folder.rmdir()
+        except OSError:  # not empty, or somebody else removed it
+            return
+        folder = folder.parent

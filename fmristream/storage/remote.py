@@ -1,0 +1,153 @@
+"""A dataset behind an fsspec client: S3 with conditional puts, memory for tests and the API, anything else read-only."""
+
+import threading
+from typing import Any, Self
+
+from fmristream.errors import ObjectExistsError, UsageError
+from fmristream.storage.filesystem import PART_BYTES, filesystem
+from fmristream.storage.store import NewObject, checked_key, translated, whole_range
+from fmristream.storage.urls import display_url
+
+
+class ReadOnlyStore:
+    """Any store that fsspec reads; writing needs exclusive creation, which is known for file, memory and S3 only."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._fs, path = filesystem(url)
+        self._root = path.rstrip("/")
+
+    @property
+    def name(self) -> str:
+        return display_url(self._url).rstrip("/")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Clients hold sockets and an event loop: another process opens its own.
+        return type(self), (self._url,)
+
+    def put_new(self, key: str, data: bytes) -> None:
+        raise UsageError(f"{self.name}: datasets are written to local folders and s3:// only; choose such a target")
+
+    def stream_new(self, key: str) -> NewObject:
+        raise UsageError(f"{self.name}: datasets are written to local folders and s3:// only; choose such a target")
+
+    def replace_hint(self, key: str, data: bytes) -> None:
+        raise UsageError(f"{self.name}: datasets are written to local folders and s3:// only; choose such a target")
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        if start == stop:
+            return b""
+        path = self._path(key)
+        data = translated(self.name, key, lambda: bytes(self._fs.cat_file(path, start=start, end=stop)))
+        return whole_range(data, store=self.name, key=key, start=start, stop=stop)
+
+    def read(self, key: str) -> bytes:
+        path = self._path(key)
+        return translated(self.name, key, lambda: bytes(self._fs.cat_file(path)))
+
+    def size(self, key: str) -> int:
+        path = self._path(key)
+        return translated(self.name, key, lambda: int(self._fs.info(path)["size"]))
+
+    def list(self, prefix: str) -> list[str]:
+        self._forget_listings()
+        path = self._path(prefix)
+        found = translated(self.name, prefix, lambda: self._fs.find(path))
+        return sorted(name[len(self._root) + 1 :] for name in found)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        if translated(self.name, key, lambda: self._fs.exists(path)):
+            translated(self.name, key, lambda: self._fs.rm_file(path))
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{checked_key(key)}"
+
+    def _forget_listings(self) -> None:
+        self._fs.invalidate_cache()
+
+
+class S3Store(ReadOnlyStore):
+    """A bucket prefix; names are taken by `If-None-Match: *`, large objects by multipart upload that is completed last."""
+
+    def put_new(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        translated(self.name, key, lambda: self._fs.pipe_file(path, data, mode="create"))
+
+    def stream_new(self, key: str) -> "S3NewObject":
+        path = self._path(key)
+        file = translated(self.name, key, lambda: self._fs.open(path, "xb", autocommit=False, block_size=PART_BYTES))
+        return S3NewObject(self.name, key, file)
+
+    def replace_hint(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        translated(self.name, key, lambda: self._fs.pipe_file(path, data))
+
+
+class S3NewObject:
+    """A multipart upload that `commit` completes; otherwise it is aborted and nothing shows."""
+
+    def __init__(self, store: str, key: str, file: Any) -> None:
+        self._store = store
+        self._key = key
+        self._file = file
+        self._published = False
+
+    def write(self, data: bytes | memoryview) -> None:
+        translated(self._store, self._key, lambda: self._file.write(data))
+
+    def commit(self) -> None:
+        def publish() -> None:
+            self._file.close()
+            self._file.commit()
+
+        translated(self._store, self._key, publish)
+        self._published = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if not self._published:
+            translated(self._store, self._key, self._file.discard)
+
+
+class MemoryStore(ReadOnlyStore):
+    """Objects in this process's memory, for the API and tests; nothing outlives the process."""
+
+    _lock = threading.Lock()
+
+    def put_new(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        with self._lock:
+            if self._fs.exists(path):
+                raise ObjectExistsError(f"{self.name}/{key}: exists already and is written only once")
+            self._fs.pipe_file(path, bytes(data))
+
+    def stream_new(self, key: str) -> "BufferedNewObject":
+        return BufferedNewObject(self, checked_key(key))
+
+    def replace_hint(self, key: str, data: bytes) -> None:
+        with self._lock:
+            self._fs.pipe_file(self._path(key), bytes(data))
+
+
+class BufferedNewObject:
+    """An object that is collected in memory and put at `commit`."""
+
+    def __init__(self, store: MemoryStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._data = bytearray()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._data += data
+
+    def commit(self) -> None:
+        self._store.put_new(self._key, bytes(self._data))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._data.clear()

@@ -1,0 +1,117 @@
+"""Where a dataset's objects live: four verbs per back end, and the little housekeeping around them.
+
+An object is written once, under a name that nobody wrote before, and becomes visible whole or not at all:
+
+- `put_new`: a small object, created exclusively;
+- `stream_new`: a large one, written piece by piece, published by an explicit `commit()`;
+- `read_range` (and `read`): exactly the bytes that were asked for, or an error;
+- `replace_hint`: the only object that is ever overwritten, and that nothing depends on.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, Self, TypeVar
+
+from fmristream.errors import CorruptDataError, ObjectExistsError, ObjectMissingError, StorageError, UsageError
+from fmristream.storage.urls import display_url, scheme_of
+
+T = TypeVar("T")
+
+
+class NewObject(Protocol):
+    """An object being written; leaving the `with` block without `commit()` discards it."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+
+    def commit(self) -> None:
+        """Make the object durable and visible under its name."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class Store(Protocol):
+    """A folder or bucket prefix that holds one dataset; keys are '/'-separated and relative to it."""
+
+    @property
+    def name(self) -> str:
+        """The URL as it may be shown: no credentials, no query."""
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """Create an object; ObjectExistsError if the name is taken."""
+
+    def stream_new(self, key: str) -> NewObject:
+        """Start an object that is written piece by piece."""
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop); ObjectMissingError, or CorruptDataError where the object is shorter."""
+
+    def read(self, key: str) -> bytes:
+        """A whole object; ObjectMissingError if there is none."""
+
+    def replace_hint(self, key: str, data: bytes) -> None:
+        """Create or overwrite a small object atomically."""
+
+    def size(self, key: str) -> int:
+        """Size in bytes; ObjectMissingError if there is no such object."""
+
+    def list(self, prefix: str) -> list[str]:
+        """Sorted keys below a prefix (a folder name without the final slash)."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; no error if it is gone."""
+
+
+def open_store(url: str) -> Store:
+    """The store behind a URL: a local folder, `memory://`, `s3://`, or read-only any other scheme that fsspec reads.
+
+    Raises:
+        UsageError: the URL names no folder or an unknown scheme.
+        MissingExtraError: the client for the scheme is not installed.
+    """
+    from fmristream.storage import local, remote
+
+    if not url.strip():
+        raise UsageError("the dataset URL is empty; give a folder or a URL such as s3://bucket/dataset")
+    scheme = scheme_of(url)
+    if scheme == "file":
+        return local.LocalStore(url)
+    if scheme == "memory":
+        return remote.MemoryStore(url)
+    if scheme == "s3":
+        return remote.S3Store(url)
+    return remote.ReadOnlyStore(url)
+
+
+def checked_key(key: str) -> str:
+    """The key itself, after a look that it stays inside the store."""
+    if not key or key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")) or "\\" in key:
+        raise CorruptDataError(f"object name {key!r} leaves the dataset folder; the table that names it is not ours")
+    return key
+
+
+def whole_range(data: bytes, *, store: str, key: str, start: int, stop: int) -> bytes:
+    """The data, if it has the length that was asked for."""
+    if len(data) != stop - start:
+        raise CorruptDataError(
+            f"{store}/{key}: bytes {start} to {stop} were asked for and {len(data)} came; "
+            "the object is cut short: restore it from a copy or convert the run again"
+        )
+    return data
+
+
+def translated(store: str, key: str, action: Callable[[], T]) -> T:
+    """Run an I/O action; what goes wrong becomes our error and names the object."""
+    try:
+        return action()
+    except (ObjectExistsError, ObjectMissingError, CorruptDataError):
+        raise
+    except FileExistsError as error:
+        raise ObjectExistsError(f"{store}/{key}: exists already and is written only once") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ObjectMissingError(
+            f"{store}/{key}: there is no such object; check the URL, or restore the object from a copy"
+        ) from error
+    except OSError as error:
+        raise StorageError(f"{store}/{key}: {display_url(str(error.strerror or error))}") from error

@@ -1,0 +1,80 @@
+"""A batch as it travels: in-mask values packed by time, put on the grid where the model is. One of two importers of torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+
+from fmristream.signal import kernels
+from fmristream.signal.grid import Shape3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """This rank's share of a global batch.
+
+    Attributes:
+        packed: (b, t, v) float32, normalised in-mask values.
+        positions: (v,) int64, where each voxel lies in the C-ordered grid; negative: cut off.
+        grid: (x, y, z).
+        fill: (b,) float32, what stands outside the mask.
+        valid: (b,) bool; False marks the padding of a last evaluation batch.
+        window: (b,) int64, window number in the selection.
+        start: (b,) int64, first frame.
+        subject: subject label of each sample.
+        run: run name of each sample.
+        targets: (b,) float32 by name; NaN where unknown.
+        global_size: samples of the batch over all ranks.
+        position: samples handed out over all ranks before this batch.
+    """
+
+    packed: torch.Tensor
+    positions: torch.Tensor
+    grid: Shape3
+    fill: torch.Tensor
+    valid: torch.Tensor
+    window: torch.Tensor
+    start: torch.Tensor
+    subject: list[str]
+    run: list[str]
+    targets: Mapping[str, torch.Tensor]
+    global_size: int
+    position: int
+    placed: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @property
+    def bold(self) -> torch.Tensor:
+        """(b, 1, x, y, z, t) float32 on the batch's device; a view of memory in which time is the slow axis."""
+        frames = place(self.packed, self.positions, self.grid, self.fill) if self.placed is None else self.placed
+        return frames.movedim(1, -1)[:, None]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch on a device, its signal placed on the grid there; packed values cross the bus, empty space does not."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("packed", "positions", "fill", "valid", "window", "start")
+        }
+        targets = {name: values.to(device, non_blocking=True) for name, values in self.targets.items()}
+        placed = place(moved["packed"], moved["positions"], self.grid, moved["fill"])
+        return replace(self, **moved, targets=targets, placed=placed)
+
+
+def place(packed: torch.Tensor, positions: torch.Tensor, grid: Shape3, fill: torch.Tensor) -> torch.Tensor:
+    """Scatter (b, t, v) onto (b, t, x, y, z), each sample filled with its own background."""
+    samples, frames, _ = packed.shape
+    size = grid[0] * grid[1] * grid[2]
+    if packed.device.type == "cpu":
+        placed = torch.empty((samples, frames, size), dtype=packed.dtype)
+        placed[:] = fill[:, None, None]
+        target, source, where = placed.numpy(), packed.numpy(), positions.numpy()
+        for sample in range(samples):  # ten times torch's index_copy_, which does not run along the last axis
+            kernels.place(source[sample], where, target[sample])
+        return placed.view(samples, frames, *grid)
+    placed = fill[:, None, None].expand(samples, frames, size).contiguous()
+    inside = positions >= 0
+    placed[:, :, positions[inside]] = packed[:, :, inside]
+    return placed.view(samples, frames, *grid)

@@ -1,0 +1,181 @@
+"""A selection of runs, cut into windows: the map-style dataset under every loader. No torch in here."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmristream.catalog.run import UNALIGNED, Run
+from fmristream.errors import SpaceError, UsageError
+from fmristream.sampling.window import Window, WindowTable
+from fmristream.shards.dataset import Dataset, open_dataset
+from fmristream.shards.digest import sha256_json
+from fmristream.signal.grid import Shape3, target_positions
+from fmristream.signal.normalize import fill_of, recipe
+from fmristream.stream.targets import Target, read_target
+from fmristream.stream.window_reader import Scratch, WindowReader
+
+
+class StreamingDataset:
+    """Windows of consecutive frames, streamed from a converted dataset.
+
+    Give it to `StreamingLoader`, or to any torch DataLoader: it has a length and items.
+
+    Args:
+        source: URL of a dataset, or an open `Dataset`.
+        window: frames of a window.
+        stride: frames from one window's start to the next; `window` where not given.
+        split: `train`, `val`, `test`; None for all runs.
+        seed: shuffles the windows, each epoch anew; None for stored order, one pass (evaluation).
+        normalize: `none`, `voxel-zscore`, `global-zscore`, ... (fmristream.signal.normalize.RECIPES).
+        targets: columns of the participants table that samples carry.
+        grid: (x, y, z) to pad or cut the native grid to, centred; the native grid where not given.
+        exact: z-score by float32 moments even where float16 ones are stored.
+        mix_spaces: allow runs whose voxels do not correspond (unaligned subjects).
+
+    Raises:
+        UsageError: no run is selected, or an argument makes no sense.
+        SpaceError: the selected runs share no space.
+    """
+
+    def __init__(
+        self,
+        source: str | Dataset,
+        *,
+        window: int = 20,
+        stride: int | None = None,
+        split: str | None = None,
+        seed: int | None = None,
+        normalize: str = "voxel-zscore",
+        targets: Sequence[str] = (),
+        grid: Shape3 | None = None,
+        exact: bool = False,
+        mix_spaces: bool = False,
+    ) -> None:
+        self.dataset = source if isinstance(source, Dataset) else open_dataset(source)
+        self.window = Window(length=window, stride=window if stride is None else stride)
+        self.split = split
+        self.seed = seed
+        self.normalize = normalize
+        self.runs = _select(self.dataset, split)
+        if not mix_spaces:
+            require_one_space(self.runs, where=self.dataset.store.name)
+        self._table = WindowTable([run.frames for run in self.runs], self.window)
+        self._reader = WindowReader(dataset=self.dataset, normalization=recipe(normalize), exact=exact)
+        self._targets = [
+            read_target(self.dataset.participants, name, where=self.dataset.store.name) for name in targets
+        ]
+        self.grid: Shape3 = self.runs[0].shape if grid is None else (int(grid[0]), int(grid[1]), int(grid[2]))
+        if min(self.grid) < 1:
+            raise UsageError(f"grid {self.grid}: expected three sizes of 1 or more voxels")
+
+    @property
+    def num_windows(self) -> int:
+        """Windows in the selection."""
+        return self._table.total
+
+    @property
+    def voxels(self) -> int:
+        """In-mask voxels of a frame."""
+        return self.runs[0].voxels
+
+    @property
+    def content_digest(self) -> str:
+        """Digest of what the dataset says."""
+        return self.dataset.content_digest
+
+    @property
+    def generation_digest(self) -> str:
+        """Digest of the version that is open."""
+        return self.dataset.generation_digest
+
+    @cached_property
+    def selection_digest(self) -> str:
+        """Digest of the selected runs, in order, and the window: what the order of windows is keyed by."""
+        window = {"length": self.window.length, "stride": self.window.stride}
+        return sha256_json({"runs": [run.digest for run in self.runs], "window": window})
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Subject of each selected run."""
+        return tuple(run.subject for run in self.runs)
+
+    @property
+    def target_labels(self) -> Mapping[str, tuple[str, ...]]:
+        """The words behind a target's codes; empty for numbers."""
+        return {target.name: target.labels for target in self._targets}
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets that samples carry."""
+        return tuple(self._targets)
+
+    @cached_property
+    def positions(self) -> NDArray[np.int64]:
+        """(v,) where each stored voxel lies in the C-ordered `grid`; -1 where it is cut off."""
+        return target_positions(self.dataset.space(self.runs[0]).mask, self.grid)
+
+    def locate(self, number: int) -> tuple[Run, int]:
+        """(run, first frame) of a window number."""
+        runs, starts = self._table.locate(np.array([number], dtype=np.int64))
+        return self.runs[int(runs[0])], int(starts[0])
+
+    def fill(self, run: Run) -> float:
+        """What stands outside the mask under this normalisation."""
+        return fill_of(self._reader.normalization, run)
+
+    def read_packed(self, number: int, packed: NDArray[np.float32], scratch: Scratch) -> None:
+        """Fill `packed` (t, v) with a window's normalised in-mask values."""
+        run, start = self.locate(number)
+        self._reader.read(run, start, packed, scratch)
+
+    def __len__(self) -> int:
+        return self.num_windows
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """One window by number, placed on the grid: `bold` (1, x, y, z, t) float32 and what it is."""
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"window {number} was asked for, there are {len(self)}")
+        number %= len(self)
+        run, start = self.locate(number)
+        packed = np.empty((self.window.length, self.voxels), dtype=np.float32)
+        self.read_packed(number, packed, Scratch())
+        inside = self.positions >= 0
+        bold = np.full((self.window.length, int(np.prod(self.grid))), self.fill(run), dtype=np.float32)
+        bold[:, self.positions[inside]] = packed[:, inside]
+        return {
+            "bold": np.moveaxis(bold.reshape(-1, *self.grid), 0, -1)[None],
+            "run": run.name,
+            "start": start,
+            "subject": run.subject,
+            "targets": {target.name: np.float32(target.of(run.subject)) for target in self._targets},
+            "window": number,
+        }
+
+
+def require_one_space(runs: Sequence[Run], *, where: str) -> None:
+    """Raise SpaceError unless position v means the same place in every run."""
+    labels = sorted({run.space for run in runs})
+    grids = {run.space_digest for run in runs}
+    if len(labels) > 1 or len(grids) > 1:
+        raise SpaceError(
+            f"{where}: the selected runs lie in {len(labels)} spaces ({', '.join(label or 'unknown' for label in labels)}) "
+            f"and {len(grids)} grids or masks; select runs of one, or convert them with one --mask"
+        )
+    scanned = {(run.subject, run.session) for run in runs}
+    if labels[0] in UNALIGNED and len(scanned) > 1:
+        raise SpaceError(
+            f"{where}: the runs are in the space {labels[0] or 'unknown'!r}, in which voxels of {len(scanned)} subjects or "
+            "sessions do not correspond; convert normalised derivatives, declare --space NAME at conversion if they are "
+            "aligned, or pass mix_spaces=True if that is what you want"
+        )
+
+
+def _select(dataset: Dataset, split: str | None) -> tuple[Run, ...]:
+    runs = tuple(run for run in dataset.runs if split is None or run.split == split)
+    if not runs:
+        present = ", ".join(sorted({run.split for run in dataset.runs if run.split})) or "none: it was not split"
+        raise UsageError(f"{dataset.store.name}: no run in split {split!r}; the dataset has the splits {present}")
+    return runs

@@ -1,0 +1,490 @@
+"""Listing what is to be converted: BIDS raw and derivative, plain folders, globs, single files, synthetic cohorts."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmristream.errors import SourceError, UsageError
+from fmristream.ingest.run_stream import open_run, quick_fingerprint
+from fmristream.ingest.sources import Listing, SourceRun, find_runs
+from fmristream.ingest.sources.find import glob_pattern
+from fmristream.ingest.sources.listing import imaging_suffix, parse_bids_name, without_suffix
+from fmristream.ingest.sources.participants import parse_participants
+from fmristream.synth import Cohort
+from tests.ingest.nifti_files import bold_like, gzip_members, nifti_bytes
+
+RUN = nifti_bytes(bold_like((3, 4, 2, 5)))
+MASK = nifti_bytes(np.ones((3, 4, 2), "u1"))
+RAW = {"dataset_description.json": '{"Name": "test", "BIDSVersion": "1.9.0"}'}
+DERIVATIVE = {"dataset_description.json": '{"Name": "test", "DatasetType": "derivative"}'}
+
+
+def make(root: Path, files: Mapping[str, str | bytes]) -> str:
+    """Write files below a folder; "" for an imaging file means a small run."""
+    for key, content in files.items():
+        path = root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str) and not content and imaging_suffix(key):
+            content = gzip_members(RUN) if key.endswith(".gz") else RUN
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(root)
+
+
+def by_key(listing: Listing) -> dict[str, SourceRun]:
+    assert [run.key for run in listing.runs] == sorted(run.key for run in listing.runs)
+    assert len({run.name for run in listing.runs}) == len(listing.runs)
+    return {run.key: run for run in listing.runs}
+
+
+def reasons(listing: Listing) -> dict[str, str]:
+    return {file.key: file.reason for file in listing.skipped}
+
+
+# --- BIDS, raw
+
+
+def test_a_raw_dataset_gives_its_func_runs_with_their_labels(tmp_path: Path) -> None:
+    root = make(
+        tmp_path,
+        RAW
+        | {
+            "sub-01/func/sub-01_task-rest_bold.nii.gz": "",
+            "sub-02/ses-b/func/sub-02_ses-b_task-nback_acq-mb_run-02_echo-1_bold.nii": "",
+            "sub-01/func/sub-01_task-rest_sbref.nii.gz": "",
+            "sub-01/func/sub-01_task-rest_events.tsv": "onset\n",
+            "sub-01/anat/sub-01_T1w.nii.gz": "",
+        },
+    )
+    listing = find_runs(root)
+    runs = by_key(listing)
+    assert listing.kind == "bids"
+    assert listing.skipped == ()
+    first = runs["sub-01/func/sub-01_task-rest_bold.nii.gz"]
+    assert first == SourceRun(
+        key="sub-01/func/sub-01_task-rest_bold.nii.gz",
+        name="sub-01_task-rest_bold",
+        url=f"{root}/sub-01/func/sub-01_task-rest_bold.nii.gz",
+        subject="01",
+        task="rest",
+        space="native",
+    )
+    second = runs["sub-02/ses-b/func/sub-02_ses-b_task-nback_acq-mb_run-02_echo-1_bold.nii"]
+    labels = (second.subject, second.session, second.task, second.acq, second.run, second.echo)
+    assert labels == ("02", "b", "nback", "mb", "02", "1")
+    with open_run(second) as stream:
+        assert sum(1 for _ in stream.frames()) == 5
+
+
+def test_a_dataset_without_a_description_is_known_by_its_folders(tmp_path: Path) -> None:
+    listing = find_runs(make(tmp_path, {"sub-01/func/sub-01_task-rest_bold.nii.gz": ""}))
+    assert listing.kind == "bids"
+    assert listing.notes == ("there is no dataset_description.json",)
+
+
+def test_derivatives_sourcedata_code_and_dot_folders_are_not_entered(tmp_path: Path) -> None:
+    run = "sub-01/func/sub-01_task-rest_bold.nii.gz"
+    elsewhere = ("derivatives/fmriprep/", "sourcedata/", "code/", ".git/annex/", "sub-01/derivatives/")
+    listing = find_runs(make(tmp_path, RAW | {run: ""} | {folder + run: "" for folder in elsewhere}))
+    assert list(by_key(listing)) == [run]
+    assert listing.skipped == ()
+
+
+def test_what_looks_like_a_run_and_is_none_is_skipped_with_a_reason(tmp_path: Path) -> None:
+    odd = {
+        "sub-01/func/sub-01_task-rest_bold.dtseries.nii": "CIFTI",
+        "sub-01/sub-01_task-rest_bold.nii.gz": "where BIDS has its runs",
+        "sub-01/func/sub-02_task-rest_bold.nii.gz": "its name says subject 02, its folder 01",
+        "sub-01/func/sub-01_task-rest_part-phase_bold.nii.gz": "not its magnitude",
+        "sub-01/func/sub-01_task-rest_bold.nii.gz": "the same BIDS name as sub-01/func/sub-01_task-rest_bold.nii",
+    }
+    listing = find_runs(make(tmp_path, RAW | {"sub-01/func/sub-01_task-rest_bold.nii": ""} | dict.fromkeys(odd, "")))
+    assert list(by_key(listing)) == ["sub-01/func/sub-01_task-rest_bold.nii"]
+    found = reasons(listing)
+    assert list(found) == sorted(odd)
+    assert all(expected in found[key] for key, expected in odd.items())
+
+
+def test_the_nearest_sidecar_that_applies_gives_the_repetition_time(tmp_path: Path) -> None:
+    sidecars: dict[str, str | bytes] = {
+        "bold.json": '{"RepetitionTime": 1.0}',
+        "task-rest_bold.json": '{"RepetitionTime": 2.0}',
+        "task-rest_acq-fast_bold.json": '{"RepetitionTime": 0.5}',
+        "sub-02/sub-02_task-rest_bold.json": '{"RepetitionTime": 2.5}',
+        "sub-02/ses-1/func/sub-02_ses-1_task-rest_run-2_bold.json": '{"RepetitionTime": 3.0}',
+        "sub-02/ses-1/func/sub-02_ses-1_task-rest_run-3_bold.json": '{"EchoTime": 0.03}',
+        "task-rest_sbref.json": '{"RepetitionTime": 9.0}',
+    }
+    expected = {
+        "sub-01/func/sub-01_task-nback_bold.nii": 1.0,
+        "sub-01/func/sub-01_task-rest_bold.nii": 2.0,
+        "sub-01/func/sub-01_task-rest_acq-fast_bold.nii": 0.5,
+        "sub-02/ses-1/func/sub-02_ses-1_task-rest_run-1_bold.nii": 2.5,
+        "sub-02/ses-1/func/sub-02_ses-1_task-rest_run-2_bold.nii": 3.0,
+        "sub-02/ses-1/func/sub-02_ses-1_task-rest_run-3_bold.nii": 2.5,
+    }
+    runs = by_key(find_runs(make(tmp_path, RAW | sidecars | dict.fromkeys(expected, ""))))
+    assert {key: run.tr_s for key, run in runs.items()} == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"RepetitionTime": "2"}', '{"RepetitionTime": -1}', '{"RepetitionTime": true}', "[" * 100_000, "\xff"],
+)
+def test_a_bad_sidecar_is_noted_and_not_used(tmp_path: Path, content: str) -> None:
+    run = "sub-01/func/sub-01_task-rest_bold"
+    listing = find_runs(make(tmp_path, RAW | {f"{run}.nii": "", f"{run}.json": content}))
+    assert listing.runs[0].tr_s is None
+    assert len(listing.notes) == 1
+    assert listing.notes[0].startswith(f"{run}.json: ")
+
+
+def test_a_repetition_time_in_milliseconds_is_noted(tmp_path: Path) -> None:
+    run = "sub-01/func/sub-01_task-rest_bold"
+    listing = find_runs(make(tmp_path, RAW | {f"{run}.nii": "", f"{run}.json": '{"RepetitionTime": 2000}'}))
+    assert listing.runs[0].tr_s == 2000.0
+    assert "not plausible" in listing.notes[0]
+
+
+def test_participants_become_typed_rows(tmp_path: Path) -> None:
+    table = "participant_id\tage\tsex\tsite\nsub-01\t31.5\tF\t01\nsub-02\tn/a\tn/a\tB\n"
+    listing = find_runs(make(tmp_path, RAW | {"sub-01/func/sub-01_bold.nii": "", "participants.tsv": table}))
+    assert listing.participants == (
+        {"subject": "01", "age": 31.5, "sex": "F", "site": "01"},
+        {"subject": "02", "age": None, "sex": None, "site": "B"},
+    )
+
+
+def test_a_missing_dataset_names_where_it_looked_and_what_it_expects(tmp_path: Path) -> None:
+    nested = RAW | {"derivatives/fmriprep/sub-01/func/sub-01_task-rest_desc-preproc_bold.nii.gz": ""}
+    with pytest.raises(UsageError, match="derivatives/fmriprep"):
+        find_runs(make(tmp_path / "nested", nested))
+    with pytest.raises(UsageError, match="expected sub-<label>"):
+        find_runs(make(tmp_path / "empty", RAW))
+    with pytest.raises(UsageError, match="part-phase"):
+        find_runs(make(tmp_path / "phase", RAW | {"sub-01/func/sub-01_part-phase_bold.nii": ""}))
+
+
+def test_a_link_that_leads_nowhere_is_listed_and_refused_when_opened(tmp_path: Path) -> None:
+    root = make(tmp_path, RAW | {"sub-01/func/sub-01_task-rest_bold.nii.gz": ""})
+    os.symlink("../../.git/annex/absent", tmp_path / "sub-01/func/sub-01_task-nback_bold.nii.gz")
+    broken, whole = find_runs(root).runs
+    with pytest.raises(SourceError, match="git-annex"):
+        open_run(broken)
+    with pytest.raises(SourceError, match="git-annex"):
+        quick_fingerprint(broken)
+    open_run(whole).close()
+
+
+def test_text_files_that_cannot_be_read_are_noted_and_not_used(tmp_path: Path) -> None:
+    root = make(tmp_path, {"dataset_description.json": "{", "sub-01/func/sub-01_task-rest_bold.nii": ""})
+    os.symlink("absent", tmp_path / "participants.tsv")
+    os.symlink("absent", tmp_path / "bold.json")
+    listing = find_runs(root)
+    assert [run.tr_s for run in listing.runs] == [None]
+    assert [note.partition(":")[0] for note in listing.notes] == [
+        "dataset_description.json",
+        "bold.json",
+        "participants.tsv",
+    ]
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    make(tmp_path / "store", {"func/sub-01_task-rest_bold.nii": ""})
+    root = make(tmp_path / "dataset", RAW)
+    os.symlink(tmp_path / "store", tmp_path / "dataset/sub-01")
+    os.symlink(tmp_path / "dataset", tmp_path / "store/loop")
+    assert [run.subject for run in find_runs(root).runs] == ["01"]
+
+
+# --- BIDS, derivative
+
+MNI = "sub-01_task-rest_space-MNI152NLin2009cAsym_res-2"
+PREPROC: dict[str, str | bytes] = {
+    f"sub-01/func/{MNI}_desc-preproc_bold.nii.gz": "",
+    f"sub-01/func/{MNI}_desc-preproc_bold.json": '{"RepetitionTime": 0.8}',
+    f"sub-01/func/{MNI}_desc-brain_mask.nii.gz": MASK,
+    f"sub-01/func/{MNI}_boldref.nii.gz": MASK,
+    f"sub-01/func/{MNI}_desc-aparcaseg_dseg.nii.gz": MASK,
+    "sub-01/func/sub-01_task-rest_space-T1w_desc-preproc_bold.nii.gz": "",
+    "sub-01/func/sub-01_task-rest_desc-preproc_bold.nii.gz": "",
+    "sub-01/func/sub-01_task-rest_desc-brain_mask.nii.gz": MASK,
+    "sub-01/func/sub-01_task-rest_echo-2_desc-preproc_bold.nii.gz": "",
+    "sub-01/func/sub-01_task-rest_space-fsLR_den-91k_bold.dtseries.nii": "",
+    "sub-01/func/sub-01_task-rest_desc-optcom_bold.nii.gz": "",
+}
+
+
+def test_a_derivative_gives_preprocessed_runs_with_space_mask_and_time(tmp_path: Path) -> None:
+    root = make(tmp_path, DERIVATIVE | PREPROC)
+    listing = find_runs(root)
+    runs = by_key(listing)
+    func = "sub-01/func"
+    assert listing.kind == "fmriprep"
+    assert {key: (run.space, run.mask_url) for key, run in runs.items()} == {
+        f"{func}/{MNI}_desc-preproc_bold.nii.gz": (
+            "MNI152NLin2009cAsym",
+            f"{root}/{func}/{MNI}_desc-brain_mask.nii.gz",
+        ),
+        f"{func}/sub-01_task-rest_space-T1w_desc-preproc_bold.nii.gz": ("T1w", None),
+        f"{func}/sub-01_task-rest_desc-preproc_bold.nii.gz": (
+            "native",
+            f"{root}/{func}/sub-01_task-rest_desc-brain_mask.nii.gz",
+        ),
+        f"{func}/sub-01_task-rest_echo-2_desc-preproc_bold.nii.gz": (
+            "native",
+            f"{root}/{func}/sub-01_task-rest_desc-brain_mask.nii.gz",
+        ),
+    }
+    assert runs[f"{func}/{MNI}_desc-preproc_bold.nii.gz"].tr_s == 0.8
+    found = reasons(listing)
+    assert "CIFTI" in found.pop(f"{func}/sub-01_task-rest_space-fsLR_den-91k_bold.dtseries.nii")
+    assert found == {f"{func}/sub-01_task-rest_desc-optcom_bold.nii.gz": "desc-optcom, not desc-preproc"}
+
+
+@pytest.mark.parametrize(
+    "description", [{}, {"dataset_description.json": '{"PipelineDescription": {"Name": "x"}}'}, RAW]
+)
+def test_a_derivative_is_known_by_its_file_names_too(tmp_path: Path, description: dict[str, str]) -> None:
+    assert find_runs(make(tmp_path, description | PREPROC)).kind == "fmriprep"
+
+
+def test_a_wanted_space_selects_among_spaces_and_declares_where_none_is_said(tmp_path: Path) -> None:
+    derivative = make(tmp_path / "derivative", DERIVATIVE | PREPROC)
+    listing = find_runs(derivative, space="MNI152NLin2009cAsym")
+    assert [run.space for run in listing.runs] == ["MNI152NLin2009cAsym"]
+    assert "in space T1w, not in MNI152NLin2009cAsym" in reasons(listing).values()
+    with pytest.raises(UsageError, match="there are MNI152NLin2009cAsym, T1w, native"):
+        find_runs(derivative, space="MNI305")
+    raw = make(tmp_path / "raw", RAW | {"sub-01/func/sub-01_task-rest_bold.nii": ""})
+    assert find_runs(raw, space="MNI305").runs[0].space == "MNI305"
+
+
+def test_a_derivative_of_another_pipeline_gives_its_runs_whatever_their_description(tmp_path: Path) -> None:
+    listing = find_runs(make(tmp_path, DERIVATIVE | {"sub-01/func/sub-01_space-MNI_desc-denoised_bold.nii.gz": ""}))
+    assert [run.name for run in listing.runs] == ["sub-01_space-MNI_desc-denoised_bold"]
+
+
+# --- plain folders, globs, files
+
+
+def test_every_imaging_file_of_a_folder_is_a_run(tmp_path: Path) -> None:
+    files = [
+        "a.nii",
+        "a.nii.gz",
+        "b.hdr",
+        "b.img",
+        "deep/er/c.mgz",
+        "deep/d.MGH",
+        "deep/E.NII.GZ",
+        "f.img",
+        "notes.txt",
+    ]
+    hidden = [".hidden.nii", "._a.nii", ".cache/x.nii"]
+    listing = find_runs(make(tmp_path, dict.fromkeys([*files, *hidden], "")))
+    runs = by_key(listing)
+    assert listing.kind == "folder"
+    assert {key: run.name for key, run in runs.items()} == {
+        "a.nii": "a.nii",
+        "a.nii.gz": "a.nii.gz",
+        "b.hdr": "b",
+        "deep/E.NII.GZ": "deep/E",
+        "deep/d.MGH": "deep/d",
+        "deep/er/c.mgz": "deep/er/c",
+    }
+    assert reasons(listing) == {"f.img": "an .img file without its .hdr"}
+    assert {run.space for run in runs.values()} == {""}
+
+
+def test_the_subject_is_the_bids_label_else_the_first_folder_else_the_stem(tmp_path: Path) -> None:
+    expected = {
+        "sub-07/x/rest.nii": "07",
+        "wave1/sub-08_task-rest_bold.nii": "08",
+        "old_sub-09_rest.nii": "09",
+        "anna/run1/rest.nii": "anna",
+        "boris.nii.gz": "boris",
+    }
+    runs = by_key(find_runs(make(tmp_path, dict.fromkeys(expected, ""))))
+    assert {key: run.subject for key, run in runs.items()} == expected
+    assert runs["wave1/sub-08_task-rest_bold.nii"].task == "rest"
+
+
+def test_a_pattern_finds_the_subject_and_what_it_does_not_match_is_skipped(tmp_path: Path) -> None:
+    root = make(tmp_path, dict.fromkeys(["w1/S003_rest.nii", "w1/sub-S004_rest.nii", "w1/phantom.nii"], ""))
+    for pattern in (r"(S\d+)", r"(w\d)/(?P<subject>(sub-)?S\d+)"):
+        listing = find_runs(root, subject_pattern=pattern)
+        assert [run.subject for run in listing.runs] == ["S003", "S004"]
+        assert reasons(listing) == {"w1/phantom.nii": "the subject pattern does not match"}
+    for pattern, expected in {r"(X\d)": "matches no path", "S": "no group", "(": "no regular expression"}.items():
+        with pytest.raises(UsageError, match=expected):
+            find_runs(root, subject_pattern=pattern)
+
+
+def test_a_pattern_is_refused_where_the_source_says_its_subjects(tmp_path: Path) -> None:
+    bids = make(tmp_path, RAW | {"sub-01/func/sub-01_task-rest_bold.nii": ""})
+    for source in (bids, "synth://?subjects=1"):
+        with pytest.raises(UsageError, match="leave it out"):
+            find_runs(source, subject_pattern="(.)")
+
+
+def test_a_declared_space_and_participants_hold_for_folders_too(tmp_path: Path) -> None:
+    root = make(
+        tmp_path, {"a/x.nii": "", "a/sub-1_space-T1w_bold.nii": "", "participants.tsv": "participant_id\nsub-a\n"}
+    )
+    listing = find_runs(root)
+    assert {run.key: run.space for run in listing.runs} == {"a/x.nii": "", "a/sub-1_space-T1w_bold.nii": "T1w"}
+    assert listing.participants == ({"subject": "a"},)
+    assert {run.space for run in find_runs(root, space="MNI").runs} == {"MNI"}
+
+
+def test_one_file_or_a_glob_is_a_source(tmp_path: Path) -> None:
+    root = make(tmp_path, dict.fromkeys(["s1/a.nii", "s1/b.nii", "s2/a.nii", "s2/deep/a.nii", "s[3]/a.nii"], ""))
+
+    def keys(source: str) -> list[str]:
+        return [run.key for run in find_runs(f"{root}/{source}").runs]
+
+    assert keys("s1/a.nii") == ["a.nii"]
+    assert find_runs(f"{root}/s1/a.nii").runs[0].subject == "a"
+    assert keys("s?/a.nii") == ["s1/a.nii", "s2/a.nii"]
+    assert keys("s1/*") == ["a.nii", "b.nii"]
+    assert keys("**/a.nii") == ["s1/a.nii", "s2/a.nii", "s2/deep/a.nii", "s[3]/a.nii"]
+    assert keys("s[12]") == ["s1/a.nii", "s1/b.nii", "s2/a.nii", "s2/deep/a.nii"]
+    assert keys("s[!1]/a.nii") == ["s2/a.nii"]
+    assert keys("s[3]") == ["a.nii"]  # a folder of that name goes first
+
+
+def test_an_empty_source_is_a_usage_error_that_says_where_and_what(tmp_path: Path) -> None:
+    make(tmp_path, {"notes.txt": "nothing here"})
+    cases = {
+        str(tmp_path): "no imaging file among 1 files; expected names that end in .nii.gz",
+        str(tmp_path / "absent"): "there is no such file or folder",
+        str(tmp_path / "*.nii"): "no file in .* matches",
+        str(tmp_path / "absent/*.nii"): "there is no folder",
+        str(tmp_path / "notes.txt"): "no imaging file",
+    }
+    for source, expected in cases.items():
+        with pytest.raises(UsageError, match=expected):
+            find_runs(source)
+
+
+def test_a_relative_path_gives_urls_that_hold_in_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, {"data/a.nii": ""})
+    monkeypatch.chdir(tmp_path)
+    listing = find_runs("data")
+    assert listing.root == str(tmp_path / "data")
+    assert listing.runs[0].url == str(tmp_path / "data/a.nii")
+    assert find_runs(f"file://{tmp_path}/data") == listing
+
+
+def test_a_name_that_is_not_utf_8_is_skipped(tmp_path: Path) -> None:
+    make(tmp_path, {"a.nii": ""})
+    (tmp_path / os.fsdecode(b"caf\xe9.nii")).write_bytes(RUN)
+    listing = find_runs(str(tmp_path))
+    assert [run.key for run in listing.runs] == ["a.nii"]
+    assert reasons(listing) == {"caf\\udce9.nii": "its name is not UTF-8 text"}
+
+
+def test_any_store_can_be_listed() -> None:
+    memory = fsspec.filesystem("memory")
+    files = RAW | {
+        "sub-01/func/sub-01_task-rest_bold.nii": RUN,
+        "task-rest_bold.json": json.dumps({"RepetitionTime": 1.5}),
+        "participants.tsv": "participant_id\tage\nsub-01\t30\n",
+    }
+    for key, content in files.items():
+        memory.pipe_file(f"/sources-test/{key}", content if isinstance(content, bytes) else content.encode())
+    listing = find_runs("memory://sources-test")
+    assert listing.kind == "bids"
+    assert [(run.url, run.tr_s) for run in listing.runs] == [
+        ("memory://sources-test/sub-01/func/sub-01_task-rest_bold.nii", 1.5)
+    ]
+    assert listing.participants == ({"subject": "01", "age": 30.0},)
+    with open_run(listing.runs[0]) as stream:
+        assert sum(1 for _ in stream.frames()) == 5
+    assert [run.key for run in find_runs("memory://sources-test/sub-*/**/*.nii").runs] == [
+        "sub-01/func/sub-01_task-rest_bold.nii"
+    ]
+    memory.rm("/sources-test", recursive=True)
+
+
+# --- synthetic cohorts
+
+
+def test_a_synthetic_cohort_lists_its_runs_and_streams_them() -> None:
+    url = "synth://?subjects=3&runs=2&shape=10x12x8&frames=4&seed=5&tr_s=0.8"
+    cohort = Cohort(subjects=3, runs=2, shape=(10, 12, 8), frames=4, seed=5, tr_s=0.8, voxel_size_mm=16.0)
+    listing = find_runs(url)
+    assert listing.kind == "synth"
+    assert list(by_key(listing))[:3] == ["sub-0001_run-1", "sub-0001_run-2", "sub-0002_run-1"]
+    assert [row["subject"] for row in listing.participants] == ["0001", "0002", "0003"]
+    run = listing.runs[3]
+    assert (run.subject, run.run, run.space, run.tr_s) == ("0002", "2", "synthetic", 0.8)
+    with open_run(run) as stream:
+        header = stream.header
+        frames = [frame.copy() for frame in stream.frames()]
+        assert stream.fingerprint() == quick_fingerprint(run)
+    assert (header.shape, header.frames, header.dtype, header.slope) == ((10, 12, 8), 4, np.dtype("<i2"), 1.0)
+    assert np.array_equal(np.array(header.affine), cohort.affine())
+    assert all(np.array_equal(*pair) for pair in zip(frames, cohort.run_frames(1, 1), strict=True))
+
+
+def test_a_synthetic_run_is_known_again_in_a_larger_cohort_and_not_after_a_change() -> None:
+    def crc(url: str) -> str:
+        return quick_fingerprint(find_runs(url).runs[0]).crc
+
+    assert crc("synth://?subjects=3") == crc("synth://?subjects=5&runs=2")
+    assert crc("synth://?seed=1") != crc("synth://?seed=2")
+    assert crc("synth://").startswith("synth:")
+
+
+# --- pure parts
+
+
+def test_a_bids_name_comes_apart() -> None:
+    name = parse_bids_name("a/b/sub-01_ses-x_task-rest_odd_space-MNI152NLin6Asym_bold.nii.gz")
+    assert name.entities == {"sub": "01", "ses": "x", "task": "rest", "space": "MNI152NLin6Asym"}
+    assert (name.suffix, name.extension) == ("bold", ".nii.gz")
+
+
+@given(st.text(alphabet="ab./_-", max_size=12))
+def test_a_path_is_its_stem_and_its_imaging_suffix(path: str) -> None:
+    for suffix in ("", ".nii", ".NII.gz", ".hdr"):
+        whole = path + suffix
+        assert without_suffix(whole) + whole[len(without_suffix(whole)) :] == whole
+        assert imaging_suffix(whole) == whole[len(without_suffix(whole)) :].lower()
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab*?[]!/-^\\", min_size=1, max_size=10), st.text(alphabet="ab/", max_size=8))
+def test_any_glob_compiles_and_a_star_never_crosses_folders(pattern: str, path: str) -> None:
+    glob_pattern(pattern).fullmatch(path)
+    assert glob_pattern("*b").fullmatch(path) is None or "/" not in path.partition("b")[0]
+
+
+def test_participants_with_odd_cells_keep_what_they_say() -> None:
+    lines = [
+        "participant_id\tid\tq\tr",
+        "sub-1\t1_0\t1e999\tnan",
+        "sub-2\t2\t3\t-1.5e2",
+        "",
+        "sub-1\t9\t9\t9",
+        "n/a\t1\t1\t1",
+    ]
+    text = "\ufeff" + "\r\n".join(lines)
+    rows, notes = parse_participants(text)
+    assert rows == (
+        {"subject": "1", "id": "1_0", "q": "1e999", "r": None},
+        {"subject": "2", "id": "2", "q": "3", "r": -150.0},
+    )
+    assert notes == ("participants.tsv repeats 1; the first row of each is used",)
+    assert parse_participants("") == ((), ("participants.tsv is empty",))
+    assert "no column participant_id" in parse_participants("id\n1\n")[1][0]
+    rows, notes = parse_participants("participant_id\ta\tb\nsub-1\tx\nsub-2\ty\tz\textra\n")
+    assert rows == ({"subject": "1", "a": "x", "b": None}, {"subject": "2", "a": "y", "b": "z"})
+    assert "too few or too many" in notes[0]

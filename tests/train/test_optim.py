@@ -1,0 +1,126 @@
+"""The learning rate is a function of the step; only matrices decay; state goes into a checkpoint and back."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fmristream.errors import ResumeError
+from train.config import OptimConfig
+from train.optim import (
+    clip_gradients,
+    learning_rate,
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rate,
+)
+
+
+def test_the_rate_rises_in_a_line_and_falls_in_half_a_cosine():
+    config = OptimConfig(lr=1.0, warmup_steps=4, final_lr_ratio=0.1)
+    rates = [learning_rate(step, config=config, total_steps=14) for step in range(15)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert rates[9] == pytest.approx(0.1 + 0.9 / 2)
+    assert rates[14] == pytest.approx(0.1)
+    assert learning_rate(99, config=config, total_steps=14) == pytest.approx(0.1)
+
+
+@given(st.integers(0, 50), st.integers(1, 100), st.floats(0, 1))
+def test_the_rate_stays_between_its_ends_and_never_rises_after_the_warm_up(warmup, total, ratio):
+    config = OptimConfig(lr=2.0, warmup_steps=warmup, final_lr_ratio=ratio)
+    rates = [learning_rate(step, config=config, total_steps=total) for step in range(total)]
+    assert all(0 <= rate <= 2.0 + 1e-12 for rate in rates)
+    falling = rates[warmup:]
+    assert all(later <= earlier + 1e-12 for earlier, later in zip(falling, falling[1:], strict=False))
+
+
+def small_model():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 1))
+
+
+def take_steps(model, optimizer, steps):
+    inputs = torch.linspace(-1, 1, 20).reshape(5, 4)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(inputs).square().sum().backward()
+        optimizer.step()
+
+
+def test_vectors_are_not_decayed_and_matrices_are():
+    model = small_model()
+    optimizer = make_optimizer(model, OptimConfig(lr=0.1, weight_decay=0.5))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.equal(new, old * 0.95 if old.ndim > 1 else old)
+
+
+def test_a_frozen_parameter_is_left_alone():
+    model = small_model()
+    model[0].weight.requires_grad_(False)
+    held = {id(parameter) for group in make_optimizer(model, OptimConfig()).param_groups for parameter in group["params"]}
+    assert id(model[0].weight) not in held
+    assert len(held) == 5
+
+
+def test_every_group_gets_the_rate():
+    optimizer = make_optimizer(small_model(), OptimConfig())
+    set_learning_rate(optimizer, 0.25)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.25}
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 0.0])
+def test_clipping_returns_the_norm_before_and_zero_clips_nothing(max_norm):
+    model = small_model()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    norm = math.sqrt(sum(parameter.numel() for parameter in model.parameters()))
+    assert clip_gradients(model, max_norm=max_norm).item() == pytest.approx(norm)
+    after = math.sqrt(sum(parameter.grad.square().sum().item() for parameter in model.parameters()))
+    assert after == pytest.approx(max_norm or norm, rel=1e-5)
+
+
+def test_restored_state_goes_on_bit_for_bit():
+    model, config = small_model(), OptimConfig(lr=0.01)
+    optimizer = make_optimizer(model, config)
+    take_steps(model, optimizer, 3)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.clone() for name, tensor in optimizer_tensors(model, optimizer).items()}
+    take_steps(model, optimizer, 4)
+
+    other = small_model()
+    again = make_optimizer(other, config)
+    take_steps(other, again, 1)
+    other.load_state_dict(weights)
+    restore_optimizer(other, again, tensors)
+    take_steps(other, again, 4)
+    for one, two in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_parameter_without_a_gradient_has_no_state_and_is_restored_so():
+    model = small_model()
+    optimizer = make_optimizer(model, OptimConfig())
+    model(torch.ones(1, 4)).sum().backward()
+    model[2].bias.grad = None
+    optimizer.step()
+    tensors = optimizer_tensors(model, optimizer)
+    assert "exp_avg/2.bias" not in tensors
+    assert tensors["step/0.weight"].shape == ()
+    restore_optimizer(model, optimizer, tensors)
+    assert set(optimizer_tensors(model, optimizer)) == set(tensors)
+
+
+@pytest.mark.parametrize("name", ["exp_avg/9.weight", "exp_avg/0.bias"])
+def test_state_of_another_model_is_refused(name):
+    model = small_model()
+    with pytest.raises(ResumeError, match=r"fits no parameter of this model"):
+        restore_optimizer(model, make_optimizer(model, OptimConfig()), {name: torch.zeros(7)})

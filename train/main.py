@@ -1,0 +1,76 @@
+"""The command line of the trainer: a recipe, what to change in it, where to write."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fmristream.errors import FmriStreamError, UsageError
+from train.config import Recipe, as_toml, load_recipe, recipe_path
+
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the arguments say; the exit status is 0 (done, or stopped by SIGTERM after a checkpoint), 1 or 2."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(arguments)
+    try:
+        recipe = load_recipe(options.recipe, options.set)
+        if options.check:
+            print(as_toml(recipe), end="")
+            return DONE
+        if not recipe.data.url:
+            raise UsageError(f"{options.recipe}: data.url is not set; pass --set data.url=URL of a converted dataset")
+        return _train(recipe, options, arguments)
+    except FmriStreamError as error:
+        rank = f" [rank {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        print(f"train{rank}: {error}", file=sys.stderr, flush=True)
+        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+
+
+def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from train.launch import join_world, local_device_count, run_on_this_machine
+
+    processes = options.nproc or local_device_count()
+    if "RANK" not in os.environ and processes > 1:
+        run_on_this_machine(arguments, processes=processes)
+        return DONE
+
+    from train.loop import train
+    from train.report import write_report
+
+    out = options.out or Path("runs") / recipe_path(options.recipe).stem
+    with join_world(timeout_s=recipe.train.timeout_s) as world:
+        outcome = train(recipe, out=out, world=world)
+    if not world.is_main:
+        return DONE
+    if outcome is None:
+        print(f"stopped after a checkpoint; the same command goes on from {out / 'checkpoints'}")
+    else:
+        write_report(outcome, recipe, out=out)
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train",
+        description="Train a 4-D network on a converted dataset; goes on from the newest checkpoint in --out.",
+        epilog="Several processes: torchrun --nproc-per-node N -m train RECIPE ..., or --nproc N here.",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a .toml file, or a name in train/recipes")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="change one value of the recipe (repeatable)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="checkpoints, log and report (default: runs/RECIPE)")
+    parser.add_argument("--nproc", type=_positive, metavar="N", help="processes (default: one per GPU, one on a CPU)")
+    parser.add_argument("--check", action="store_true", help="print the resolved recipe and stop")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number

@@ -1,0 +1,72 @@
+"""AdamW and how its learning rate moves; the rate is a function of the step alone, so that a resumed run is the same run."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from fmristream.errors import ResumeError
+from train.config import OptimConfig
+
+
+def learning_rate(step: int, *, config: OptimConfig, total_steps: int) -> float:
+    """The rate of step 0, 1, …: a linear rise to `lr` over the warm-up, then half a cosine down to `final_lr_ratio` of it."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    floor = config.lr * config.final_lr_ratio
+    return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW; biases, norm weights and other vectors are not decayed."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The same rate for every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip_gradients(model: nn.Module, *, max_norm: float) -> torch.Tensor:
+    """The gradients' norm before clipping (fp32, on the device); 0 clips nothing."""
+    return nn.utils.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else math.inf)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state, each tensor under `<kind>/<parameter name>`."""
+    return {
+        f"{kind}/{name}": value
+        for name, parameter in model.named_parameters()
+        for kind, value in sorted(optimizer.state.get(parameter, {}).items())
+    }
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put saved state back in place; parameters that never had a gradient have none.
+
+    Raises:
+        ResumeError: a tensor belongs to no parameter of this model, or has another shape.
+    """
+    parameters = dict(model.named_parameters())
+    states: dict[str, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        kind, _, name = key.partition("/")
+        if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
+            raise ResumeError(
+                f"the checkpoint's optimiser state {key} {tuple(value.shape)} fits no parameter of this model; "
+                f"train with the recipe that made it, or give another --out"
+            )
+        # The step count stays on the CPU, where a plain AdamW keeps it.
+        place = parameters[name].device if value.ndim else torch.device("cpu")
+        states.setdefault(name, {})[kind] = value.to(place, copy=True)
+    optimizer.state.clear()
+    for name, state in states.items():
+        optimizer.state[parameters[name]] = state

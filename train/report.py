@@ -1,0 +1,219 @@
+"""What a run tells people: its log as it goes, then one table, one JSON file and one picture."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from train import metrics
+from train.config import Recipe
+
+if TYPE_CHECKING:
+    from train.loop import Outcome
+
+_TITLES = {
+    "auroc": "AUROC",
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "balanced_accuracy_at_0": "balanced accuracy, logit > 0",
+    "accuracy_at_0": "accuracy, logit > 0",
+    "mae": "MAE",
+    "mse": "MSE",
+    "r": "Pearson r",
+}
+
+
+class Log:
+    """One JSON object per line, each flushed as it is written, and some of them on the screen; without a file, nothing."""
+
+    def __init__(self, file: IO[str] | None) -> None:
+        self._file = file
+        self._shown: tuple[float, int] | None = None
+
+    def event(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """Something that happens now and then."""
+        self._write({"event": kind, **facts})
+        if self._file is not None:
+            known = (f"{key} {_short(value)}" for key, value in facts.items() if value is not None)
+            print(f"{kind}: {', '.join(known)}", flush=True)
+
+    def step(self, facts: Mapping[str, Any], *, total: int, show_every: int) -> None:
+        """One optimiser step of `total`; every `show_every`-th is shown."""
+        self._write({"event": "step", **facts})
+        now, step = time.perf_counter(), facts["step"]
+        since, from_step = self._shown or (now, step)
+        self._shown = (since, from_step)
+        if self._file is None or (step % show_every and step != total):
+            return
+        pace = ""
+        if step > from_step and now > since:
+            per_s = (step - from_step) / (now - since)
+            pace = f", {per_s:.2f} steps/s, {(total - step) / per_s:.0f} s left"
+        print(f"step {step}/{total}: loss {facts['loss']:.4f}, lr {facts['lr']:.2e}{pace}", flush=True)
+        self._shown = (now, step)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(_for_json(line), allow_nan=False) + "\n")
+            self._file.flush()
+
+
+@contextmanager
+def open_log(path: Path, *, enabled: bool) -> Iterator[Log]:
+    """Append to a run's log; a line that a kill cut short is closed first."""
+    if not enabled:
+        yield Log(None)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut_short = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+    with open(path, "a", encoding="utf-8") as file:
+        if cut_short:
+            file.write("\n")
+        yield Log(file)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """The steps and looks at validation that led to where a run stands; those that a resume undid are left out."""
+
+    steps: Sequence[Mapping[str, Any]]
+    evals: Sequence[Mapping[str, Any]]
+
+
+def read_history(path: Path) -> History:
+    """Read a run's log; a start at step k undoes what was logged after k."""
+    steps: list[Mapping[str, Any]] = []
+    evals: list[Mapping[str, Any]] = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            # Only a kill cuts a line, and then the next attempt's start follows or the log ends.
+            assert number + 1 == len(lines) or '"start"' in lines[number + 1], f"{path}:{number + 1} is damaged"
+            continue
+        if entry["event"] == "start":
+            steps = [done for done in steps if done["step"] <= entry["step"]]
+            evals = [done for done in evals if done["step"] <= entry["step"]]
+        elif entry["event"] == "step":
+            steps.append(entry)
+        elif entry["event"] == "eval":
+            evals.append(entry)
+    return History(steps=steps, evals=evals)
+
+
+def write_report(outcome: "Outcome", recipe: Recipe, *, out: Path) -> None:
+    """Write report.json and curves.png into `out` and print the table."""
+    report = summarise(outcome, recipe)
+    (out / "report.json").write_text(json.dumps(_for_json(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    print_table(report)
+    save_curves(read_history(out / "log.jsonl"), out / "curves.png", title=f"{recipe.model.name}: {recipe.data.target}")
+    print(f"written: {out / 'report.json'}, {out / 'curves.png'}, {out / 'log.jsonl'}")
+
+
+def summarise(outcome: "Outcome", recipe: Recipe) -> dict[str, Any]:
+    """All numbers of a finished run; the threshold is chosen on validation subjects alone."""
+    from train import evaluate
+
+    threshold, chosen_on = 0.0, "nothing: there are no validation subjects of both classes"
+    is_classification = outcome.objective.kind == "classification"
+    if is_classification and outcome.val and len(set(outcome.val.truth.tolist())) == 2:
+        threshold = metrics.youden_threshold(outcome.val.truth, outcome.val.score)
+        chosen_on = f"{len(outcome.val.label)} validation subjects"
+    report: dict[str, Any] = {"step": outcome.step, "target": recipe.data.target, "objective": outcome.objective.kind}
+    if is_classification:
+        report |= {"threshold": threshold, "threshold_chosen_on": chosen_on}
+    for name, subjects in (("val", outcome.val), ("test", outcome.test)):
+        if subjects is None or not subjects.label:
+            continue
+        bounds = evaluate.intervals(
+            subjects, objective=outcome.objective, threshold=threshold, draws=recipe.eval.bootstrap_draws
+        )
+        report[name] = {
+            "num_subjects": len(subjects.label),
+            "metrics": evaluate.measure(subjects, objective=outcome.objective, threshold=threshold),
+            "intervals": {key: list(pair) for key, pair in bounds.items()},
+            "subjects": [
+                {"subject": label, "truth": truth, "score": score}
+                for label, truth, score in zip(
+                    subjects.label, subjects.truth.tolist(), subjects.score.tolist(), strict=True
+                )
+            ],
+        }
+    return report
+
+
+def print_table(report: Mapping[str, Any]) -> None:
+    """The numbers of validation and test subjects side by side, with 95 % intervals over subjects."""
+    from rich.console import Console
+    from rich.table import Table
+
+    parts = [name for name in ("val", "test") if name in report]
+    table = Table(title=f"{report['target']} after {report['step']} steps, by subject (95 % bootstrap interval)")
+    table.add_column("")
+    for name in parts:
+        table.add_column(f"{name} (n = {report[name]['num_subjects']})")
+    for key in report[parts[0]]["metrics"] if parts else ():
+        table.add_row(_TITLES[key], *(_with_interval(report[name], key) for name in parts))
+    console = Console()
+    console.print(table)
+    if "threshold" in report:
+        console.print(f"threshold {report['threshold']:.4g}, chosen on {report['threshold_chosen_on']}")
+
+
+def save_curves(history: History, path: Path, *, title: str) -> None:
+    """Loss and learning rate by step, and the validation subjects' main number where it was looked at."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    steps = [entry["step"] for entry in history.steps]
+    losses = [entry["loss"] for entry in history.steps]
+    top = figure.add_subplot(2, 1, 1)
+    top.plot(steps, losses, color="0.8", linewidth=0.8, label="each step")
+    top.plot(steps, _smooth(losses), color="C0", label="running mean")
+    top.set(ylabel="training loss", title=title)
+    top.legend(frameon=False)
+    bottom = figure.add_subplot(2, 1, 2, sharex=top)
+    bottom.plot(steps, [entry["lr"] for entry in history.steps], color="C1")
+    bottom.set(ylabel="learning rate", xlabel="step")
+    key = next((name for name in ("auroc", "r") if history.evals and name in history.evals[0]), None)
+    if key:
+        right = bottom.twinx()
+        seen = [(entry["step"], entry[key]) for entry in history.evals if entry[key] is not None]
+        right.plot([step for step, _ in seen], [value for _, value in seen], "o-", color="C2", markersize=3)
+        right.set(ylabel=f"validation {_TITLES[key]}", ylim=(0, 1) if key == "auroc" else (-1, 1))
+    figure.savefig(path, dpi=120)
+
+
+def _smooth(values: Sequence[float], *, weight: float = 0.95) -> list[float]:
+    """Exponential running mean, corrected for its start."""
+    total, norm, means = 0.0, 0.0, []
+    for value in values:
+        total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
+        means.append(total / norm)
+    return means
+
+
+def _with_interval(part: Mapping[str, Any], key: str) -> str:
+    value = part["metrics"][key]
+    if key not in part["intervals"]:
+        return f"{value:.3f}"
+    low, high = part["intervals"][key]
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _for_json(value: Any) -> Any:
+    """The same with null for numbers that JSON lacks."""
+    if isinstance(value, Mapping):
+        return {key: _for_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
