@@ -61,8 +61,9 @@ def auroc_interval(scores: FloatArray, positive: BoolArray, *, seed: int) -> tup
     wins = scores[positive][:, None] - scores[~positive][None, :]
     wins = (np.sign(wins) + 1) / 2
     rng = np.random.default_rng(seed)
-    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), NUM_DRAWS) / n for n in wins.shape)
-    draws = np.einsum("di,ij,dj->d", rows, wins, columns, optimize=True)
+    # How often each subject is drawn.
+    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), NUM_DRAWS) for n in wins.shape)
+    draws = ((rows @ wins) * columns).sum(axis=1) / wins.size
     low, high = np.quantile(draws, (0.025, 0.975))
     return float(wins.mean()), float(low), float(high)
 

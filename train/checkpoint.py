@@ -69,12 +69,12 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, *, keep_last: int) -> Pa
     )
     _flush_folder(unfinished)
     if final.exists():  # a damaged one that this run fell back from and has now reached again
-        final.rename(root / f".unfinished-damaged-{uuid.uuid4().hex[:8]}")
+        _set_aside(final)
     unfinished.rename(final)
     _flush_folder(root)
-    _remove_unfinished(root)
     for step in checkpoint_steps(root)[keep_last:]:
-        shutil.rmtree(root / f"step-{step}")
+        _set_aside(root / f"step-{step}")
+    _remove_unfinished(root)
     return final
 
 
@@ -186,6 +186,11 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _set_aside(folder: Path) -> None:
+    """Take a checkpoint out of sight before its files go, so that a kill leaves no half of it."""
+    folder.rename(folder.with_name(f".unfinished-{folder.name}-{uuid.uuid4().hex[:8]}"))
 
 
 def _remove_unfinished(root: Path) -> None:

@@ -28,7 +28,6 @@ class DataConfig:
     stride: int | None = None
     normalize: Literal["voxel-zscore", "global-zscore", "none"] = "voxel-zscore"
     grid: tuple[int, int, int] | None = None
-    where: str | None = None
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"

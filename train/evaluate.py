@@ -15,10 +15,9 @@ from train.launch import World
 from train.objectives import Objective
 
 if TYPE_CHECKING:
+    from fmristream.catalog.run import Run
     from fmristream.stream.clips import StreamingDataset
     from fmristream.stream.loader import StreamingLoader
-
-    from fmristream.catalog.run import Run
 
 
 class NonFiniteError(FmriStreamError):
@@ -67,10 +66,10 @@ def predict(model: nn.Module, part: Part, *, objective: Objective, world: World,
             batch = packed.to(world.device)
             with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=bf16):
                 outputs = model(batch.bold)
-            valid = batch.valid.cpu()
-            numbers = torch.tensor([run_number[name] for name in batch.run])
-            keys.append(torch.stack([batch.window.cpu(), numbers], dim=1)[valid])
-            values.append(torch.stack([batch.targets[objective.target], objective.scores(outputs)], dim=1).cpu()[valid])
+            numbers = torch.tensor([run_number[name] for name in packed.run])
+            scores = objective.scores(outputs).cpu()
+            keys.append(torch.stack([packed.window, numbers], dim=1)[packed.valid])
+            values.append(torch.stack([packed.targets[objective.target], scores], dim=1)[packed.valid])
     model.train(was_training)
     predictions = _sorted_predictions(world.gather(torch.cat(keys)), world.gather(torch.cat(values)))
     assert len(predictions.window) == part.clips.num_windows, "a window was not scored"
@@ -94,8 +93,7 @@ def by_subject(predictions: Predictions, *, objective: Objective, runs: Sequence
     if varies.any() or odd.any():
         which = labels[label_of_run[run[varies][0]]] if varies.any() else labels[place[odd][0]]
         raise UsageError(
-            f"{objective.target}: subject {which} has no single value of a known class; "
-            f"choose another data.target or leave the subject out with data.where"
+            f"{objective.target}: subject {which} has no single value of a known class; choose another data.target"
         )
     return Subjects(label=tuple(str(labels[i]) for i in place), truth=coded, score=score)
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from fmristream.errors import ResumeError
+from fmristream.errors import ResumeError, UsageError
 from train import evaluate
 from train.checkpoint import Checkpoint, gather_rng, load_checkpoint, newest_whole, restore_rng, save_checkpoint
 from train.config import Recipe, as_tables, as_toml
@@ -31,7 +32,7 @@ from train.optim import (
 from train.report import Log, open_log
 
 if TYPE_CHECKING:
-    from fmristream.stream.loader import Batch
+    from fmristream.stream.batch import Batch
 
 
 @dataclass(kw_only=True)
@@ -102,7 +103,7 @@ def fit(run: Run, stop: "StopRequest") -> bool:
     plan = run.recipe.train
     batches = endless(run.train)
     while run.step < plan.steps:
-        asked = time.perf_counter()
+        asked, epoch = time.perf_counter(), run.train.loader.epoch
         batch = next(batches)
         waited = time.perf_counter() - asked
         rate = learning_rate(run.step, config=run.recipe.optim, total_steps=plan.steps)
@@ -113,7 +114,7 @@ def fit(run: Run, stop: "StopRequest") -> bool:
         run.optimizer.step()
         run.optimizer.zero_grad()
         run.step += 1
-        note(run, batch, facts, rate=rate, seconds=time.perf_counter() - asked)
+        note(run, batch, facts, epoch=epoch, rate=rate, seconds=time.perf_counter() - asked)
         if run.val and plan.eval_every and run.step % plan.eval_every == 0:
             look(run, run.val)
         if run.step == plan.steps or run.step % plan.checkpoint_every == 0 or facts.stopping:
@@ -130,17 +131,22 @@ def endless(part: Part) -> Iterator["Batch"]:
 
 
 def backward(run: Run, packed: "Batch") -> torch.Tensor:
-    """Add up the gradients of the global batch's mean loss; return this rank's part of that mean.
-
-    DDP takes the mean over ranks, whose shares may differ in size: each rank's sum is divided by the global number, and
-    the division by the number of ranks undone, so that any number of ranks gives the same gradient.
-    """
+    """Add the global batch's gradients to the parameters; return this rank's part of its mean loss."""
     batch = packed.to(run.world.device)
     with torch.autocast(run.world.device.type, dtype=torch.bfloat16, enabled=run.bf16):
         outputs = run.network(batch.bold)
     losses = run.objective.losses(outputs, batch.targets[run.objective.target])
-    part = losses.sum() / batch.global_size
-    (part * run.world.size).backward()  # type: ignore[no-untyped-call]
+    return weighted_backward(losses, global_size=batch.global_size, world=run.world)
+
+
+def weighted_backward(losses: torch.Tensor, *, global_size: int, world: World) -> torch.Tensor:
+    """Gradients of the mean over the global batch, whatever the ranks' shares of it.
+
+    DDP takes the mean over ranks: each rank divides the sum of its losses by the global number, and undoes DDP's
+    division by the number of ranks. Missing targets count as loss 0, so no rank needs to know the others' labels.
+    """
+    part = losses.sum() / global_size
+    torch.autograd.backward(part * world.size)
     return part.detach()
 
 
@@ -184,12 +190,12 @@ def refuse(run: Run, batch: "Batch", *, finite: bool, loss: float, norm: float) 
     )
 
 
-def note(run: Run, batch: "Batch", facts: StepFacts, *, rate: float, seconds: float) -> None:
+def note(run: Run, batch: "Batch", facts: StepFacts, *, epoch: int, rate: float, seconds: float) -> None:
     """Put the step into the log."""
     run.log.step(
         {
             "step": run.step,
-            "epoch": run.train.loader.epoch,
+            "epoch": epoch,
             "position": batch.position,
             "loss": facts.loss,
             "lr": rate,
@@ -229,7 +235,7 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     }
     objective = make_objective(recipe, parts["train"])
     torch.manual_seed(recipe.train.seed)  # the same weights on every rank
-    model = make_model(recipe, parts["train"], outputs=objective.outputs).to(world.device)
+    model = make_model(recipe, grid=parts["train"].clips.grid, outputs=objective.outputs).to(world.device)
     torch.manual_seed(recipe.train.seed + 1 + world.rank)  # but each rank its own dropout
     run = Run(
         recipe=recipe,
@@ -254,7 +260,7 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
 
 
 def open_part(recipe: Recipe, *, split: str, seed: int | None, world: World, stack: ExitStack) -> Part:
-    """One split; with a seed in the order of training, else every window once in stored order."""
+    """One split: with a seed in the order of training, else every window once in stored order."""
     from fmristream import StreamingDataset, StreamingLoader
 
     data, training = recipe.data, seed is not None
@@ -266,7 +272,6 @@ def open_part(recipe: Recipe, *, split: str, seed: int | None, world: World, sta
         seed=seed,
         normalize=data.normalize,
         targets=(data.target,),
-        where=data.where,
         grid=data.grid,
     )
     loader = StreamingLoader(
@@ -285,15 +290,19 @@ def make_objective(recipe: Recipe, part: Part) -> Objective:
     """The objective, its coding taken from the training subjects only."""
     make = classification if recipe.objective.kind == "classification" else regression
     target = recipe.data.target
-    return make(target, labels=part.clips.target_labels[target], train_values=part.clips.target_values[target])
+    values = np.array(part.clips.target_values[target], dtype=np.float64)
+    return make(target, labels=part.clips.target_labels[target], train_values=values)
 
 
-def make_model(recipe: Recipe, part: Part, *, outputs: int) -> nn.Module:
+def make_model(recipe: Recipe, *, grid: tuple[int, int, int], outputs: int) -> nn.Module:
     """The network for the grid and window that the data have."""
     from train.models import build_model
 
-    size = (*part.clips.grid, part.clips.window)
-    return build_model(recipe.model.name, {**recipe.model.options, "img_size": size, "outputs": outputs})
+    given = {"img_size": (*grid, recipe.data.window), "outputs": outputs}
+    for name in given:
+        if name in recipe.model.options:
+            raise UsageError(f"model.{name} follows from the data and the objective; leave it out of the recipe")
+    return build_model(recipe.model.name, {**recipe.model.options, **given})
 
 
 def spread(model: nn.Module, world: World) -> nn.Module:

@@ -91,14 +91,9 @@ def decode_arrays(data: bytes) -> list[tuple[int, StoredArray]]:
 
 
 def encode_participants(participants: Sequence[Participant]) -> bytes:
-    """The participants table: `subject` and whatever columns the source had, text or float."""
+    """The participants table: `subject` and whatever columns the source had, all numbers or all text."""
     names = list(dict.fromkeys(["subject", *(name for row in participants for name in row)]))
-    columns = {}
-    for name in names:
-        values = [row.get(name) for row in participants]
-        numeric = any(isinstance(value, float) for value in values)
-        columns[name] = pa.array(values, type=pa.float64() if numeric else pa.string())
-    return _write(pa.table(columns))
+    return _write(pa.table({name: _column([row.get(name) for row in participants]) for name in names}))
 
 
 def decode_participants(data: bytes) -> list[Participant]:
@@ -119,6 +114,14 @@ def encode_skipped(skipped: Iterable[tuple[str, str]]) -> bytes:
 def decode_skipped(data: bytes) -> list[tuple[str, str]]:
     """Rows of a skipped table."""
     return [(row["name"], row["reason"]) for row in _read(data).to_pylist()]
+
+
+def _column(values: list[str | float | None]) -> pa.Array:
+    """float64 where every value that is there is a number, else text."""
+    present = [value for value in values if value is not None]
+    if present and all(isinstance(value, int | float) for value in present):
+        return pa.array(values, type=pa.float64())
+    return pa.array([None if value is None else str(value) for value in values], type=pa.string())
 
 
 def _row(value: Run | StoredArray | StoredFile) -> dict[str, Any]:
@@ -153,8 +156,11 @@ def _from_parquet(data: bytes, schema: pa.Schema) -> list[dict[str, Any]]:
         raise CorruptDataError(
             f"a dataset table lacks the columns {', '.join(missing)}; it was not written by fmristream"
         )
-    # Columns that a later release adds are not ours to judge: what must be understood stands in `requires`.
-    return list(table.select(schema.names).cast(schema).to_pylist())
+    try:
+        # Columns that a later release adds are not ours to judge: what must be understood stands in `requires`.
+        return list(table.select(schema.names).cast(schema).to_pylist())
+    except pa.ArrowException as error:
+        raise CorruptDataError(f"a dataset table has columns of other types than FORMAT.md says: {error}") from error
 
 
 def _write(table: pa.Table) -> bytes:
@@ -164,4 +170,7 @@ def _write(table: pa.Table) -> bytes:
 
 
 def _read(data: bytes) -> pa.Table:
-    return pq.read_table(io.BytesIO(data), use_threads=False)
+    try:
+        return pq.read_table(io.BytesIO(data), use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptDataError(f"a dataset table is not readable as Parquet: {error}") from error

@@ -1,11 +1,14 @@
 """Know a source file again: its size and a checksum that costs little to read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fmristream.errors import ObjectMissingError, SourceError
+from fmristream.errors import ObjectMissingError, SourceError, StorageError
 from fmristream.ingest.sources.listing import SourceRun
 from fmristream.ingest.sources.synth import is_synth, synth_identity
 from fmristream.storage.sources import open_source, read_source_range, source_size
+from fmristream.storage.urls import scheme_of
 
 GZIP_MAGIC = b"\x1f\x8b"
 # The last 8 bytes of gzip: crc32 and length (mod 2^32) of what the last member holds, both little-endian.
@@ -38,28 +41,41 @@ def quick_fingerprint(run: SourceRun) -> Fingerprint:
     """What `RunStream.fingerprint` gives at the end, without decoding: the trailer of gzip, else one pass of crc32c.
 
     Raises:
-        SourceError: the file is not there, or shrinks while it is read.
-        StorageError: it cannot be read.
+        SourceError: the file is not there, cannot be read, or changes while it is read.
+        StorageError: the remote store failed.
     """
     if is_synth(run.url):
         return Fingerprint(**synth_identity(run.url))
-    try:
+    with as_source_errors(run.url, run.key):
         size = source_size(run.url)
         if read_source_range(run.url, 0, 2) != GZIP_MAGIC:
             return _plain(run, size)
         trailer = read_source_range(run.url, max(0, size - GZIP_TRAILER_BYTES), size)
-    except ObjectMissingError as error:
-        raise missing(run.key) from error
     if len(trailer) < GZIP_TRAILER_BYTES:
         raise SourceError(f"{run.key}: {size} bytes are too few for a gzip file")
     return gzip_fingerprint(size, trailer)
 
 
-def missing(name: str) -> SourceError:
-    """The error for a file that is listed and not there."""
-    return SourceError(
-        f"{name}: the file is not there; a link that leads nowhere? With DataLad or git-annex, get its content first"
-    )
+@contextmanager
+def as_source_errors(url: str, name: str) -> Iterator[None]:
+    """What is wrong with one file is a `SourceError`; what is wrong with a remote store remains a `StorageError`."""
+    try:
+        yield
+    except ObjectMissingError as error:
+        raise SourceError(
+            f"{name}: the file is not there; a link that leads nowhere? With DataLad or git-annex, get its content first"
+        ) from error
+    except OSError as error:  # a StorageError is one, too
+        if scheme_of(url) == "file":
+            raise SourceError(f"{name}: the file cannot be read: {_cause(error)}") from error
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"{name}: reading failed: {_cause(error)}") from error
+
+
+def _cause(error: OSError) -> str:
+    inner = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    return inner.strerror or str(inner)
 
 
 def _plain(run: SourceRun, size: int) -> Fingerprint:

@@ -2,13 +2,13 @@
 
 from typing import Any, Protocol
 
-from fmristream.errors import ObjectMissingError, SourceError, StorageError
+from fmristream.errors import SourceError
 from fmristream.ingest.fingerprint import (
     GZIP_MAGIC,
     GZIP_TRAILER_BYTES,
     Fingerprint,
+    as_source_errors,
     gzip_fingerprint,
-    missing,
     plain_fingerprint,
 )
 from fmristream.storage.sources import open_source, source_size
@@ -51,8 +51,8 @@ def open_bytes(url: str, name: str) -> SourceBytes:
     """Open a file as stored or as gzip, by its first bytes.
 
     Raises:
-        SourceError: it is empty or not there.
-        StorageError: it cannot be read.
+        SourceError: it is empty, not there or cannot be read.
+        StorageError: the remote store failed.
     """
     file = _File(url, name)
     try:
@@ -76,20 +76,15 @@ class _File:
     def __init__(self, url: str, name: str) -> None:
         self.name = name
         self.read_so_far = 0
-        try:
+        self._url = url
+        with as_source_errors(url, name):
             self.size = source_size(url)
             self._file = open_source(url)
-        except ObjectMissingError as error:
-            raise missing(name) from error
 
     def read(self, size: int) -> bytes:
         """The next bytes, at most `size`; none at the end."""
-        try:
+        with as_source_errors(self._url, self.name):
             piece = self._file.read(size)
-        except OSError as error:
-            raise StorageError(
-                f"{self.name}: reading failed after {self.read_so_far} bytes: {error.strerror or error}"
-            ) from error
         self.read_so_far += len(piece)
         return piece
 

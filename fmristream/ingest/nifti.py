@@ -92,7 +92,7 @@ def open_nifti(url: str, *, name: str, max_run_bytes: int = MAX_RUN_BYTES, is_ma
 
     Raises:
         SourceError: it is not such a file, and why.
-        StorageError: it cannot be read.
+        StorageError: the remote store failed.
     """
     suffix = _suffix(name)
     if suffix in _UNSUPPORTED:

@@ -77,7 +77,7 @@ def open_run(run: SourceRun, *, max_run_bytes: int = MAX_RUN_BYTES) -> RunStream
 
     Raises:
         SourceError: it is not a run that can be converted, and why.
-        StorageError: it cannot be read.
+        StorageError: the remote store failed.
     """
     # Imported here: each reader imports this module, and only one of them is needed.
     if is_synth(run.url):

@@ -38,8 +38,10 @@ class StreamState:
                 f"not a loader state of this release: it has {', '.join(sorted(map(str, state)))} and version "
                 f"{state.get('version')}, expected version {VERSION}; resume with the release that wrote it"
             )
-        if not isinstance(state["consumed"], int) or state["consumed"] < 0:
-            raise ResumeError(f"the loader state says {state['consumed']!r} samples are consumed; expected a count")
+        damaged = [name for name in sorted(names) if type(state[name]) not in _types_of(name)]
+        if damaged or state["consumed"] < 0:
+            shown = ", ".join(f"{name} {state[name]!r}" for name in damaged or ["consumed"])
+            raise ResumeError(f"the loader state says {shown}; expected counts and a digest: resume from another copy")
         return cls(**dict(state))
 
     def require_same_stream(self, other: "StreamState") -> None:
@@ -53,3 +55,7 @@ class StreamState:
                     f"the state was made with {what} {shown[0]}, this loader streams {shown[1]}; "
                     "open the same data with the same settings, or start anew without the state"
                 )
+
+
+def _types_of(name: str) -> tuple[type, ...]:
+    return {"selection": (str,), "seed": (int, type(None))}.get(name, (int,))

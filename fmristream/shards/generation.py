@@ -42,7 +42,7 @@ def newest_generation(store: Store) -> Generation:
         FormatError: there is no dataset, or it needs a newer reader.
         CorruptDataError: the newest generation is damaged.
     """
-    number = _hinted(store)
+    number = hinted_number(store)
     found = _load(store, number) if number else None
     if found is None:
         number = max(_listed(store), default=0)
@@ -124,7 +124,7 @@ def _hint(number: int) -> bytes:
     return canonical_json({**body, "check": sha256_json(body)[:16]})
 
 
-def _hinted(store: Store) -> int:
+def hinted_number(store: Store) -> int:
     """The generation that the hint names; 0 where the hint is missing or damaged: it is only a hint."""
     try:
         document = json.loads(store.read(HINT))

@@ -1,14 +1,24 @@
 """The one place where an fsspec file system is made."""
 
+import sys
 from typing import Any
 
 from fmristream.errors import MissingExtraError, StorageError
-from fmristream.storage.urls import display_url, scheme_of
+from fmristream.storage.urls import display_url, redacted, scheme_of, without_credentials
 
 # 8 MiB parts: s3fs' own 50 MiB would cost more memory than the rest of a conversion (64 parts make a 512 MiB shard).
 PART_BYTES = 8 * 2**20
 
 _EXTRA_OF = {"s3": "s3"}
+
+# Bases of what the clients raise beside OSError.
+_CLIENT_ERRORS = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("aiohttp", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("azure.core.exceptions", "AzureError"),
+)
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -17,22 +27,30 @@ def filesystem(url: str) -> tuple[Any, str]:
     Credentials and endpoints come from the environment and the provider's own configuration files, never from the URL.
 
     Raises:
+        UsageError: the URL holds credentials, or its scheme is not opened.
         MissingExtraError: the scheme's client package is not installed.
         StorageError: the client could not be set up.
     """
     import fsspec
 
-    scheme = scheme_of(url)
-    options: dict[str, Any] = {}
+    scheme = scheme_of(without_credentials(url))
+    # A remembered listing would hide what other writers did since.
+    options: dict[str, Any] = {"use_listings_cache": False}
     if scheme == "s3":
-        options = {"default_block_size": PART_BYTES, "default_cache_type": "none"}
+        options |= {"default_block_size": PART_BYTES, "default_cache_type": "none"}
     try:
-        fs, path = fsspec.core.url_to_fs(url, **options)
+        fs, path = fsspec.core.url_to_fs(f"{scheme}://{url.partition('://')[2]}", **options)
     except ImportError as error:
         extra = _EXTRA_OF.get(scheme, scheme)
         raise MissingExtraError(
             f"{display_url(url)}: the client for {scheme}:// is not installed ({error}); pip install 'fmristream[{extra}]'"
         ) from error
     except (OSError, ValueError) as error:
-        raise StorageError(f"{display_url(url)}: the store could not be opened: {error}") from error
+        raise StorageError(f"{display_url(url)}: the store could not be opened: {redacted(str(error))}") from error
     return fs, str(path)
+
+
+def client_errors() -> tuple[type[Exception], ...]:
+    """Every error class that means "the store failed": OSError, and those of the clients that are loaded."""
+    loaded = ((sys.modules.get(module), name) for module, name in _CLIENT_ERRORS)
+    return (OSError, *(getattr(module, name) for module, name in loaded if module is not None))

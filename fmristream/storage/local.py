@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +11,9 @@ from fmristream.storage.urls import local_path
 
 # Unfinished objects wait here; what a killed process leaves in it is garbage.
 SCRATCH = "tmp"
+
+# How often a folder is made again that another writer removes before something is in it.
+_LINK_ATTEMPTS = 100
 
 
 class LocalStore:
@@ -86,10 +90,7 @@ class LocalNewObject:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            path = self._root / self._key
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.link(self._scratch, path)  # fails if the name is taken, unlike rename
-            _sync_folder(path.parent)
+            _link(self._scratch, self._root / self._key, self._root)
 
         translated(str(self._root), self._key, publish)
 
@@ -114,6 +115,25 @@ def _write_scratch(root: Path, data: bytes) -> Path:
         file.flush()
         os.fsync(file.fileno())
     return path
+
+
+def _link(scratch: Path, path: Path, root: Path) -> None:
+    """Give a file its name, durably; FileExistsError if the name is taken, which rename would not tell."""
+    folders = [path.parent]
+    for attempts_left in reversed(range(_LINK_ATTEMPTS)):
+        if not path.parent.is_dir():
+            # The names of new folders have to last as well.
+            folders = [folder for folder in path.parents if folder == root or root in folder.parents]
+        with suppress(FileExistsError, FileNotFoundError):  # somebody removed it, or its parent, while it was made
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(scratch, path)
+            break
+        except FileNotFoundError:  # `delete` of another writer removed the folder, empty then
+            if not attempts_left:
+                raise
+    for folder in folders:
+        _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

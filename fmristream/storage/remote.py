@@ -1,5 +1,6 @@
 """A dataset behind an fsspec client: S3 with conditional puts, memory for tests and the API, anything else read-only."""
 
+import errno
 import threading
 from typing import Any, Self
 
@@ -38,7 +39,16 @@ class ReadOnlyStore:
         if start == stop:
             return b""
         path = self._path(key)
-        data = translated(self.name, key, lambda: bytes(self._fs.cat_file(path, start=start, end=stop)))
+
+        def read() -> bytes:
+            try:
+                return bytes(self._fs.cat_file(path, start=start, end=stop))
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # S3's answer to a range that begins behind the end
+                    return b""
+                raise
+
+        data = translated(self.name, key, read)
         return whole_range(data, store=self.name, key=key, start=start, stop=stop)
 
     def read(self, key: str) -> bytes:
@@ -50,7 +60,6 @@ class ReadOnlyStore:
         return translated(self.name, key, lambda: int(self._fs.info(path)["size"]))
 
     def list(self, prefix: str) -> list[str]:
-        self._forget_listings()
         path = self._path(prefix)
         found = translated(self.name, prefix, lambda: self._fs.find(path))
         return sorted(name[len(self._root) + 1 :] for name in found)
@@ -63,9 +72,6 @@ class ReadOnlyStore:
     def _path(self, key: str) -> str:
         return f"{self._root}/{checked_key(key)}"
 
-    def _forget_listings(self) -> None:
-        self._fs.invalidate_cache()
-
 
 class S3Store(ReadOnlyStore):
     """A bucket prefix; names are taken by `If-None-Match: *`, large objects by multipart upload that is completed last."""
@@ -77,7 +83,7 @@ class S3Store(ReadOnlyStore):
     def stream_new(self, key: str) -> "S3NewObject":
         path = self._path(key)
         file = translated(self.name, key, lambda: self._fs.open(path, "xb", autocommit=False, block_size=PART_BYTES))
-        return S3NewObject(self.name, key, file)
+        return S3NewObject(self, key, file)
 
     def replace_hint(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -87,29 +93,40 @@ class S3Store(ReadOnlyStore):
 class S3NewObject:
     """A multipart upload that `commit` completes; otherwise it is aborted and nothing shows."""
 
-    def __init__(self, store: str, key: str, file: Any) -> None:
+    def __init__(self, store: S3Store, key: str, file: Any) -> None:
         self._store = store
         self._key = key
         self._file = file
-        self._published = False
+        self._is_done = False
 
     def write(self, data: bytes | memoryview) -> None:
-        translated(self._store, self._key, lambda: self._file.write(data))
+        translated(self._store.name, self._key, lambda: self._file.write(data))
 
     def commit(self) -> None:
+        if self._file.tell() == 0:  # s3fs would overwrite what is there with an empty object
+            self._discard()
+            self._store.put_new(self._key, b"")
+            return
+
         def publish() -> None:
             self._file.close()
             self._file.commit()
 
-        translated(self._store, self._key, publish)
-        self._published = True
+        translated(self._store.name, self._key, publish)
+        self._is_done = True
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if not self._published:
-            translated(self._store, self._key, self._file.discard)
+        if not self._is_done:
+            self._discard()
+
+    def _discard(self) -> None:
+        self._is_done = True
+        translated(self._store.name, self._key, self._file.discard)
+        # s3fs closes forgotten files when they are collected, and would start an upload of a discarded one.
+        self._file.closed = True
 
 
 class MemoryStore(ReadOnlyStore):

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import BinaryIO, TypeVar, cast
 
 from fmristream.errors import ObjectMissingError, StorageError
-from fmristream.storage.filesystem import PART_BYTES, filesystem
-from fmristream.storage.urls import display_url, local_path, scheme_of
+from fmristream.storage.filesystem import PART_BYTES, client_errors, filesystem
+from fmristream.storage.urls import display_url, local_path, redacted, scheme_of
 
 T = TypeVar("T")
 
@@ -85,5 +85,6 @@ def _named(url: str, action: Callable[[], T]) -> T:
         return action()
     except FileNotFoundError as error:
         raise ObjectMissingError(f"{display_url(url)}: there is no such file") from error
-    except OSError as error:
-        raise StorageError(f"{display_url(url)}: cannot be read: {error.strerror or error}") from error
+    except client_errors() as error:
+        reason = redacted(str(getattr(error, "strerror", None) or error))
+        raise StorageError(f"{display_url(url)}: cannot be read: {reason}") from error

@@ -8,13 +8,18 @@ An object is written once, under a name that nobody wrote before, and becomes vi
 - `replace_hint`: the only object that is ever overwritten, and that nothing depends on.
 """
 
+import re
 from collections.abc import Callable
 from typing import Protocol, Self, TypeVar
 
 from fmristream.errors import CorruptDataError, ObjectExistsError, ObjectMissingError, StorageError, UsageError
-from fmristream.storage.urls import display_url, scheme_of
+from fmristream.storage.filesystem import client_errors
+from fmristream.storage.urls import redacted, scheme_of
 
 T = TypeVar("T")
+
+# What a name may consist of: nothing that a file system, a bucket, a client's pattern or a URL gives a meaning to.
+_KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 
 
 class NewObject(Protocol):
@@ -85,8 +90,8 @@ def open_store(url: str) -> Store:
 
 
 def checked_key(key: str) -> str:
-    """The key itself, after a look that it stays inside the store."""
-    if not key or key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")) or "\\" in key:
+    """The key itself, after a look that it stays inside the store and means the same to every client."""
+    if _KEY.fullmatch(key) is None or any(part in (".", "..") for part in key.split("/")):
         raise CorruptDataError(f"object name {key!r} leaves the dataset folder; the table that names it is not ours")
     return key
 
@@ -113,5 +118,5 @@ def translated(store: str, key: str, action: Callable[[], T]) -> T:
         raise ObjectMissingError(
             f"{store}/{key}: there is no such object; check the URL, or restore the object from a copy"
         ) from error
-    except OSError as error:
-        raise StorageError(f"{store}/{key}: {display_url(str(error.strerror or error))}") from error
+    except client_errors() as error:
+        raise StorageError(f"{store}/{key}: {redacted(str(getattr(error, 'strerror', None) or error))}") from error

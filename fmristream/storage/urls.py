@@ -2,7 +2,6 @@
 
 import os
 import re
-from urllib.parse import urlsplit, urlunsplit
 
 from fmristream.errors import UsageError
 
@@ -16,23 +15,49 @@ def scheme_of(url: str) -> str:
     Raises:
         UsageError: the scheme is not one that fmristream opens.
     """
-    match = re.match(r"^([A-Za-z][A-Za-z0-9+.-]*)::?/", url) or re.match(r"^([A-Za-z][A-Za-z0-9+.-]+)::", url)
-    if match is None or "://" not in url:
+    if "://" not in url:
+        return "file"
+    match = re.match(r"^([A-Za-z][A-Za-z0-9+.-]*):", url)
+    if match is None:
         return "file"
     scheme = match.group(1).lower()
+    if "::" in url:  # fsspec would chain file systems, each with a scheme of its own
+        raise UsageError(f"{display_url(url)}: chained URLs ('::') are not opened by fmristream; give a plain one")
     if scheme not in SCHEMES:
         known = ", ".join(sorted(SCHEMES))
         raise UsageError(f"{display_url(url)}: scheme {scheme!r} is not opened by fmristream; use one of {known}")
     return scheme
 
 
+def without_credentials(url: str) -> str:
+    """The URL itself, after a look that it names no user and no password.
+
+    Raises:
+        UsageError: it does; shells, logs and tables would keep them.
+    """
+    user, at, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
+    is_container = scheme_of(url) in ("az", "abfs") and ":" not in user  # abfs://container@account...
+    if at and not is_container:
+        raise UsageError(
+            f"{display_url(url)}: credentials do not belong into a URL; give them in the environment or in the "
+            "provider's own configuration files"
+        )
+    return url
+
+
+def redacted(text: str) -> str:
+    """A sentence without user names, passwords, queries and fragments of the URLs in it."""
+    text = re.sub(r"(?<=://)[^/\s\"']*@", "", text)
+    return re.sub(r"(://[^\s\"'?#]*)[?#][^\s\"']*", r"\1", text)
+
+
 def display_url(url: str) -> str:
     """The URL without user name, password, query and fragment, which may hold secrets."""
-    if "://" not in url:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
         return url
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def join_url(base: str, *names: str) -> str:

@@ -55,14 +55,16 @@ class StreamingDataset:
         mix_spaces: bool = False,
     ) -> None:
         self.dataset = source if isinstance(source, Dataset) else open_dataset(source)
-        self.window = Window(length=window, stride=window if stride is None else stride)
+        frames = Window(length=window, stride=window if stride is None else stride)
+        self.window = frames.length  # frames
+        self.stride = frames.stride
         self.split = split
         self.seed = seed
         self.normalize = normalize
         self.runs = _select(self.dataset, split)
         if not mix_spaces:
             require_one_space(self.runs, where=self.dataset.store.name)
-        self._table = WindowTable([run.frames for run in self.runs], self.window)
+        self._table = WindowTable([run.frames for run in self.runs], frames)
         self._reader = WindowReader(dataset=self.dataset, normalization=recipe(normalize), exact=exact)
         self._targets = [
             read_target(self.dataset.participants, name, where=self.dataset.store.name) for name in targets
@@ -94,7 +96,7 @@ class StreamingDataset:
     @cached_property
     def selection_digest(self) -> str:
         """Digest of the selected runs, in order, and the window: what the order of windows is keyed by."""
-        window = {"length": self.window.length, "stride": self.window.stride}
+        window = {"length": self.window, "stride": self.stride}
         return sha256_json({"runs": [run.digest for run in self.runs], "window": window})
 
     @property
@@ -106,6 +108,12 @@ class StreamingDataset:
     def target_labels(self) -> Mapping[str, tuple[str, ...]]:
         """The words behind a target's codes; empty for numbers."""
         return {target.name: target.labels for target in self._targets}
+
+    @property
+    def target_values(self) -> Mapping[str, tuple[float, ...]]:
+        """Each target's value for every selected subject once, in sorted order of labels; NaN where it is missing."""
+        subjects = sorted(set(self.subjects))
+        return {target.name: tuple(target.of(subject) for subject in subjects) for target in self._targets}
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -140,10 +148,10 @@ class StreamingDataset:
             raise IndexError(f"window {number} was asked for, there are {len(self)}")
         number %= len(self)
         run, start = self.locate(number)
-        packed = np.empty((self.window.length, self.voxels), dtype=np.float32)
+        packed = np.empty((self.window, self.voxels), dtype=np.float32)
         self.read_packed(number, packed, Scratch())
         inside = self.positions >= 0
-        bold = np.full((self.window.length, int(np.prod(self.grid))), self.fill(run), dtype=np.float32)
+        bold = np.full((self.window, int(np.prod(self.grid))), self.fill(run), dtype=np.float32)
         bold[:, self.positions[inside]] = packed[:, inside]
         return {
             "bold": np.moveaxis(bold.reshape(-1, *self.grid), 0, -1)[None],

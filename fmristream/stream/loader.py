@@ -144,7 +144,7 @@ class StreamingLoader:
 
     def _start(self, position: int) -> _Ahead:
         numbers, valid = self._schedule.batch(position, self.world)
-        array, packed = self._pool.lend((len(numbers), self.clips.window.length, self.clips.voxels))
+        array, packed = self._pool.lend((len(numbers), self.clips.window, self.clips.voxels))
         filling = [
             # The tensor goes along so that its memory is not lent again before the last thread has written to it.
             self._threads.submit(self._fill, number, array[row], packed)
@@ -185,8 +185,8 @@ class StreamingLoader:
         return StreamState(
             consumed=consumed,
             seed=self.clips.seed,
-            window=self.clips.window.length,
-            stride=self.clips.window.stride,
+            window=self.clips.window,
+            stride=self.clips.stride,
             windows=self.clips.num_windows,
             selection=self.clips.selection_digest,
         )

@@ -3,7 +3,7 @@
 import json
 import os
 import random
-import signal
+import subprocess
 import sys
 
 import pytest
@@ -31,7 +31,10 @@ def checkpoint_at(step):
     return Checkpoint(
         step=step,
         model={"weight": torch.randn(40, 30, generator=generator).T, "count": torch.tensor(step)},
-        optimizer={"step/weight": torch.tensor(float(step)), "exp_avg/weight": torch.randn(30, 40, generator=generator)},
+        optimizer={
+            "step/weight": torch.tensor(float(step)),
+            "exp_avg/weight": torch.randn(30, 40, generator=generator),
+        },
         rng={"cpu": torch.randint(0, 256, (2, 64), dtype=torch.uint8, generator=generator)},
         state={"loader": {"position": 8 * step, "selection": "ab12"}, "world_size": 2},
     )
@@ -113,10 +116,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(root, name, h
 def test_no_flipped_bit_anywhere_loads_as_something_else(tmp_path_factory, name, rng):
     folder = save_checkpoint(tmp_path_factory.mktemp("flip"), checkpoint_at(7), keep_last=1)
     damage(folder / name, "flipped", rng)
-    try:
-        assert_same(load_checkpoint(folder), checkpoint_at(7))  # white space in the manifest
-    except CorruptDataError as error:
-        assert str(folder) in str(error)
+    found, damaged = newest_whole(folder.parent)
+    if found:  # white space in the manifest
+        assert_same(found, checkpoint_at(7))
+    else:
+        assert str(folder) in damaged[0].reason
 
 
 def test_a_file_of_another_checkpoint_does_not_pass(root):
@@ -142,40 +146,65 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_is_reached_again(root):
     assert sorted(path.name for path in root.iterdir()) == ["step-100", "step-200"]
 
 
-def killed_while_saving(root, step, at_event):
-    """Save in a child process that kills itself at its `at_event`-th touch of the file system; whether it was killed."""
+KILL_AT_EVERY_TOUCH = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from train.checkpoint import Checkpoint, newest_whole, save_checkpoint
+
+def tensors(step):
+    return {"weight": torch.full((500,), float(step))}
+
+def killed(root, step, at_event):
     child = os.fork()
     if child == 0:
-        left = [at_event]
-
+        left = at_event
         def count(event, arguments):
-            if event.startswith(("open", "os.", "shutil.")):
-                left[0] -= 1
-                if left[0] < 0:
+            nonlocal left
+            if event.startswith(("open", "os.", "shutil.")) and event != "os.kill":
+                left -= 1
+                if left < 0:
                     os.kill(os.getpid(), signal.SIGKILL)
-
         sys.addaudithook(count)
-        save_checkpoint(root, checkpoint_at(step), keep_last=2)
-        os._exit(0)
+        values, status = tensors(step), 1
+        try:
+            save_checkpoint(root, Checkpoint(step=step, model=values, optimizer=values, rng=values, state={}), keep_last=2)
+            status = 0
+        finally:
+            os._exit(status)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
     return os.WIFSIGNALED(status)
 
-
-def test_killed_at_any_moment_a_save_leaves_the_old_or_the_new_one_whole(root):
-    kills, newest = 0, 200
-    for step in range(300, 10_000, 100):
-        if not killed_while_saving(root, step, kills):
-            break
-        kills += 1
-        found, damaged = newest_whole(root)
-        assert damaged == []
-        assert found.step in (newest, step)
+root, newest, kills = Path(sys.argv[1]), -1, 0
+for step in range(1000):
+    was_killed = killed(root, step, kills)
+    found, damaged = newest_whole(root)
+    assert damaged == [], damaged
+    assert (found.step if found else -1) in ((newest, step) if was_killed else (step,)), (step, newest)
+    if found:
         newest = found.step
-        assert_same(found, checkpoint_at(newest))
-    assert kills > 10
-    assert newest_whole(root)[0].step == step
-    assert not list(root.glob(".unfinished-*"))
+        assert torch.equal(found.model["weight"], tensors(newest)["weight"])
+    if not was_killed:
+        break
+    kills += 1
+print(kills, sorted(path.name for path in root.iterdir()))
+"""
+
+
+def test_killed_at_any_touch_of_the_disk_a_save_leaves_the_old_or_the_new_one_whole(tmp_path):
+    # In a process of its own: forks of this one would inherit locks of torch's threads.
+    done = subprocess.run(
+        [sys.executable, "-c", KILL_AT_EVERY_TOUCH, str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    kills, names = done.stdout.split(maxsplit=1)
+    assert int(kills) > 10
+    assert ".unfinished" not in names
 
 
 def test_random_state_goes_on_where_it_was_and_a_new_rank_keeps_its_own():

@@ -50,7 +50,9 @@ def test_accuracies_are_scikit_learns(case, cut):
     truth, score = case
     told = (score > cut).astype(np.float64)
     assert metrics.accuracy(truth, told) == pytest.approx(oracle.accuracy_score(truth, told), abs=1e-12)
-    assert metrics.balanced_accuracy(truth, told) == pytest.approx(oracle.balanced_accuracy_score(truth, told), abs=1e-12)
+    assert metrics.balanced_accuracy(truth, told) == pytest.approx(
+        oracle.balanced_accuracy_score(truth, told), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("label", [0.0, 1.0])

@@ -1,5 +1,6 @@
 """The learning rate is a function of the step; only matrices decay; state goes into a checkpoint and back."""
 
+import itertools
 import math
 
 import pytest
@@ -36,7 +37,7 @@ def test_the_rate_stays_between_its_ends_and_never_rises_after_the_warm_up(warmu
     rates = [learning_rate(step, config=config, total_steps=total) for step in range(total)]
     assert all(0 <= rate <= 2.0 + 1e-12 for rate in rates)
     falling = rates[warmup:]
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(falling, falling[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(falling))
 
 
 def small_model():
@@ -66,7 +67,9 @@ def test_vectors_are_not_decayed_and_matrices_are():
 def test_a_frozen_parameter_is_left_alone():
     model = small_model()
     model[0].weight.requires_grad_(False)
-    held = {id(parameter) for group in make_optimizer(model, OptimConfig()).param_groups for parameter in group["params"]}
+    held = {
+        id(parameter) for group in make_optimizer(model, OptimConfig()).param_groups for parameter in group["params"]
+    }
     assert id(model[0].weight) not in held
     assert len(held) == 5
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 from fmristream.errors import ObjectMissingError, UsageError
 from fmristream.ingest.sources.bids import find_bids_runs, is_bids
@@ -64,8 +65,7 @@ def _listed(source: str) -> tuple[str, list[str]]:
     root, pattern = split_glob(source)
     if not is_folder(root):
         raise UsageError(f"{display_url(source)}: there is no folder {display_url(root)} to look in")
-    matches = glob_pattern(pattern)
-    found = [key for key in list_source(root) if matches.fullmatch(key)]
+    found = [key for key in list_source(root) if glob_matches(pattern, key)]
     if not found:
         raise UsageError(f"{display_url(source)}: no file in {display_url(root)} matches {pattern}")
     return root, found
@@ -78,32 +78,17 @@ def split_glob(source: str) -> tuple[str, str]:
     return "/".join(parts[:first]) or "/", "/".join(parts[first:])
 
 
-def glob_pattern(pattern: str) -> re.Pattern[str]:
-    """The regular expression of a glob: `**` crosses folders, and a folder that matches stands for all in it."""
-    parts = pattern.split("/")
-    expressions = [
-        ("(?:[^/]+/)*" if place < len(parts) - 1 else ".*") if part == "**" else _part_pattern(part) + "/"
-        for place, part in enumerate(parts)
-    ]
-    return re.compile("".join(expressions).rstrip("/") + "(?:/.*)?", re.DOTALL)
+def glob_matches(pattern: str, path: str) -> bool:
+    """Whether a path fits a glob: `**` stands for any number of folders, and a folder that fits for all in it."""
+    return _parts_match(pattern.split("/"), path.split("/"))
 
 
-def _part_pattern(part: str) -> str:
-    pieces: Sequence[str] = re.split(r"(\*+|\?|\[[!^]?\]?[^]]*\])", part)
-    return "".join(_piece_pattern(piece) for piece in pieces)
-
-
-def _piece_pattern(piece: str) -> str:
-    if piece.startswith("*"):
-        return "[^/]*"
-    if piece == "?":
-        return "[^/]"
-    if len(piece) > 2 and piece.startswith("["):
-        inner = piece[1:-1]
-        negated = inner[:1] in ("!", "^")
-        letters = re.sub(r"([\\\[\]^&~|])", r"\\\1", inner[1:] if negated else inner)
-        return f"(?!/)[{'^' if negated else ''}{letters}]"
-    return re.escape(piece)
+def _parts_match(parts: Sequence[str], names: Sequence[str]) -> bool:
+    if not parts:
+        return True
+    if parts[0] == "**":
+        return any(_parts_match(parts[1:], names[start:]) for start in range(len(names)))
+    return bool(names) and fnmatchcase(names[0], parts[0]) and _parts_match(parts[1:], names[1:])
 
 
 def _refuse_pattern(source: str, subject_pattern: str | None, what: str) -> None:

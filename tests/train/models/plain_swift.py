@@ -27,7 +27,11 @@ def cut(x: Tensor, window: Axes) -> Tensor:
     """(b, x, y, z, t, c) to (windows, tokens of a window, c)."""
     b, *sizes, c = x.shape
     split = [n for size, length in zip(sizes, window, strict=True) for n in (size // length, length)]
-    return x.reshape(b, *split, c).permute(0, 1, 3, 5, 7, 2, 4, 6, 8, 9).reshape(-1, window[0] * window[1] * window[2] * window[3], c)
+    return (
+        x.reshape(b, *split, c)
+        .permute(0, 1, 3, 5, 7, 2, 4, 6, 8, 9)
+        .reshape(-1, window[0] * window[1] * window[2] * window[3], c)
+    )
 
 
 def uncut(windows: Tensor, window: Axes, shape: Axes) -> Tensor:
@@ -81,7 +85,13 @@ def block(x: Tensor, weights: Weights, name: str, heads: int, window: Axes, shif
     y = uncut(attention(cut(rolled, window), weights, f"{name}.attn", heads, bias), window, tuple(y.shape))
     y = torch.roll(y, shift, (1, 2, 3, 4))
     x = x + y[:, : sizes[0], : sizes[1], : sizes[2], : sizes[3]]
-    hidden = F.gelu(F.linear(norm(x, weights, f"{name}.norm2"), weights[f"{name}.mlp.linear1.weight"], weights[f"{name}.mlp.linear1.bias"]))
+    hidden = F.gelu(
+        F.linear(
+            norm(x, weights, f"{name}.norm2"),
+            weights[f"{name}.mlp.linear1.weight"],
+            weights[f"{name}.mlp.linear1.bias"],
+        )
+    )
     return x + F.linear(hidden, weights[f"{name}.mlp.linear2.weight"], weights[f"{name}.mlp.linear2.bias"])
 
 

@@ -1,0 +1,5 @@
+"""`python -m fmristream` is `fmristream`."""
+
+from fmristream.cli.main import run
+
+run()

@@ -1,0 +1,129 @@
+"""Decode everything of a run again: its digest, its statistics, and the same bytes through zarr-python."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmristream.catalog.run import Run
+from fmristream.errors import CorruptDataError, FormatError, ObjectMissingError
+from fmristream.report.findings import Findings
+from fmristream.report.objects import PIECE_BYTES
+from fmristream.report.threads import Counter, in_threads
+from fmristream.shards.dataset import Dataset
+from fmristream.shards.digest import RunDigest, run_header
+from fmristream.shards.run_reader import RunReader
+from fmristream.signal.measure import REFERENCE_FRAMES, RunMeasure, Statistics, moments_of, reference_of
+
+# Sums of floats depend on the order in which a compiler adds them; integers of 8 and 16 bits are summed exactly.
+FLOAT_TOLERANCE = 1e-6
+
+
+def check_all_deeply(dataset: Dataset, counter: Counter) -> Findings:
+    """Check every run, several at a time; counts frames."""
+    found = Findings()
+    for result in in_threads(lambda run: check_run_deeply(dataset, run, counter), dataset.runs, counter):
+        found.merge(result)
+    return found
+
+
+def check_run_deeply(dataset: Dataset, run: Run, counter: Counter) -> Findings:
+    """Check one run; memory is a few frames and the run's per-voxel statistics."""
+    found = Findings()
+    try:
+        reader = dataset.reader(run)
+        digest, statistics = _decode_all(reader, found, counter)
+        if digest != run.digest:
+            found.fault(f"its stored values have digest {digest[:12]}, its row says {run.digest[:12]}", run=run.name)
+        _compare_scalars(run, statistics, found)
+        _compare_vectors(reader, statistics, found)
+        _read_through_zarr(dataset, reader, found)
+    except (CorruptDataError, ObjectMissingError, FormatError) as error:
+        found.fault(str(error), run=run.name)
+    return found
+
+
+def frame_blocks(run: Run) -> Iterator[tuple[int, int]]:
+    """[start, stop) of consecutive frames that fit a piece of memory."""
+    step = max(1, PIECE_BYTES // max(1, run.voxels * run.numpy_dtype.itemsize))
+    for start in range(0, run.frames, step):
+        yield start, min(start + step, run.frames)
+
+
+def _decode_all(reader: RunReader, found: Findings, counter: Counter) -> tuple[str, Statistics]:
+    run = reader.run
+    header = run_header(
+        frames=run.frames, shape=run.shape, dtype=run.dtype, slope=run.slope, inter=run.inter, affine=run.affine,
+        tr_s=run.tr_s,
+    )  # fmt: skip
+    digest = RunDigest(header=header, space_digest=run.space_digest)
+    if reader.is_difference:
+        reference = reader.reference
+        scratch = np.empty(run.voxels, dtype=run.dtype)
+    else:  # the shift that float sums were taken about
+        reference = reference_of(list(reader.read_stored(0, min(REFERENCE_FRAMES, run.frames))))
+        scratch = None
+    measure = RunMeasure(reference, dtype=run.numpy_dtype, slope=run.slope, inter=run.inter)
+    for start, stop in frame_blocks(run):
+        for values in reader.read_stored(start, stop):
+            digest.add(values.data)
+            measure.add(values, scratch)
+        found.frames_decoded += stop - start
+        counter.add(stop - start)
+    return digest.hexdigest(), measure.finish()
+
+
+def _compare_scalars(run: Run, statistics: Statistics, found: Findings) -> None:
+    tolerance = 0.0 if run.numpy_dtype.kind in "iu" and run.numpy_dtype.itemsize <= 2 else FLOAT_TOLERANCE
+    names = ("residual_wraps", "valid_min", "valid_max", "nonfinite", "foreground_count")
+    scaled = ("foreground_mean", "foreground_sd", "foreground_min", "foreground_max")
+    for name in (*names, *scaled):
+        told, is_ = float(getattr(run, name)), float(getattr(statistics, name))
+        near = abs(told - is_) <= tolerance * max(abs(told), abs(is_)) if name in scaled else told == is_
+        if not near and math.isfinite(told) | math.isfinite(is_):  # without a finite value there is no range: NaN
+            found.fault(f"its row says {name} {told!r}, its stored values give {is_!r}", run=run.name)
+
+
+def _compare_vectors(reader: RunReader, statistics: Statistics, found: Findings) -> None:
+    run = reader.run
+    exact = run.numpy_dtype.kind in "iu" and run.numpy_dtype.itemsize <= 2
+    expected: Mapping[str, NDArray[Any]] = {
+        "moments": moments_of(statistics, dtype=run.numpy_dtype),
+        "stats": np.stack([statistics.delta, statistics.sd]).astype("<f4"),
+    }
+    stored = {"moments": reader.moments, "stats": reader.exact_moments}
+    for name, vectors in expected.items():
+        if stored[name].dtype != vectors.dtype:
+            found.fault(f"{name} are stored as {stored[name].dtype}, its values need {vectors.dtype}", run=run.name)
+        elif not (np.array_equal(stored[name], vectors) if exact else _is_close(stored[name], vectors)):
+            found.fault(f"the stored {name} are not those of its stored values", run=run.name)
+
+
+def _is_close(stored: NDArray[Any], expected: NDArray[Any]) -> bool:
+    """Equal up to the rounding of sums, which is relative to the voxel's SD and mean."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        scale = np.abs(expected.astype(np.float64)).max(axis=0)
+        return bool(np.all((np.abs(stored.astype(np.float64) - expected) <= FLOAT_TOLERANCE * scale) | ~np.isfinite(scale)))
+
+
+def _read_through_zarr(dataset: Dataset, reader: RunReader, found: Findings) -> None:
+    """First, middle and last frame and the per-voxel arrays, as any tool that reads Zarr would get them."""
+    run, name = reader.run, reader.frames_array.name
+    try:
+        group: Any = dataset.zarr(run)
+        for frame in sorted({0, run.frames // 2, run.frames - 1}):
+            values = np.asarray(group[name][frame])
+            if reader.is_difference:
+                with np.errstate(over="ignore"):
+                    values = values + np.asarray(group["reference"][:])
+            if values.tobytes() != reader.read_stored(frame, frame + 1).tobytes():
+                found.fault(f"frame {frame} reads differently through zarr-python", run=run.name)
+            found.frames_cross_read += 1
+        if np.asarray(group["moments"][:]).tobytes() != reader.moments.tobytes():
+            found.fault("its moments read differently through zarr-python", run=run.name)
+        if "mask" in reader.arrays and np.asarray(group["mask"][:]).max(initial=0) > 1:
+            found.fault("its own mask holds values beside 0 and 1", run=run.name)
+    except (ValueError, LookupError, OSError, RuntimeError) as error:  # what zarr and its codecs raise
+        found.fault(f"zarr-python cannot read it: {type(error).__name__}: {error}", run=run.name)

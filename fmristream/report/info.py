@@ -1,0 +1,247 @@
+"""What a dataset holds, from its tables alone: no voxel is read."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fmristream.catalog.run import Run
+from fmristream.catalog.split import PARTS
+from fmristream.ingest.summary import alignment_warnings
+from fmristream.report.findings import first_few
+from fmristream.report.objects import objects_of_generation, objects_of_runs
+from fmristream.report.orientation import axis_codes, voxel_sizes_mm
+from fmristream.shards.dataset import Dataset
+from fmristream.storage import display_url
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridInfo:
+    """One grid with one mask, and how many runs are stored on it."""
+
+    runs: int
+    shape: tuple[int, int, int]
+    voxel_size_mm: tuple[float, float, float]
+    orientation: str  # where the voxel axes run to, such as LAS
+    voxels: int  # stored, of shape's product
+
+    @property
+    def share(self) -> float:
+        """Stored share of the grid."""
+        return self.voxels / math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitInfo:
+    """One part of the split."""
+
+    part: str
+    subjects: int
+    runs: int
+    frames: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """One run as a row for people."""
+
+    name: str
+    subject: str
+    session: str
+    task: str
+    run: str
+    space: str
+    split: str
+    frames: int
+    tr_s: float | None
+    shape: tuple[int, int, int]
+    voxels: int
+    dtype: str
+    stored_bytes: int
+    source_bytes: int
+    mean: float | None  # of the foreground, in scaled units; None where there is none
+    sd: float | None
+    nonfinite: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Info:
+    """One version of a dataset in numbers."""
+
+    url: str
+    generation: int
+    generation_digest: str
+    content_digest: str
+    format_version: int
+    tool: str
+    layout: str
+    codec: str
+    runs: int
+    subjects: int
+    participants: int
+    sessions: tuple[str, ...]
+    tasks: tuple[str, ...]
+    spaces: Mapping[str, int]  # label -> runs
+    frames: int
+    duration_s: float | None  # None where a run has no TR
+    tr_s: tuple[float, ...]  # every one that occurs
+    runs_without_tr: int
+    grids: tuple[GridInfo, ...]
+    dtypes: Mapping[str, int]  # numpy name -> runs
+    split: Mapping[str, Any]  # how it was made
+    splits: tuple[SplitInfo, ...]
+    stored_bytes: int
+    decoded_bytes: int  # of the stored voxels, as the source had them
+    source_bytes: int
+    objects: int
+    quarantined: int
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def describe(dataset: Dataset) -> Info:
+    """The dataset in numbers.
+
+    Raises:
+        CorruptDataError: a table is not what was committed.
+    """
+    runs, document = dataset.runs, dataset.generation.document
+    known = sorted({run.tr_s for run in runs if run.tr_s is not None})
+    stored, objects = _stored(dataset)
+    return Info(
+        url=display_url(dataset.url),
+        generation=dataset.generation.number,
+        generation_digest=dataset.generation_digest,
+        content_digest=dataset.content_digest,
+        format_version=document["version"],
+        tool=document["tool"],
+        layout=document["parameters"]["layout"],
+        codec=document["parameters"]["codec"],
+        runs=len(runs),
+        subjects=len({run.subject for run in runs}),
+        participants=len(dataset.participants),
+        sessions=_labels(run.session for run in runs),
+        tasks=_labels(run.task for run in runs),
+        spaces=_counts(run.space for run in runs),
+        frames=sum(run.frames for run in runs),
+        duration_s=_duration_s(runs),
+        tr_s=tuple(known),
+        runs_without_tr=sum(run.tr_s is None for run in runs),
+        grids=_grids(dataset),
+        dtypes=_counts(run.numpy_dtype.name for run in runs),
+        split=document["split"],
+        splits=_splits(runs),
+        stored_bytes=stored,
+        decoded_bytes=sum(run.voxels * run.frames * run.numpy_dtype.itemsize for run in runs),
+        source_bytes=sum(run.source_bytes for run in runs),
+        objects=objects,
+        quarantined=len(dataset.skipped),
+        warnings=_warnings(runs),
+    )
+
+
+def describe_runs(dataset: Dataset) -> tuple[RunInfo, ...]:
+    """Every run as a row, in base order."""
+    return tuple(_row(dataset, run) for run in dataset.runs)
+
+
+def _row(dataset: Dataset, run: Run) -> RunInfo:
+    _, arrays = dataset.arrays[run.name]
+    return RunInfo(
+        name=run.name,
+        subject=run.subject,
+        session=run.session,
+        task=run.task,
+        run=run.run,
+        space=run.space,
+        split=run.split,
+        frames=run.frames,
+        tr_s=run.tr_s,
+        shape=run.shape,
+        voxels=run.voxels,
+        dtype=run.numpy_dtype.name,
+        stored_bytes=sum(file.bytes for array in arrays.values() for file in array.files),
+        source_bytes=run.source_bytes,
+        mean=run.foreground_mean if math.isfinite(run.foreground_mean) else None,
+        sd=run.foreground_sd if math.isfinite(run.foreground_sd) else None,
+        nonfinite=run.nonfinite,
+        digest=run.digest,
+    )
+
+
+def _stored(dataset: Dataset) -> tuple[int, int]:
+    """(bytes, objects) of everything that the generation names."""
+    sizes = [one.bytes for one in objects_of_generation(dataset.generation)]
+    sizes += [one.bytes for one in objects_of_runs(dataset)]
+    return sum(sizes), len(sizes)
+
+
+def _grids(dataset: Dataset) -> tuple[GridInfo, ...]:
+    counts = Counter(run.space_digest for run in dataset.runs)
+    found = []
+    for digest, runs in counts.most_common():
+        space = dataset.generation.document["spaces"][digest]
+        affine = np.array(space["affine"], dtype=np.float64).reshape(4, 4)
+        x, y, z = space["shape"]
+        found.append(
+            GridInfo(
+                runs=runs,
+                shape=(x, y, z),
+                voxel_size_mm=voxel_sizes_mm(affine),
+                orientation=axis_codes(affine),
+                voxels=space["voxels"],
+            )
+        )
+    return tuple(found)
+
+
+def _splits(runs: Iterable[Run]) -> tuple[SplitInfo, ...]:
+    by_part: dict[str, list[Run]] = {part: [] for part in PARTS}
+    for run in runs:
+        if run.split:
+            by_part.setdefault(run.split, []).append(run)
+    return tuple(
+        SplitInfo(
+            part=part,
+            subjects=len({run.subject for run in members}),
+            runs=len(members),
+            frames=sum(run.frames for run in members),
+        )
+        for part, members in by_part.items()
+        if members
+    )
+
+
+def _duration_s(runs: Iterable[Run]) -> float | None:
+    durations = [None if run.tr_s is None else run.tr_s * run.frames for run in runs]
+    return None if None in durations else sum(d for d in durations if d is not None)
+
+
+def _labels(labels: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({label for label in labels if label}))
+
+
+def _counts(labels: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(labels).most_common())
+
+
+def _warnings(runs: tuple[Run, ...]) -> tuple[str, ...]:
+    warnings = list(alignment_warnings((run.space, run.subject) for run in runs))
+    for what, names in {
+        "have no repetition time": [run.name for run in runs if run.tr_s is None],
+        "hold values that are NaN or infinite": [run.name for run in runs if run.nonfinite],
+        "have no spread, and no global normalisation takes them": [
+            run.name for run in runs if not run.foreground_sd > 0
+        ],
+        "have brain voxels outside the stored mask": [run.name for run in runs if run.outside],
+    }.items():
+        if names:
+            warnings.append(f"{len(names)} of {len(runs)} runs {what}: {first_few(names)}")
+    return tuple(warnings)

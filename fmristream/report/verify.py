@@ -1,0 +1,112 @@
+"""Is a dataset whole, does it agree with itself, and is it what its source says? Each question costs more than the last."""
+
+from fmristream.errors import CorruptDataError, FormatError, ObjectMissingError
+from fmristream.ingest.sources import Listing, find_runs
+from fmristream.report.against import compare_with_sources
+from fmristream.report.deep import check_all_deeply
+from fmristream.report.findings import Findings, ProgressCallback, VerifyProgress, VerifyReport
+from fmristream.report.layout import check_layouts
+from fmristream.report.objects import NamedObject, check_objects, objects_of_generation, objects_of_runs
+from fmristream.report.threads import Counter
+from fmristream.shards.dataset import Dataset
+from fmristream.shards.generation import HINT, hinted_number, newest_generation
+from fmristream.storage import Store, open_store
+
+
+def verify(
+    url: str, *, deep: bool = False, against: str | None = None, progress: ProgressCallback | None = None
+) -> VerifyReport:
+    """Check the newest version of a dataset.
+
+    Always: every object that it names is there with its size and sha256; tables, index blocks, shards and zarr.json
+    agree.
+
+    Args:
+        url: the dataset.
+        deep: also decode every chunk, compute digests and statistics again, and read a sample through zarr-python.
+        against: also compare every stored value with this source (folder, file, glob or `synth://`), read by nibabel.
+        progress: called as work proceeds.
+
+    Raises:
+        FormatError: there is no dataset, or it needs a newer reader.
+        UsageError: the source holds no runs.
+        StorageError: the store failed; nothing can be said.
+    """
+    listing = find_runs(against) if against is not None else None
+    found = Findings()
+    dataset = _opened(url, found)
+    if dataset is not None:
+        _check(dataset, listing, found, deep=deep, progress=progress)
+    return VerifyReport(
+        url=url,
+        content_digest=dataset.generation.document["content_digest"] if dataset else "",
+        generation_digest=dataset.generation_digest if dataset else "",
+        deep=deep,
+        against=against or "",
+        runs=0 if dataset is None or found.tables_damaged else len(dataset.runs),
+        **found.counts(),
+        faults=tuple(found.faults),
+    )
+
+
+def _opened(url: str, found: Findings) -> Dataset | None:
+    store = open_store(url)
+    try:
+        dataset = Dataset(url, store, newest_generation(store))
+    except CorruptDataError as error:
+        found.fault(str(error))
+        return None
+    if hinted_number(store) == 0:
+        found.fault("the hint is missing or damaged; restore it from a copy", key=HINT)
+    return dataset
+
+
+def _check(
+    dataset: Dataset, listing: Listing | None, found: Findings, *, deep: bool, progress: ProgressCallback | None
+) -> None:
+    of_generation = list(objects_of_generation(dataset.generation))
+    _check_objects(dataset.store, of_generation, found, progress)
+    _read_tables(dataset, found)
+    if found.tables_damaged:  # they say what else there is
+        return
+    _check_objects(dataset.store, list(objects_of_runs(dataset)), found, progress)
+    counter = _counter("checking indexes", len(dataset.runs), "runs", progress)
+    found.merge(check_layouts(dataset, found.damaged(), counter))
+    frames = sum(run.frames for run in dataset.runs)
+    if deep:
+        found.merge(check_all_deeply(dataset, _counter("decoding", frames, "frames", progress)))
+    if listing is not None:
+        counter = _counter("comparing with the source", frames, "frames", progress)
+        found.merge(compare_with_sources(dataset, listing, counter))
+
+
+def _check_objects(
+    store: Store, objects: list[NamedObject], found: Findings, progress: ProgressCallback | None
+) -> None:
+    total = sum(one.bytes for one in objects)
+    found.merge(check_objects(store, iter(objects), _counter("checking objects", total, "bytes", progress)))
+
+
+def _read_tables(dataset: Dataset, found: Findings) -> None:
+    """Load every table; the dataset keeps them."""
+    try:
+        rows = (len(dataset.runs), len(dataset.arrays), len(dataset.participants), len(dataset.skipped))
+        told = dataset.generation.document
+        segments = sum(segment["runs"]["rows"] for segment in told["segments"])
+        expected = (segments, segments, *(told[name]["rows"] if told[name] else 0 for name in ("participants", "skipped")))
+        if rows != expected:
+            found.fault(f"its tables hold {rows} runs, runs with arrays, participants and skipped inputs, not {expected}")
+        assert dataset.content_digest  # raises where it is not the recorded one
+    except (CorruptDataError, ObjectMissingError, FormatError) as error:
+        found.tables_damaged = True
+        if not any(key in str(error) for key in found.damaged()):
+            found.fault(str(error))
+
+
+def _counter(stage: str, total: int, unit: str, progress: ProgressCallback | None) -> Counter:
+    def tell(done: int) -> None:
+        if progress is not None:
+            progress(VerifyProgress(stage=stage, done=done, total=total, unit=unit))
+
+    tell(0)
+    return Counter(tell)

@@ -1,0 +1,126 @@
+"""Who gets which position: equal shares in global order on any world, every window exactly once per epoch."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fmristream.errors import UsageError
+from fmristream.sampling.deal import Schedule, World, check_schedule
+
+
+def schedule(windows: int, batch_size: int, seed: int | None = 7) -> Schedule:
+    return Schedule(windows=windows, batch_size=batch_size, seed=seed, selection_digest="d" * 64)
+
+
+SCHEDULES = st.builds(schedule, windows=st.integers(1, 200), batch_size=st.integers(1, 96), seed=st.integers(-3, 3))
+EVALUATIONS = st.builds(schedule, windows=st.integers(1, 200), batch_size=st.integers(1, 96), seed=st.none())
+
+
+@given(SCHEDULES, st.integers(1, 4))
+def test_every_window_comes_exactly_once_in_every_epoch(plan, epochs):
+    numbers, valid = plan.windows_at(0, epochs * plan.windows)
+    assert valid.all()
+    for epoch in numbers.reshape(epochs, plan.windows):
+        assert np.array_equal(np.sort(epoch), np.arange(plan.windows))
+
+
+def test_epochs_differ_in_order():
+    numbers, _ = schedule(50, 5).windows_at(0, 150)
+    assert len({tuple(epoch.tolist()) for epoch in numbers.reshape(3, 50)}) == 3
+
+
+@given(plan=st.one_of(SCHEDULES, EVALUATIONS), size=st.integers(1, 64), batch=st.integers(0, 20))
+def test_the_ranks_shares_in_order_are_the_batch_of_one_process(plan, size, batch):
+    position = batch * plan.batch_size
+    whole, whole_valid = plan.batch(position, World())
+    shares = [plan.batch(position, World(rank=rank, size=size)) for rank in range(size)]
+    assert np.array_equal(np.concatenate([numbers for numbers, _ in shares]), whole)
+    assert np.array_equal(np.concatenate([valid for _, valid in shares]), whole_valid)
+    assert len(whole) == plan.batch_size
+
+
+@given(count=st.integers(0, 10_000), size=st.integers(1, 64))
+def test_shares_follow_one_another_and_differ_by_one_at_most(count, size):
+    shares = [World(rank=rank, size=size).share(count) for rank in range(size)]
+    assert shares[0][0] == 0
+    assert shares[-1][1] == count
+    assert all(before[1] == after[0] for before, after in zip(shares, shares[1:], strict=False))
+    sizes = {stop - start for start, stop in shares}
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(size=st.integers(1, 64), extra=st.integers(0, 64))
+def test_no_rank_is_without_samples_where_the_batch_is_as_large_as_the_world(size, extra):
+    check_schedule(schedule(1000, size + extra), [size])
+    for rank in range(size):
+        start, stop = World(rank=rank, size=size).share(size + extra)
+        assert stop > start
+
+
+@given(plan=SCHEDULES, epochs=st.integers(1, 6))
+def test_batches_per_epoch_add_up_to_all_that_start_in_them(plan, epochs):
+    counted = sum(plan.batches_in(epoch) for epoch in range(epochs))
+    starts = [p for p in range(0, epochs * plan.windows, plan.batch_size) if plan.epoch_of(p) < epochs]
+    assert counted == len(starts)
+    for epoch in range(epochs):
+        assert plan.batches_in(epoch) == sum(plan.epoch_of(p) == epoch for p in starts)
+
+
+@given(plan=SCHEDULES, epoch=st.integers(0, 5))
+def test_training_never_cuts_a_batch_short_at_the_end_of_an_epoch(plan, epoch):
+    for number in range(plan.first_batch_of(epoch), plan.first_batch_of(epoch + 1)):
+        numbers, valid = plan.batch(number * plan.batch_size, World())
+        assert len(numbers) == plan.batch_size
+        assert valid.all()
+
+
+@given(plan=EVALUATIONS, size=st.integers(1, 64))
+def test_evaluation_is_one_pass_in_stored_order_with_a_padded_last_batch(plan, size):
+    numbers, valid = [], []
+    for batch in range(plan.batches_in(0)):
+        for rank in range(size):
+            some, flags = plan.batch(batch * plan.batch_size, World(rank=rank, size=size))
+            numbers.append(some)
+            valid.append(flags)
+    every, real = np.concatenate(numbers), np.concatenate(valid)
+    assert np.array_equal(every[real], np.arange(plan.windows))
+    assert len(every) == -(-plan.windows // plan.batch_size) * plan.batch_size
+    assert ((every >= 0) & (every < plan.windows)).all()
+
+
+def test_positions_far_into_training_are_found_without_the_way_there():
+    plan = schedule(53_000_000, 64)
+    numbers, _ = plan.windows_at(53_000_000 * 1000 - 3, 53_000_000 * 1000 + 3)
+    assert ((numbers >= 0) & (numbers < 53_000_000)).all()
+    assert len(set(numbers.tolist())) == 6
+
+
+def test_a_batch_across_the_end_of_an_epoch_continues_with_the_next_ones_order():
+    plan = schedule(10, 4)
+    numbers, _ = plan.batch(8, World())
+    first, _ = plan.windows_at(0, 10)
+    second, _ = plan.windows_at(10, 20)
+    assert numbers.tolist() == [*first[8:].tolist(), *second[:2].tolist()]
+
+
+def test_the_batches_of_a_small_example_are_those_of_the_first_release():
+    plan = Schedule(windows=10, batch_size=4, seed=7, selection_digest="0" * 64)
+    numbers, _ = plan.windows_at(0, 20)
+    assert numbers.tolist() == [1, 7, 0, 2, 6, 8, 5, 4, 9, 3, 7, 4, 9, 5, 8, 6, 2, 0, 3, 1]
+
+
+@pytest.mark.parametrize(("rank", "size"), [(-1, 2), (2, 2), (0, 0), (5, 3)])
+def test_a_rank_outside_its_world_is_refused(rank, size):
+    with pytest.raises(UsageError, match=f"rank {rank} of a world of {size}"):
+        World(rank=rank, size=size)
+
+
+def test_a_batch_smaller_than_the_world_is_refused_with_both_numbers():
+    with pytest.raises(UsageError, match=r"batch_size 3 .* world of 4"):
+        check_schedule(schedule(100, 3), [1, 2, 4])
+
+
+def test_a_selection_without_windows_is_refused():
+    with pytest.raises(UsageError, match="holds no window"):
+        check_schedule(schedule(0, 4), [1])

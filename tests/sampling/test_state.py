@@ -1,0 +1,84 @@
+"""The state of a stream: through JSON and back, and refused with both values where it belongs to another stream."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fmristream.errors import ResumeError
+from fmristream.sampling.state import StreamState
+
+STATE = StreamState(consumed=40, seed=7, window=20, stride=10, windows=1000, selection="a" * 64)
+SEEDS = st.one_of(st.none(), st.integers(-(2**63), 2**63))
+
+
+def changed(**values) -> dict:
+    return {**STATE.as_dict(), **values}
+
+
+@given(consumed=st.integers(0, 2**62), seed=SEEDS, windows=st.integers(1, 2**40))
+def test_a_state_survives_json(consumed, seed, windows):
+    state = StreamState(consumed=consumed, seed=seed, window=20, stride=3, windows=windows, selection="b" * 64)
+    assert StreamState.from_dict(json.loads(json.dumps(state.as_dict()))) == state
+
+
+def test_a_state_fits_its_own_stream_wherever_that_is():
+    STATE.require_same_stream(StreamState.from_dict(changed(consumed=0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "shown"),
+    [
+        ("window", 16, ("window 20", "16")),
+        ("stride", 20, ("stride 10", "20")),
+        ("seed", 8, ("seed 7", "8")),
+        ("seed", None, ("seed 7", "None")),
+        ("windows", 999, ("windows 1000", "999")),
+        ("selection", "b" * 64, ("aaaaaaaaaaaa", "bbbbbbbbbbbb")),
+    ],
+)
+def test_a_state_of_another_stream_is_refused_and_both_values_are_named(name, other, shown):
+    here = StreamState.from_dict(changed(**{name: other}))
+    with pytest.raises(ResumeError) as caught:
+        STATE.require_same_stream(here)
+    assert all(text in str(caught.value) for text in shown)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"consumed": 3},
+        {**STATE.as_dict(), "rank": 0},
+        {name: value for name, value in STATE.as_dict().items() if name != "selection"},
+        changed(version=2),
+        changed(version=0),
+        changed(consumed=-1),
+        changed(consumed="40"),
+        changed(consumed=40.0),
+        changed(consumed=True),
+        changed(consumed=None),
+        changed(selection=5),
+        changed(selection=None),
+        changed(window="20"),
+        changed(windows=None),
+        changed(seed="7"),
+        changed(seed=7.0),
+    ],
+)
+def test_what_is_no_state_is_refused(state):
+    with pytest.raises(ResumeError):
+        StreamState.from_dict(state)
+
+
+JSON_VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.just([1]))
+
+
+@given(st.sampled_from(sorted(STATE.as_dict())), JSON_VALUES)
+def test_a_state_with_any_one_value_replaced_is_taken_or_refused_but_never_crashes(name, value):
+    try:
+        StreamState.from_dict(changed(**{name: value})).require_same_stream(STATE)
+    except ResumeError:
+        return
+    assert name == "consumed" or value == STATE.as_dict()[name]

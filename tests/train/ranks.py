@@ -1,0 +1,92 @@
+"""What one rank does in the tests of several processes: `python ranks.py DUTY OUT`. Writes OUT/DUTY-<rank>.json."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from train.launch import World, join_world
+from train.loop import spread
+from train.objectives import Objective
+
+
+def exchange(world: World) -> object:
+    """Every exchange once, with ranks that differ in what they have."""
+    rank = world.rank
+    world.wait_for_all()
+    return {
+        "gather": world.gather(torch.arange(rank * 2).reshape(rank, 2) + 10 * rank).tolist(),
+        "gather_none": world.gather(torch.zeros((0, 3))).shape,
+        "stack": world.stack(torch.tensor([rank, -rank])).tolist(),
+        "from_main": world.from_main(7 - rank),
+    }
+
+
+def network() -> nn.Module:
+    """Small, with a parameter that the outputs do not depend on, as SwiFT has."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
+    model.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    return model
+
+
+def gradient(world: World) -> object:
+    """Gradients of three global batches of 7, dealt as the loader deals them, one target missing."""
+    from train.loop import weighted_backward
+
+    model = network()
+    spread_model, objective = spread(model, world), Objective(kind="regression", target="age")
+    generator = torch.Generator().manual_seed(2)
+    found = []
+    for _ in range(3):
+        inputs, targets = torch.randn(7, 6, generator=generator), torch.randn(7, generator=generator)
+        targets[3] = torch.nan
+        mine = slice(7 * world.rank // world.size, 7 * (world.rank + 1) // world.size)
+        model.zero_grad()
+        losses = objective.losses(spread_model(inputs[mine]), targets[mine])
+        part = weighted_backward(losses, global_size=7, world=world)
+        found.append(
+            {
+                "loss": world.stack(part.double()).sum().item(),
+                "gradient": torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).tolist(),
+            }
+        )
+    return found
+
+
+def hang(world: World) -> object:
+    """The last rank stops without ending; the others wait for it."""
+    if world.rank == world.size - 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    world.wait_for_all()
+    return {}
+
+
+def die_once(world: World) -> object:
+    """In the first attempt the last rank dies between two exchanges."""
+    world.wait_for_all()
+    attempt, port = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["MASTER_PORT"]
+    (Path(sys.argv[2]) / f"port-{attempt}-{world.rank}").write_text(port)
+    if attempt == "0" and world.rank == world.size - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.wait_for_all()
+    return {"attempt": attempt}
+
+
+DUTIES = {duty.__name__: duty for duty in (exchange, gradient, hang, die_once)}
+
+
+def main() -> None:
+    """Do the duties named in the command line, comma-separated."""
+    names, out = sys.argv[1].split(","), Path(sys.argv[2])
+    with join_world(timeout_s=float(os.environ.get("TEST_TIMEOUT_S", "30"))) as world:
+        for name in names:
+            (out / f"{name}-{world.rank}.json").write_text(json.dumps(DUTIES[name](world)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Processes find each other, also after one of them died, and any number of them takes the same step."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from train.launch import join_world, local_device_count
+from train.main import main
+
+RANKS = Path(__file__).with_name("ranks.py")
+ROOT = Path(__file__).parents[2]
+QUIET = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "FATAL"}
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+def start_ranks(size, arguments, *, port=None, absent=(), **environment):
+    """Processes with the variables that torchrun sets, but no torchrun."""
+    shared = {
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port or free_port()),
+        **environment,
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, str(RANKS), *arguments],
+            env=os.environ | QUIET | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+        if rank not in absent
+    ]
+
+
+def finish(processes, *, timeout=90):
+    """(exit status, what it said) of each."""
+    said = [process.communicate(timeout=timeout)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+
+
+def results(folder, duty, size):
+    return [json.loads((folder / f"{duty}-{rank}.json").read_text()) for rank in range(size)]
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory):
+    """What worlds of 1, 2 and 3 ranks found."""
+    found = {}
+    for size in (1, 2, 3):
+        out = tmp_path_factory.mktemp(f"world{size}")
+        assert [code for code, _ in finish(start_ranks(size, ["exchange,gradient", str(out)]))] == [0] * size
+        found[size] = {duty: results(out, duty, size) for duty in ("exchange", "gradient")}
+    return found
+
+
+def test_without_torchruns_variables_a_process_is_alone(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with join_world(timeout_s=1) as world:
+        assert (world.rank, world.size, world.is_main) == (0, 1, True)
+        rows = torch.arange(6).reshape(3, 2)
+        assert torch.equal(world.gather(rows), rows)
+        assert torch.equal(world.stack(rows), rows[None])
+        assert world.from_main(5) == 5
+        world.wait_for_all()
+    assert not torch.distributed.is_initialized()
+    assert local_device_count() == (torch.cuda.device_count() or 1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_every_rank_learns_the_rows_of_all_in_rank_order(groups, size):
+    for found in groups[size]["exchange"]:
+        assert found["gather"] == [[10 * r + 2 * i, 10 * r + 2 * i + 1] for r in range(size) for i in range(r)]
+        assert found["gather_none"] == [0, 3]
+        assert found["stack"] == [[r, -r] for r in range(size)]
+        assert found["from_main"] == 7
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_uneven_shares_give_the_gradient_and_loss_of_one_process(groups, size):
+    (alone,) = groups[1]["gradient"]
+    for found in groups[size]["gradient"]:
+        for step, expected in zip(found, alone, strict=True):
+            assert step["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+            assert step["gradient"] == pytest.approx(expected["gradient"], rel=1e-5, abs=1e-7)
+
+
+def test_all_ranks_get_the_same_gradient_to_the_bit(groups):
+    assert groups[3]["gradient"][0] == groups[3]["gradient"][1] == groups[3]["gradient"][2]
+
+
+def test_a_rank_that_never_comes_is_told_by_the_others_in_time(tmp_path):
+    ended = finish(start_ranks(3, ["exchange", str(tmp_path)], absent=[1], TEST_TIMEOUT_S="3"))
+    assert all(code != 0 for code, _ in ended)
+    assert any("the other ranks did not come" in said for _, said in ended)
+
+
+def test_a_hung_rank_makes_the_others_fail_within_the_timeout(tmp_path):
+    waiting, hung = start_ranks(2, ["hang", str(tmp_path)], TEST_TIMEOUT_S="4")
+    try:
+        assert finish([waiting], timeout=60)[0][0] != 0
+    finally:
+        hung.send_signal(signal.SIGKILL)
+        hung.communicate()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_after_a_death_torchrun_restarts_and_the_ranks_find_each_other_on_the_same_port(tmp_path, size):
+    # torchrun hands every attempt the same key-value server, in which the dead attempt's addresses still stand.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "1"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", str(size), str(RANKS), "die_once", str(tmp_path)],
+        env=os.environ | QUIET,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {found["attempt"] for found in results(tmp_path, "die_once", size)} == {"1"}
+    assert len({path.read_text() for path in tmp_path.glob("port-*")}) == 1
+
+
+def test_a_rank_that_was_not_started_by_torchrun_never_starts_others_and_check_needs_no_process(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    assert main(["swift_tiny_cpu", "--check", "--set", "optim.lr=1e-4", "--nproc", "7"]) == 0
+    assert "lr = 0.0001" in capsys.readouterr().out

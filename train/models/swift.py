@@ -1,0 +1,202 @@
+"""SwiFT, the 4-D Swin transformer for fMRI, without attention masks: (b, c, x, y, z, t) to (b, channels, x, y, z, t).
+
+Parameters have the names of the published checkpoints without `model.`, but for `norm.*`: the published code makes that
+layer and never applies it. Here it does not exist, because a parameter without a gradient stops DDP, and
+`train.models.load` skips it by name. Tokens stay channels-last from the patch embedding to the end.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from fmristream.errors import UsageError
+from train.models.attention import PieceAttention, TokenOrder, batch_order
+from train.models.swift_config import SwiftConfig
+from train.models.windows import PADDING, plan_pieces
+
+# On CPU the MLP of a large stage runs in chunks that stay in the cache, and is computed again for the gradient. At
+# 96^3 x 20 that takes .7 of the time and saves half of all stored activations; a stage an eighth of that size is slower.
+MLP_CHUNK = 4096
+LARGE_STAGE = 4 * MLP_CHUNK
+
+
+class PatchEmbedding(nn.Module):
+    """One linear map of every spatial patch of every frame."""
+
+    def __init__(self, config: SwiftConfig) -> None:
+        super().__init__()
+        self.patch = config.patch_size[:3]
+        px, py, pz = self.patch
+        self.fc = nn.Linear(px * py * pz * config.in_chans, config.embed_dim)
+
+    def forward(self, bold: Tensor) -> Tensor:
+        """(b, c, x, y, z, t) of any strides to (b, x, y, z, t, channels) on the grid of patches."""
+        b, c, *sizes, t = bold.shape
+        split = [number for size, patch in zip(sizes, self.patch, strict=True) for number in (size // patch, patch)]
+        # A patch is flattened in the order x, y, z, channel; the channel is fastest.
+        patches = bold.reshape(b, c, *split, t).permute(0, 2, 4, 6, 8, 3, 5, 7, 1)
+        tokens: Tensor = self.fc(patches.reshape(*patches.shape[:5], self.fc.in_features))
+        return tokens
+
+
+class PositionTables(nn.Module):
+    """Learned tables over space and time, added at the start of a stage; a short clip uses the first frames."""
+
+    def __init__(self, channels: int, grid: tuple[int, int, int], frames: int) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.zeros(1, channels, *grid, 1))
+        self.time_embed = nn.Parameter(torch.zeros(1, channels, 1, 1, 1, frames))
+        for table in self.parameters():
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, x, y, z, t, channels), before and after."""
+        time = self.time_embed[..., : x.shape[4]]
+        return x + self.pos_embed.permute(0, 2, 3, 4, 5, 1) + time.permute(0, 2, 3, 4, 5, 1)
+
+
+class Mlp(nn.Module):
+    """Two linear maps with an exact GELU between."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(channels, 4 * channels)
+        self.linear2 = nn.Linear(4 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear2(F.gelu(self.linear1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Attention inside the pieces of a plan, then an MLP; each reads normalised tokens and is added to them."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn = PieceAttention(channels, heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = Mlp(channels)
+
+    def forward(self, x: Tensor, order: TokenOrder) -> Tensor:
+        """(tokens, channels), before and after."""
+        x = x + self.attn(self.norm1(x), order)
+        if x.device.type != "cpu" or len(x) < LARGE_STAGE:
+            return self._add_mlp(x)
+        chunks = x.split_with_sizes([min(MLP_CHUNK, len(x) - start) for start in range(0, len(x), MLP_CHUNK)])
+        return torch.cat([self._add_mlp_twice(chunk) for chunk in chunks])
+
+    def _add_mlp_twice(self, x: Tensor) -> Tensor:
+        # Nothing inside is random, so no generator state needs keeping.
+        out: Tensor = checkpoint(self._add_mlp, x, use_reentrant=False, preserve_rng_state=False)
+        return out
+
+    def _add_mlp(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class PatchMerging(nn.Module):
+    """Join 2 x 2 x 2 neighbours (x slowest, z fastest) into one token of `multiplier` times the channels; time stays."""
+
+    def __init__(self, channels: int, multiplier: int) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(8 * channels, multiplier * channels, bias=False)
+        self.norm = nn.LayerNorm(8 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, x, y, z, t, channels) to half of x, y and z."""
+        b, sx, sy, sz, t, c = x.shape
+        corners = x.view(b, sx // 2, 2, sy // 2, 2, sz // 2, 2, t, c).permute(0, 1, 3, 5, 7, 2, 4, 6, 8)
+        merged: Tensor = self.reduction(self.norm(corners.reshape(b, sx // 2, sy // 2, sz // 2, t, 8 * c)))
+        return merged
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, every second one on shifted windows, and the merging after all stages but the last.
+
+    The orders of tokens are buffers that no checkpoint holds; `plan` makes them for a number of frames.
+    """
+
+    plain_index: Tensor
+    shifted_index: Tensor
+
+    def __init__(self, config: SwiftConfig, number: int) -> None:
+        super().__init__()
+        channels = config.stage_channels(number)
+        self.grid = config.stage_grid(number)
+        self.window, self.shift = config.stage_window(number)
+        self.blocks = nn.ModuleList([Block(channels, config.num_heads[number]) for _ in range(config.depths[number])])
+        is_last = number == len(config.depths) - 1
+        self.downsample = None if is_last else PatchMerging(channels, config.c_multiplier)
+
+    def plan(self, frames: int, device: torch.device) -> None:
+        """Sort the tokens of clips of `frames` frames, for the blocks without and with shift."""
+        plans = [plan_pieces((*self.grid, frames), self.window, shift) for shift in ((0, 0, 0, 0), self.shift)]
+        self.groups = [plan.groups for plan in plans]
+        self.has_padding = [bool((plan.index == PADDING).any()) for plan in plans]
+        for name, plan in zip(("plain_index", "shifted_index"), plans, strict=True):
+            self.register_buffer(name, torch.from_numpy(plan.index).to(device), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, x, y, z, t, channels) to the same, or to the grid and channels of the next stage."""
+        shape = x.shape
+        orders = [self._order(shift, batch=shape[0], tokens=shape[1:5].numel()) for shift in (0, 1)]
+        x = x.reshape(-1, shape[5])
+        for number, block in enumerate(self.blocks):
+            x = block(x, orders[number % 2])
+        x = x.view(shape)
+        return x if self.downsample is None else cast(Tensor, self.downsample(x))
+
+    def _order(self, shift: int, *, batch: int, tokens: int) -> TokenOrder:
+        index = (self.plain_index, self.shifted_index)[shift]
+        return batch_order(index, self.groups[shift], batch=batch, tokens=tokens, has_padding=self.has_padding[shift])
+
+
+class Swift(nn.Module):
+    """The backbone; it ends with `num_features` channels."""
+
+    def __init__(self, config: SwiftConfig) -> None:
+        super().__init__()
+        self.config = config
+        stages = range(len(config.depths))
+        self.num_features = config.stage_channels(stages[-1])
+        self.patch_embed = PatchEmbedding(config)
+        self.pos_embeds = nn.ModuleList(
+            PositionTables(config.stage_channels(stage), config.stage_grid(stage), config.img_size[3])
+            for stage in stages
+        )
+        self.layers = nn.ModuleList(Stage(config, stage) for stage in stages)
+        self.plan_clips(config.img_size[3])
+
+    def forward(self, bold: Tensor) -> Tensor:
+        """(b, c, x, y, z, t) to (b, channels, x, y, z, t) on the last stage's grid."""
+        self._check(bold)
+        if bold.shape[5] != self.planned_frames:
+            self.plan_clips(bold.shape[5])
+        x = self.patch_embed(bold)
+        for tables, stage in zip(self.pos_embeds, self.layers, strict=True):
+            x = stage(tables(x))
+        features: Tensor = x.permute(0, 5, 1, 2, 3, 4)
+        return features
+
+    def plan_clips(self, frames: int) -> None:
+        """Prepare for clips of this many frames; `forward` does so when the number changes.
+
+        Before `torch.compile` call it yourself, if the clips are shorter than `img_size` says.
+        """
+        self.planned_frames = frames
+        for stage in self.layers:
+            cast(Stage, stage).plan(frames, self.patch_embed.fc.weight.device)
+
+    def _check(self, bold: Tensor) -> None:
+        grid, frames = self.config.img_size[:3], self.config.img_size[3]
+        expected = (self.config.in_chans, *grid)
+        if bold.dim() != 6 or tuple(bold.shape[1:5]) != expected or not 1 <= bold.shape[5] <= frames:
+            raise UsageError(
+                f"swift: expected (batch, {', '.join(map(str, expected))}, 1 to {frames}) as (b, c, x, y, z, t), "
+                f"got {tuple(bold.shape)}; give the model the img_size and in_chans of the data"
+            )
