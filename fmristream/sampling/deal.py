@@ -46,13 +46,16 @@ class Schedule:
         """Epoch that a position lies in."""
         return position // self.windows if self.seed is not None else 0
 
-    def first_batch_of(self, epoch: int) -> int:
-        """Number of the first batch that starts in an epoch; batches are never cut at its end."""
-        return -(-epoch * self.windows // self.batch_size)
+    def batches_in(self, epoch: int, *, consumed: int = 0) -> int:
+        """Batches that start in an epoch, never cut at its end: the same on every rank.
 
-    def batches_in(self, epoch: int) -> int:
-        """Batches that start in an epoch: the same on every rank."""
-        return self.first_batch_of(epoch + 1) - self.first_batch_of(epoch)
+        Args:
+            epoch: which one.
+            consumed: a position at which a batch starts; others do a whole number of batches away.
+        """
+        phase = consumed % self.batch_size
+        first, last = (-((phase - e * self.windows) // self.batch_size) for e in (epoch, epoch + 1))
+        return last - first
 
     def windows_at(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """(window number, valid) of positions [start, stop)."""

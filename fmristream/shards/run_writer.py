@@ -163,7 +163,8 @@ class RunWriter:
         return self._array(name, values.dtype, encoding="direct", shape=values.shape, files=files)
 
     def _put_stats(self, statistics: Statistics) -> StoredArray:
-        values = np.stack([statistics.delta, statistics.sd]).astype("<f4")
+        with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, and their z-scores 0
+            values = np.stack([statistics.delta, statistics.sd]).astype("<f4")
         data = codec.encode(_padded(values))
         key = "stats/" + self.object.removeprefix("runs/").removesuffix(".zarr")
         self._store.put_new(key, data)
@@ -211,4 +212,7 @@ def _range(statistics: Statistics, dtype: "np.dtype[Any]") -> list[float | int] 
     if statistics.valid_min > statistics.valid_max:
         return None
     ends = (statistics.valid_min, statistics.valid_max)
-    return [float(end) for end in ends] if dtype.kind == "f" else [int(end) for end in ends]
+    if dtype.kind == "f":
+        return [float(end) for end in ends]
+    info = np.iinfo(dtype)  # ends of 64-bit ranges are rounded outwards, perhaps out of the dtype
+    return [max(int(ends[0]), int(info.min)), min(int(ends[1]), int(info.max))]

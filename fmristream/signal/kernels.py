@@ -18,7 +18,7 @@ def gather(volume: Any, positions: Any, values: Any) -> None:
 @_jit
 def measure_small_integers(
     values: Any, reference: Any, residual: Any, sums: Any, squares: Any,
-    background: Any, has_background: bool, shift: int, limit: int,
+    background: Any, has_background: bool, shift: int, largest: int,
 ) -> Any:  # fmt: skip
     """8- and 16-bit integers: everything is summed exactly in int64."""
     count = np.int64(0)
@@ -31,7 +31,7 @@ def measure_small_integers(
         value = np.int64(values[v])
         difference = value - np.int64(reference[v])
         residual[v] = difference
-        wraps = wraps or difference >= limit or difference < -limit
+        wraps = wraps or difference > largest or difference < -largest - 1
         sums[v] += difference
         squares[v] += difference * difference
         if not (has_background and values[v] == background):
@@ -46,7 +46,7 @@ def measure_small_integers(
 @_jit
 def measure_large_integers(
     values: Any, reference: Any, residual: Any, sums: Any, squares: Any,
-    background: Any, has_background: bool, shift: float, limit: int,
+    background: Any, has_background: bool, shift: float, largest: int,
 ) -> Any:  # fmt: skip
     """32- and 64-bit integers: residuals wrap in the dtype, sums are float64."""
     count = np.int64(0)
@@ -58,10 +58,17 @@ def measure_large_integers(
     for v in range(values.size):
         wrapped = values[v] - reference[v]
         residual[v] = wrapped
+        # Subtracted as integers: float64 would lose small differences of large 64-bit values.
+        signed = np.int64(wrapped)
+        difference = np.float64(signed)
+        if values[v] >= reference[v] and signed < 0:
+            difference += 2.0**64
+            wraps = True
+        elif values[v] < reference[v] and signed >= 0:
+            difference -= 2.0**64
+            wraps = True
+        wraps = wraps or signed > largest or signed < -largest - 1
         value = np.float64(values[v])
-        # float64 holds differences of 64-bit values to 1 in 2^53, far below any SD that matters.
-        difference = value - np.float64(reference[v])
-        wraps = wraps or difference >= limit or difference < -limit
         sums[v] += difference
         squares[v] += difference * difference
         if not (has_background and values[v] == background):

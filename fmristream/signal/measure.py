@@ -1,5 +1,6 @@
 """One pass over the frames of a run: its reference, residuals and exact statistics. Pure arrays in, arrays out."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,25 +21,41 @@ Values = NDArray[Any]  # (v,) in the stored dtype
 
 
 def reference_of(first_frames: list[Values]) -> Values:
-    """The rounded mean of the first frames in the stored dtype; for floats the finite mean, used as a shift only."""
-    stack = np.stack(first_frames)
-    if stack.dtype.kind == "f":
-        wide = stack.astype(np.float64)
-        finite = np.isfinite(wide)
-        total = np.where(finite, wide, 0).sum(axis=0)
-        count = np.maximum(finite.sum(axis=0), 1)
-        return np.asarray(total / count)
-    if stack.dtype.itemsize == 8:  # float64 would round, int64 sums would overflow: mean of differences to the first
-        wide_int = [[int(value) for value in frame] for frame in stack]
-        means = [_rounded_mean(column) for column in zip(*wide_int, strict=True)]
-        return np.array(means, dtype=stack.dtype)
-    mean: NDArray[np.float64] = stack.astype(np.float64).mean(axis=0)
-    return np.rint(mean).astype(stack.dtype)
+    """The rounded mean of the first frames in the stored dtype; for floats the finite mean, used as a shift only.
+
+    Frame by frame: a stack of them in float64 would be the largest thing in memory.
+    """
+    dtype, frames = first_frames[0].dtype, len(first_frames)
+    if dtype.kind == "f":
+        return _finite_mean(first_frames)
+    if dtype.itemsize < 8:
+        total = np.zeros(first_frames[0].shape, dtype=np.float64)  # holds these sums exactly
+        for frame in first_frames:
+            total += frame
+        return np.rint(total / frames).astype(dtype)
+    # Sums of 64-bit values overflow and float64 rounds: quotients and remainders are added up apart.
+    quotients = np.zeros_like(first_frames[0])
+    remainders = np.zeros_like(first_frames[0])
+    for frame in first_frames:
+        quotient, remainder = np.divmod(frame, frames)
+        quotients += quotient
+        remainders += remainder
+    return np.asarray(quotients + (2 * remainders + frames) // (2 * frames), dtype=dtype)
 
 
-def _rounded_mean(values: tuple[int, ...]) -> int:
-    count = len(values)
-    return (2 * sum(values) + count) // (2 * count)
+def _finite_mean(frames: list[Values]) -> NDArray[np.float64]:
+    """Mean of the finite values, 0 where there is none; exactly the value where all are equal."""
+    first = np.zeros(frames[0].shape, dtype=np.float64)
+    total = np.zeros_like(first)
+    count = np.zeros(first.shape, dtype=np.int64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for frame in frames:
+            wide = frame.astype(np.float64)
+            finite = np.isfinite(wide)
+            first = np.where(finite & (count == 0), wide, first)
+            total += np.where(finite, wide - first, 0)
+            count += finite
+        return np.asarray(first + total / np.maximum(count, 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +106,11 @@ class RunMeasure:
         """Count one frame, (v,) in the stored dtype; its residual is written into `residual` for integer dtypes."""
         if self._integer:
             assert residual is not None
-            limit = 2 ** (8 * self._dtype.itemsize - 1)
+            largest = 2 ** (8 * self._dtype.itemsize - 1) - 1
             kernel = kernels.measure_small_integers if self._exact else kernels.measure_large_integers
             result = kernel(
                 values, self._reference, residual, self._sums, self._squares,
-                self._background, self._has_background, self._foreground.shift, limit,
+                self._background, self._has_background, self._foreground.shift, largest,
             )  # fmt: skip
             self._wraps = self._wraps or bool(result[5])
         else:
@@ -112,8 +129,9 @@ class RunMeasure:
         some = np.maximum(count, 1)
         mean: NDArray[np.float64] = np.asarray(self._sums / some, dtype=np.float64)
         # Shifted sums: the reference is within a few SDs of the mean, so nothing cancels.
-        variance = np.maximum(self._squares / some - mean * mean, 0)
-        delta = mean if self._integer else mean + self._reference
+        with np.errstate(over="ignore", invalid="ignore"):  # doubles beyond 1e154 have no SD
+            variance = np.maximum(self._squares / some - mean * mean, 0)
+            delta = mean if self._integer else mean + self._reference
         foreground = self._foreground.finish(self._slope, self._inter)
         return Statistics(
             delta=delta,
@@ -157,8 +175,8 @@ class _Foreground:
     def see(self, values: Values) -> None:
         finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
         if finite.size:
-            self.valid_min = min(self.valid_min, float(finite.min()))
-            self.valid_max = max(self.valid_max, float(finite.max()))
+            self.valid_min = min(self.valid_min, _rounded_towards(finite.min().item(), float("-inf")))
+            self.valid_max = max(self.valid_max, _rounded_towards(finite.max().item(), float("inf")))
 
     def finish(self, slope: float, inter: float) -> dict[str, Any]:
         if self._count == 0:
@@ -183,11 +201,19 @@ class _Foreground:
         }
 
 
+def _rounded_towards(value: float, end: float) -> float:
+    """The value as a float, or the next one towards `end` where a 64-bit integer does not fit: a range keeps its ends."""
+    rounded = float(value)
+    is_beyond = rounded >= value if end > 0 else rounded <= value  # Python compares int and float exactly
+    return rounded if is_beyond else math.nextafter(rounded, end)
+
+
 def background_value(dtype: "np.dtype[Any]", slope: float, inter: float) -> tuple[Any, bool]:
     """The stored value that scales to exactly 0, and whether there is one in this dtype."""
     candidate = -inter / slope if inter else 0.0
     if dtype.kind == "f":
-        value = dtype.type(candidate)
+        with np.errstate(over="ignore"):
+            value = dtype.type(candidate)
         return value, bool(float(value) * slope + inter == 0)
     rounded = int(np.rint(candidate)) if np.isfinite(candidate) else 0
     info = np.iinfo(dtype)
@@ -203,7 +229,8 @@ def moments_of(statistics: Statistics, *, dtype: "np.dtype[Any]") -> NDArray[Any
     scaled by more than MAX_HALF_SD_ERROR. Voxels that never change keep an SD of exactly 0 either way.
     """
     exact = np.stack([statistics.delta, statistics.sd])
-    single = exact.astype(np.float32)
+    with np.errstate(over="ignore"):
+        single = exact.astype(np.float32)
     single[1, statistics.sd == 0] = 0
     if dtype.kind not in "iu" or dtype.itemsize > 2:
         return single

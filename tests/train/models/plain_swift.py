@@ -1,6 +1,6 @@
 """SwiFT written the long way, as an oracle: roll, cut into windows, add -100 where two tokens came from different places.
 
-Nothing here is fast and nothing is shared with `train.models`; only the parameter names are the same, so that one state dict fits both.
+Nothing here is fast and nothing is shared with `train.models`, but for the parameter names: one state dict fits both.
 """
 
 from collections.abc import Mapping

@@ -99,5 +99,5 @@ def test_weights_are_read_from_whole_safetensors_only(tmp_path):
         read_weights(path)
     with pytest.raises(WeightsError, match="no such file"):
         read_weights(tmp_path / "none.safetensors")
-    with pytest.raises(UsageError, match="from .safetensors only"):
+    with pytest.raises(UsageError, match=r"from \.safetensors only"):
         read_weights(tmp_path / "last.ckpt")

@@ -1,0 +1,146 @@
+"""Convert NIfTI runs into a dataset: a BIDS dataset, an fMRIPrep derivative, a folder, a glob, a file or synth://…"""
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from fmristream.cli.words import as_json, number, plural, shown_url, size
+
+if TYPE_CHECKING:
+    from fmristream.cli.progress import Meter
+    from fmristream.ingest.options import ConvertOptions, ConvertReport, Progress
+
+WHEN_INTERRUPTED = "finished runs are kept; run the same command again and it goes on from there"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fmristream convert`."""
+    parser.add_argument("source", metavar="SOURCE", help="folder, glob, file or synth://?subjects=8")
+    parser.add_argument("url", metavar="URL", help="new folder, or s3://bucket/prefix")
+    parser.add_argument(
+        "--mask",
+        default="auto",
+        metavar="MASK",
+        help="voxels to store: auto (the runs' own masks, else computed), none (whole volumes), first:K (computed from "
+        "K frames), or the path of a mask (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--split",
+        default="hash",
+        metavar="SPLIT",
+        help="train, val and test by subject: hash (stable when subjects are added), exact (exact shares), none, or a "
+        "CSV or TSV file with the columns subject and split (default: %(default)s)",
+    )
+    parser.add_argument("--split-ratios", type=_ratios, metavar="A,B,C", help="shares (default: 0.7,0.15,0.15)")
+    parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="another seed, another split")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs converted at the same time")
+    parser.add_argument("--space", metavar="NAME", help="the space that all runs are in, where files do not tell")
+    parser.add_argument(
+        "--subject-pattern", metavar="REGEX", help="for plain folders: its group is the subject, as in 'S(\\d+)/'"
+    )
+    parser.add_argument("--tr", type=float, metavar="SECONDS", help="repetition time, over headers and sidecars")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert, and say what came of it."""
+    from fmristream.cli.progress import meter
+    from fmristream.ingest.convert import convert
+
+    with meter(quiet=arguments.quiet) as shown:
+        report = convert(
+            arguments.source,
+            arguments.url,
+            options=_options(arguments),
+            dry_run=arguments.dry_run,
+            progress=lambda now: _tell(shown, now),
+        )
+    if arguments.json:
+        print(as_json(_document(report)))
+    else:
+        _print(report, arguments.source)
+    return report.exit_code
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(share) for share in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected three shares, as in 0.7,0.15,0.15") from None
+
+
+def _options(arguments: argparse.Namespace) -> "ConvertOptions":
+    from fmristream.catalog.split import DEFAULT_RATIOS, checked_ratios
+    from fmristream.ingest.options import ConvertOptions
+
+    return ConvertOptions(
+        mask=arguments.mask,
+        split=arguments.split,
+        split_ratios=DEFAULT_RATIOS if arguments.split_ratios is None else checked_ratios(arguments.split_ratios),
+        split_seed=arguments.split_seed,
+        workers=arguments.workers,
+        space=arguments.space,
+        subject_pattern=arguments.subject_pattern,
+        tr_s=arguments.tr,
+    )
+
+
+def _tell(shown: "Meter", now: "Progress") -> None:
+    if now.frames:
+        detail = f"run {min(now.runs_done + 1, now.runs)} of {number(now.runs)}" if now.runs else ""
+        shown.update(now.stage, done=now.frames_done, total=now.frames, unit="frames", detail=detail)
+    else:
+        shown.update(now.stage, done=now.runs_done, total=now.runs, unit="runs")
+
+
+def _document(report: "ConvertReport") -> dict[str, Any]:
+    return {**asdict(report), "url": shown_url(report.url), "exit_code": report.exit_code}
+
+
+def _print(report: "ConvertReport", source: str) -> None:
+    from fmristream.cli.tables import print_facts, print_lines, print_table
+
+    url = shown_url(report.url)
+    print_facts(_headline(report, shown_url(source), url), _facts(report))
+    print_table("quarantined", ("input", "reason"), [(q.name, q.reason) for q in report.quarantined])
+    print_lines("warnings", report.warnings, style="bold yellow")
+    print_lines("next", _next_steps(report, shown_url(source), url))
+
+
+def _headline(report: "ConvertReport", source: str, url: str) -> str:
+    if report.dry_run:
+        return f"{source} would be converted into {url}; nothing was written"
+    if report.already_there:
+        return f"{url} holds exactly this already; nothing was written"
+    return f"converted {source} into {url}"
+
+
+def _facts(report: "ConvertReport") -> list[tuple[str, str]]:
+    splits = ", ".join(f"{part} {number(count)}" for part, count in sorted(report.splits.items(), key=_by_part))
+    stored = size(report.stored_bytes) if report.stored_bytes else ""
+    ratio = f" ({report.stored_bytes / report.source_bytes:.2f} of it)" if report.source_bytes and stored else ""
+    about = "about " if report.dry_run else ""
+    return [
+        ("runs", number(report.runs) + (f" ({number(report.resumed)} done before)" if report.resumed else "")),
+        ("subjects", number(report.subjects)),
+        ("split", f"{splits} subjects" if splits else "none"),
+        ("frames", number(report.frames)),
+        ("spaces", ", ".join(space or "unknown" for space in report.spaces)),
+        ("source", size(report.source_bytes) if report.source_bytes else ""),
+        ("stored", f"{about}{stored}{ratio}" if stored else ""),
+        ("objects", f"{plural(report.objects, 'file')} in {plural(report.folders, 'folder')}" if report.objects else ""),
+        ("quarantined", number(len(report.quarantined))),
+        ("content", report.content_digest),
+        ("generation", report.generation_digest),
+    ]
+
+
+def _by_part(item: tuple[str, int]) -> int:
+    order = ("train", "val", "test")
+    return order.index(item[0]) if item[0] in order else len(order)
+
+
+def _next_steps(report: "ConvertReport", source: str, url: str) -> list[str]:
+    if report.dry_run:
+        return ["run the same command without --dry-run"]
+    return [f"fmristream verify {url} --against {source}", f"fmristream preview {url} --out pictures"]

@@ -1,0 +1,107 @@
+"""Say what a dataset holds, from its tables alone."""
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from fmristream.cli.words import as_json, duration, number, plural, size
+
+if TYPE_CHECKING:
+    from fmristream.report.info import GridInfo, Info, RunInfo
+
+WHEN_INTERRUPTED = "nothing was changed"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fmristream info`."""
+    parser.add_argument("url", metavar="URL", help="the dataset")
+    parser.add_argument("--runs", action="store_true", help="list every run")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the dataset's numbers."""
+    from fmristream.report.info import describe, describe_runs
+    from fmristream.shards.dataset import open_dataset
+
+    dataset = open_dataset(arguments.url)
+    info = describe(dataset)
+    rows = describe_runs(dataset) if arguments.runs else ()
+    if arguments.json:
+        listed = {"run_table": [asdict(row) for row in rows]} if arguments.runs else {}
+        print(as_json({**info.as_dict(), **listed}))
+    else:
+        _print(info, rows)
+    return 0
+
+
+def _print(info: "Info", rows: "tuple[RunInfo, ...]") -> None:
+    from fmristream.cli.tables import print_facts, print_lines, print_table
+
+    print_facts(info.url, _facts(info))
+    print_table(
+        "splits",
+        ("part", "subjects", "runs", "frames"),
+        [(s.part, number(s.subjects), number(s.runs), number(s.frames)) for s in info.splits],
+    )
+    print_table(
+        "runs",
+        ("name", "subject", "split", "space", "frames", "TR s", "grid", "voxels", "dtype", "stored", "mean", "SD"),
+        [_cells(row) for row in rows],
+        max_rows=len(rows),
+    )
+    print_lines("warnings", info.warnings, style="bold yellow")
+
+
+def _facts(info: "Info") -> list[tuple[str, str]]:
+    repetition = ", ".join(f"{tr_s:g} s" for tr_s in info.tr_s[:5]) + (" …" if len(info.tr_s) > 5 else "")
+    unknown = f"{'; ' if repetition else ''}unknown in {plural(info.runs_without_tr, 'run')}"
+    hours = f", {duration(info.duration_s)}" if info.duration_s is not None else ""
+    ratio = f", {info.stored_bytes / info.decoded_bytes:.2f} of the decoded voxels" if info.decoded_bytes else ""
+    source = f", {info.stored_bytes / info.source_bytes:.2f} of the source" if info.source_bytes else ""
+    grids = "; ".join(_grid(grid, alone=len(info.grids) == 1) for grid in info.grids[:4])
+    more = f"; and {len(info.grids) - 4} more" if len(info.grids) > 4 else ""
+    return [
+        ("runs", number(info.runs)),
+        ("subjects", number(info.subjects)),
+        ("sessions", _some(info.sessions)),
+        ("tasks", _some(info.tasks)),
+        ("frames", f"{number(info.frames)}{hours}"),
+        ("TR", repetition + (unknown if info.runs_without_tr else "")),
+        ("grid", grids + more),
+        ("space", ", ".join(f"{space or 'unknown'} ({plural(runs, 'run')})" for space, runs in info.spaces.items())),
+        ("dtype", ", ".join(f"{dtype} ({plural(runs, 'run')})" for dtype, runs in info.dtypes.items())),
+        ("stored", f"{size(info.stored_bytes)} in {plural(info.objects, 'object')}{ratio}{source}"),
+        ("layout", f"{info.layout}, codec {info.codec}, format {info.format_version}, written by {info.tool}"),
+        ("split", str(info.split["kind"])),
+        ("quarantined", number(info.quarantined)),
+        ("content", info.content_digest),
+        ("generation", f"{info.generation_digest} (number {info.generation})"),
+    ]
+
+
+def _grid(grid: "GridInfo", *, alone: bool) -> str:
+    shape = "×".join(str(size) for size in grid.shape)
+    sizes = "×".join(f"{edge:.3g}" for edge in grid.voxel_size_mm)
+    runs = "" if alone else f" ({plural(grid.runs, 'run')})"
+    return f"{shape} {grid.orientation}, {sizes} mm, {number(grid.voxels)} voxels stored ({grid.share:.0%}){runs}"
+
+
+def _some(labels: tuple[str, ...]) -> str:
+    return ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
+
+
+def _cells(row: "RunInfo") -> tuple[str, ...]:
+    return (
+        row.name,
+        row.subject,
+        row.split,
+        row.space,
+        number(row.frames),
+        "–" if row.tr_s is None else f"{row.tr_s:g}",
+        "×".join(str(size) for size in row.shape),
+        number(row.voxels),
+        row.dtype,
+        size(row.stored_bytes),
+        "–" if row.mean is None else f"{row.mean:.4g}",
+        "–" if row.sd is None else f"{row.sd:.4g}",
+    )

@@ -1,0 +1,231 @@
+"""Global batches are the same on every world, every thread count and after every resume; every window once per epoch."""
+
+import json
+from collections import Counter
+from contextlib import ExitStack
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmristream.errors import ResumeError, UsageError
+from fmristream.stream.clips import StreamingDataset
+from fmristream.stream.loader import StreamingLoader
+from tests.stream.worlds import epochs, in_step, loaders, same, whole
+
+BATCH = 6
+
+
+@pytest.fixture(scope="module")
+def clips(cohort_url) -> StreamingDataset:
+    """47 windows would divide by nothing; 16 runs of 4 windows make 64, of which train holds 44 to 48."""
+    return StreamingDataset(cohort_url, window=7, split="train", seed=11, targets=("sex",))
+
+
+@pytest.fixture(scope="module")
+def evaluation(cohort_url) -> StreamingDataset:
+    return StreamingDataset(cohort_url, window=7, stride=5, split="train", targets=("sex",))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["clips", "evaluation"])
+def test_any_number_of_ranks_and_threads_gives_the_same_global_batches(request, kind, world, threads):
+    chosen = request.getfixturevalue(kind)
+    expected = epochs(chosen, 2, batch_size=BATCH)
+    found = epochs(chosen, 2, world=world, batch_size=BATCH, threads=threads)
+    assert len(found) == len(expected)
+    assert all(same(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 6, 16])
+def test_every_window_comes_exactly_once_in_every_epoch(clips, batch_size):
+    batches = epochs(clips, 4, batch_size=batch_size)
+    seen = [number for batch in batches for number in batch["window"]]
+    for epoch in range(3):
+        part = seen[epoch * clips.num_windows : (epoch + 1) * clips.num_windows]
+        assert Counter(part) == Counter(range(clips.num_windows))
+
+
+def test_a_batch_holds_the_frames_that_its_labels_say(clips):
+    dataset = clips.dataset
+    for batch in epochs(clips, 1, batch_size=BATCH):
+        for row, (name, start, number) in enumerate(zip(batch["run"], batch["start"], batch["window"], strict=True)):
+            run = dataset.run(name)
+            stored = torch.from_numpy(dataset.read(run, start, start + 7, packed=True)).double()
+            whole_run = torch.from_numpy(dataset.read(run, packed=True)).double()
+            z = (stored - whole_run.mean(0)) / whole_run.std(0, correction=0)
+            assert torch.allclose(batch["packed"][row].double(), z.nan_to_num(0, 0, 0), atol=2e-2)
+            assert clips.locate(number) == (run, start)
+            assert batch["subject"][row] == run.subject
+            assert run.split == "train"
+
+
+def test_an_epoch_has_as_many_batches_as_the_loader_says(clips, evaluation):
+    for chosen in (clips, evaluation):
+        with StreamingLoader(chosen, batch_size=5) as loader:
+            for _ in range(4):
+                said = len(loader)
+                assert sum(1 for _ in loader) == said
+
+
+def test_the_epoch_is_that_of_the_next_batch(clips):
+    with StreamingLoader(clips, batch_size=BATCH) as loader:
+        for epoch in range(3):
+            assert loader.epoch == epoch
+            for _ in loader:
+                pass
+
+
+def test_evaluation_is_one_pass_in_stored_order_padded_at_the_end(evaluation):
+    batches = epochs(evaluation, 1, batch_size=7)
+    numbers = [number for batch in batches for number in batch["window"]]
+    valid = [flag for batch in batches for flag in batch["valid"]]
+    assert [n for n, real in zip(numbers, valid, strict=True) if real] == list(range(evaluation.num_windows))
+    assert len(numbers) % 7 == 0
+    assert valid == sorted(valid, reverse=True)
+
+
+def test_evaluation_starts_anew_every_time_even_after_it_was_left_early(evaluation):
+    with StreamingLoader(evaluation, batch_size=7) as loader:
+        first = [batch.window.tolist() for batch in loader]
+        for _ in loader:
+            break
+        assert [batch.window.tolist() for batch in loader] == first
+
+
+def test_training_that_was_left_early_goes_on_with_the_next_batch(clips):
+    expected = [batch["window"] for batch in epochs(clips, 1, batch_size=BATCH)]
+    with StreamingLoader(clips, batch_size=BATCH) as loader:
+        seen = []
+        for batch in loader:
+            seen.append(batch.window.tolist())
+            if len(seen) == 3:
+                break
+        seen += [batch.window.tolist() for batch in loader]
+    assert seen == expected
+
+
+@settings(max_examples=25)
+@given(
+    taken=st.integers(0, 16),
+    before=st.integers(1, 4),
+    after=st.integers(1, 4),
+    threads=st.integers(1, 2),
+    kind=st.sampled_from(["clips", "evaluation"]),
+)
+def test_a_stream_goes_on_exactly_where_it_was_on_any_other_world(clips, evaluation, taken, before, after, threads, kind):
+    chosen = {"clips": clips, "evaluation": evaluation}[kind]
+    expected = epochs(chosen, 2, batch_size=BATCH)
+    with ExitStack() as stack:
+        ranks = loaders(stack, chosen, world=before, batch_size=BATCH, threads=threads)
+        states = take(ranks, taken)
+        assert all(state == states[0] for state in states)
+    state = json.loads(json.dumps(states[0]))
+    with ExitStack() as stack:
+        ranks = loaders(stack, chosen, world=after, batch_size=BATCH)
+        for rank in ranks:
+            rank.load_state_dict(state)
+        per_pass = len(expected) // 2
+        passes = 2 if chosen.seed is not None and taken < per_pass or chosen.seed is None else 1
+        rest = [whole(batches) for _ in range(passes) for batches in in_step(ranks)]
+    wanted = expected[taken:] if chosen.seed is not None else expected[taken % per_pass : per_pass + per_pass]
+    assert len(rest) >= len(wanted)
+    assert all(same(one, other) for one, other in zip(rest, wanted, strict=False))
+
+
+def take(ranks: list[StreamingLoader], count: int) -> list[dict]:
+    """The states after this many batches."""
+    taken = 0
+    while taken < count:
+        for _ in in_step(ranks):
+            taken += 1
+            if taken == count:
+                break
+        else:
+            continue
+        break
+    return [rank.state_dict() for rank in ranks]
+
+
+def test_a_state_is_of_the_last_batch_handed_out_however_much_is_fetched_ahead(clips):
+    with StreamingLoader(clips, batch_size=BATCH, prefetch_batches=5) as loader:
+        for number, batch in enumerate(loader):
+            assert batch.position == number * BATCH
+            assert loader.state_dict()["consumed"] == (number + 1) * BATCH
+
+
+def test_a_state_survives_another_batch_size_and_no_window_is_lost_or_repeated(clips):
+    with StreamingLoader(clips, batch_size=6) as loader:
+        seen = [n for _, batch in zip(range(3), loader, strict=False) for n in batch.window.tolist()]
+        state = loader.state_dict()
+    with StreamingLoader(clips, batch_size=7) as loader:
+        loader.load_state_dict(state)
+        while len(seen) < 2 * clips.num_windows:
+            said = len(loader)
+            before = loader.state_dict()["consumed"]
+            batches = [batch.window.tolist() for batch in loader]
+            if before != state["consumed"]:
+                assert len(batches) == said
+            seen += [number for batch in batches for number in batch]
+    assert Counter(seen[: clips.num_windows]) == Counter(range(clips.num_windows))
+    assert Counter(seen[clips.num_windows : 2 * clips.num_windows]) == Counter(range(clips.num_windows))
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"window": 8}, ("window 7", "8")),
+        ({"stride": 3}, ("stride 7", "3")),
+        ({"seed": 12}, ("seed 11", "12")),
+        ({"seed": None}, ("seed 11", "None")),
+        ({"split": None}, ("windows",)),
+        ({"split": "val"}, ("windows",)),
+    ],
+)
+def test_a_state_of_another_stream_is_refused_and_says_how_they_differ(cohort_url, clips, changes, shown):
+    with StreamingLoader(clips, batch_size=BATCH) as loader:
+        state = loader.state_dict()
+    settings_ = {"window": 7, "split": "train", "seed": 11, **changes}
+    with StreamingLoader(StreamingDataset(cohort_url, **settings_), batch_size=BATCH) as other:
+        with pytest.raises(ResumeError) as caught:
+            other.load_state_dict(state)
+        assert all(text in str(caught.value) for text in shown)
+        assert other.state_dict()["consumed"] == 0
+
+
+def test_a_batch_smaller_than_the_world_is_refused(clips):
+    with pytest.raises(UsageError, match=r"batch_size 3 .* world of 4"):
+        StreamingLoader(clips, batch_size=3, rank=0, world_size=4)
+
+
+def test_half_a_world_is_refused(clips):
+    with pytest.raises(UsageError, match="both rank and world_size"):
+        StreamingLoader(clips, batch_size=3, rank=0)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": 4, "threads": 0}])
+def test_counts_below_one_are_refused(clips, wrong):
+    with pytest.raises(UsageError, match="expected 1 or more each"):
+        StreamingLoader(clips, **wrong)
+
+
+def test_a_batch_larger_than_an_epoch_runs_on_into_the_next_ones(cohort_url):
+    few = StreamingDataset(cohort_url, window=29, split="val", seed=1, targets=("sex",))
+    assert few.num_windows == 2
+    seen = []
+    with StreamingLoader(few, batch_size=5) as loader:
+        while len(seen) < 20:
+            batches = list(loader)
+            assert batches
+            seen += [number for batch in batches for number in batch.window.tolist()]
+    assert all(sorted(seen[i : i + 2]) == [0, 1] for i in range(0, 20, 2))
+
+
+def test_a_closed_loader_says_so_and_closes_twice(clips):
+    loader = StreamingLoader(clips, batch_size=BATCH)
+    loader.close()
+    loader.close()
+    with pytest.raises(UsageError, match="closed"):
+        next(iter(loader))
