@@ -123,10 +123,11 @@ def gather_rng(world: World) -> dict[str, torch.Tensor]:
 
 def restore_rng(states: Mapping[str, torch.Tensor], world: World) -> None:
     """Go on with this rank's random state; a rank that was not there when it was saved keeps its own."""
+    # Cloned: torch 2.13 crashes on a state that is not aligned to 16 bytes, as rows of a loaded file may not be.
     if "cpu" in states and world.rank < len(states["cpu"]):
-        torch.set_rng_state(states["cpu"][world.rank])
+        torch.set_rng_state(states["cpu"][world.rank].clone())
     if "cuda" in states and world.rank < len(states["cuda"]) and world.device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"][world.rank], world.device)
+        torch.cuda.set_rng_state(states["cuda"][world.rank].clone(), world.device)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -61,15 +61,14 @@ def predict(model: nn.Module, part: Part, *, objective: Objective, world: World,
     keys, values = [torch.zeros((0, 2), dtype=torch.int64)], [torch.zeros((0, 2))]
     was_training = model.training
     model.eval()
-    with torch.inference_mode():
-        for packed in part.loader:
-            batch = packed.to(world.device)
-            with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=bf16):
-                outputs = model(batch.bold)
-            numbers = torch.tensor([run_number[name] for name in packed.run])
-            scores = objective.scores(outputs).cpu()
-            keys.append(torch.stack([packed.window, numbers], dim=1)[packed.valid])
-            values.append(torch.stack([packed.targets[objective.target], scores], dim=1)[packed.valid])
+    for packed in part.loader:
+        batch = packed.to(world.device)
+        with torch.inference_mode(), torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=bf16):
+            outputs = model(batch.bold)
+        scores = objective.scores(outputs).cpu()
+        numbers = torch.tensor([run_number[name] for name in packed.run])
+        keys.append(torch.stack([packed.window, numbers], dim=1)[packed.valid])
+        values.append(torch.stack([packed.targets[objective.target], scores], dim=1)[packed.valid])
     model.train(was_training)
     predictions = _sorted_predictions(world.gather(torch.cat(keys)), world.gather(torch.cat(values)))
     assert len(predictions.window) == part.clips.num_windows, "a window was not scored"

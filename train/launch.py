@@ -2,14 +2,18 @@
 
 import json
 import os
+import signal
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from fmristream.errors import FmriStreamError, UsageError
@@ -84,10 +88,13 @@ def join_world(*, timeout_s: float) -> Iterator[World]:
     dist.init_process_group(
         backend, store=_attempt_store(rank, size, timeout), rank=rank, world_size=size, timeout=timeout
     )
-    yield world
-    # Only after success: with a dead peer these would wait for it, and the process is about to end anyway.
-    world.wait_for_all()
-    dist.destroy_process_group()
+    try:
+        yield world
+        world.wait_for_all()  # only after success: a dead peer never comes
+    finally:
+        # gloo's threads have to end before the interpreter does, or it aborts; NCCL's may wait for a dead peer.
+        if device.type == "cpu" or sys.exc_info()[0] is None:
+            dist.destroy_process_group()
 
 
 def local_device_count() -> int:
@@ -95,12 +102,78 @@ def local_device_count() -> int:
     return torch.cuda.device_count() or 1
 
 
-def run_on_this_machine(arguments: Sequence[str], *, processes: int) -> None:
-    """Start `train` with these arguments in several processes here, as `torchrun --standalone` does."""
-    from torch.distributed.run import main as torchrun
+def run_on_this_machine(arguments: Sequence[str], *, processes: int) -> int:
+    """Start `train` with these arguments in several processes here, as torchrun does; the exit status of the run."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    torchrun(["--standalone", "--nproc-per-node", str(processes), "-m", "train", *arguments])
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="127.0.0.1",  # nothing leaves this machine, whatever its name resolves to
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", "train", *arguments)
+    except ChildFailedError as error:
+        return max(1, error.get_first_failure()[1].exitcode)  # the process itself has said why
+    except SignalException as stop:
+        return 0 if stop.sigval == signal.SIGTERM else 128 + int(stop.sigval)
+    return 0
+
+
+def spread(model: nn.Module, world: World) -> nn.Module:
+    """The model whose gradients are the mean over ranks, summed in the same order in every step.
+
+    By default (and with static_graph) DDP rearranges its buckets after the first step, so a run resumed on 3 or 4 ranks
+    differs from an uninterrupted one in the last bits. Where it looks for unused parameters it leaves the buckets alone.
+    """
+    if world.size == 1:
+        return model
+    devices = [world.device.index] if world.device.type == "cuda" else None
+    network = WithBystander(model).to(world.device)
+    return nn.parallel.DistributedDataParallel(network, device_ids=devices, find_unused_parameters=True)
+
+
+class WithBystander(nn.Module):
+    """A model beside a parameter that it does not use, so that DDP never warns of having looked for such in vain."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.bystander = nn.Parameter(torch.zeros(()))
+
+    def forward(self, bold: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.model(bold)
+        return outputs
+
+
+@dataclass(kw_only=True)
+class StopRequest:
+    """Whether somebody asked this process to end."""
+
+    is_asked: bool = False
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[StopRequest]:
+    """SIGTERM (a scheduler's preemption, torchrun's end) asks for a checkpoint and an orderly end."""
+    stop = StopRequest()
+
+    def ask(number: int, frame: Any) -> None:
+        stop.is_asked = True
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _device(local_rank: int) -> torch.device:

@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from train import evaluate
 from train.checkpoint import Checkpoint, gather_rng, load_checkpoint, newest_whole, restore_rng, save_checkpoint
 from train.config import Recipe, as_tables, as_toml
 from train.evaluate import NonFiniteError, Part, Subjects
-from train.launch import World
-from train.objectives import Objective, classification, regression
+from train.launch import StopRequest, World, spread, stop_on_sigterm
+from train.objectives import Objective, make_objective
 from train.optim import (
     clip_gradients,
     learning_rate,
@@ -98,7 +97,7 @@ def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
         )
 
 
-def fit(run: Run, stop: "StopRequest") -> bool:
+def fit(run: Run, stop: StopRequest) -> bool:
     """Take the steps that are left; False where a signal asked to stop, after a checkpoint."""
     plan = run.recipe.train
     batches = endless(run.train)
@@ -233,9 +232,15 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
         for name, split in (("train", data.train_split), ("val", data.val_split), ("test", data.test_split))
         if split
     }
-    objective = make_objective(recipe, parts["train"])
+    clips = parts["train"].clips
+    objective = make_objective(
+        recipe.objective.kind,
+        data.target,
+        labels=clips.target_labels[data.target],
+        train_values=np.array(clips.target_values[data.target], dtype=np.float64),
+    )
     torch.manual_seed(recipe.train.seed)  # the same weights on every rank
-    model = make_model(recipe, grid=parts["train"].clips.grid, outputs=objective.outputs).to(world.device)
+    model = make_model(recipe, grid=clips.grid, outputs=objective.outputs).to(world.device)
     torch.manual_seed(recipe.train.seed + 1 + world.rank)  # but each rank its own dropout
     run = Run(
         recipe=recipe,
@@ -286,14 +291,6 @@ def open_part(recipe: Recipe, *, split: str, seed: int | None, world: World, sta
     return Part(clips=clips, loader=loader)
 
 
-def make_objective(recipe: Recipe, part: Part) -> Objective:
-    """The objective, its coding taken from the training subjects only."""
-    make = classification if recipe.objective.kind == "classification" else regression
-    target = recipe.data.target
-    values = np.array(part.clips.target_values[target], dtype=np.float64)
-    return make(target, labels=part.clips.target_labels[target], train_values=values)
-
-
 def make_model(recipe: Recipe, *, grid: tuple[int, int, int], outputs: int) -> nn.Module:
     """The network for the grid and window that the data have."""
     from train.models import build_model
@@ -303,18 +300,6 @@ def make_model(recipe: Recipe, *, grid: tuple[int, int, int], outputs: int) -> n
         if name in recipe.model.options:
             raise UsageError(f"model.{name} follows from the data and the objective; leave it out of the recipe")
     return build_model(recipe.model.name, {**recipe.model.options, **given})
-
-
-def spread(model: nn.Module, world: World) -> nn.Module:
-    """The model whose gradients are the mean over ranks.
-
-    static_graph keeps the order of summation the same from the first step on; without it the buckets are rebuilt after
-    the first step, and a resumed run differs from an uninterrupted one in the last bits.
-    """
-    if world.size == 1:
-        return model
-    devices = [world.device.index] if world.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=devices, static_graph=True)
 
 
 def resume(run: Run) -> str | None:
@@ -334,6 +319,7 @@ def resume(run: Run) -> str | None:
         return None
     name = f"step-{step}"
     checkpoint = found or load_checkpoint(folder / name)
+    run.train.loader.load_state_dict(checkpoint.state["loader"])
     try:
         run.model.load_state_dict(dict(checkpoint.model))
     except RuntimeError as error:
@@ -342,7 +328,6 @@ def resume(run: Run) -> str | None:
         ) from error
     restore_optimizer(run.model, run.optimizer, dict(checkpoint.optimizer))
     restore_rng(checkpoint.rng, run.world)
-    run.train.loader.load_state_dict(checkpoint.state["loader"])
     run.objective = Objective(**checkpoint.state["objective"])
     run.step = step
     return name
@@ -375,25 +360,3 @@ def save(run: Run) -> None:
         state=state,
     )
     save_checkpoint(run.out / "checkpoints", checkpoint, keep_last=run.recipe.train.keep_last)
-
-
-@dataclass(kw_only=True)
-class StopRequest:
-    """Whether somebody asked this process to end."""
-
-    is_asked: bool = False
-
-
-@contextmanager
-def stop_on_sigterm() -> Iterator[StopRequest]:
-    """SIGTERM (a scheduler's preemption, torchrun's end) asks for a checkpoint and an orderly end."""
-    stop = StopRequest()
-
-    def ask(number: int, frame: Any) -> None:
-        stop.is_asked = True
-
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -9,7 +9,7 @@ from pathlib import Path
 from fmristream.errors import FmriStreamError, UsageError
 from train.config import Recipe, as_toml, load_recipe, recipe_path
 
-DONE, FAILED, WRONG_USAGE = 0, 1, 2
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not recipe.data.url:
             raise UsageError(f"{options.recipe}: data.url is not set; pass --set data.url=URL of a converted dataset")
         return _train(recipe, options, arguments)
+    except KeyboardInterrupt:
+        print("train: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
     except FmriStreamError as error:
         rank = f" [rank {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         print(f"train{rank}: {error}", file=sys.stderr, flush=True)
@@ -35,8 +38,7 @@ def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]
 
     processes = options.nproc or local_device_count()
     if "RANK" not in os.environ and processes > 1:
-        run_on_this_machine(arguments, processes=processes)
-        return DONE
+        return run_on_this_machine(arguments, processes=processes)
 
     from train.loop import train
     from train.report import write_report

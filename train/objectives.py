@@ -46,6 +46,14 @@ class Objective:
         return (targets - self.offset) / self.scale if self.kind == "classification" else targets
 
 
+def make_objective(
+    kind: Literal["classification", "regression"], target: str, *, labels: Sequence[str], train_values: np.ndarray
+) -> Objective:
+    """The objective of a kind, its coding taken from the training subjects only."""
+    make = classification if kind == "classification" else regression
+    return make(target, labels=labels, train_values=train_values)
+
+
 def classification(target: str, *, labels: Sequence[str], train_values: np.ndarray) -> Objective:
     """Two classes: a column of two labels (the first in sorted order is 0), or of two numbers (the smaller is 0).
 

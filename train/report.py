@@ -153,11 +153,14 @@ def print_table(report: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     parts = [name for name in ("val", "test") if name in report]
+    if not parts:
+        print("no validation or test subjects were scored")
+        return
     table = Table(title=f"{report['target']} after {report['step']} steps, by subject (95 % bootstrap interval)")
     table.add_column("")
     for name in parts:
         table.add_column(f"{name} (n = {report[name]['num_subjects']})")
-    for key in report[parts[0]]["metrics"] if parts else ():
+    for key in report[parts[0]]["metrics"]:
         table.add_row(_TITLES[key], *(_with_interval(report[name], key) for name in parts))
     console = Console()
     console.print(table)

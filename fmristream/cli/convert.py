@@ -1,6 +1,8 @@
 """Convert NIfTI runs into a dataset: a BIDS dataset, an fMRIPrep derivative, a folder, a glob, a file or synth://…"""
 
 import argparse
+import shlex
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(as_json(_document(report)))
     else:
-        _print(report, arguments.source)
+        _print(report, arguments)
     return report.exit_code
 
 
@@ -97,14 +99,13 @@ def _document(report: "ConvertReport") -> dict[str, Any]:
     return {**asdict(report), "url": shown_url(report.url), "exit_code": report.exit_code}
 
 
-def _print(report: "ConvertReport", source: str) -> None:
+def _print(report: "ConvertReport", arguments: argparse.Namespace) -> None:
     from fmristream.cli.tables import print_facts, print_lines, print_table
 
-    url = shown_url(report.url)
-    print_facts(_headline(report, shown_url(source), url), _facts(report))
+    print_facts(_headline(report, shown_url(arguments.source), shown_url(report.url)), _facts(report))
     print_table("quarantined", ("input", "reason"), [(q.name, q.reason) for q in report.quarantined])
     print_lines("warnings", report.warnings, style="bold yellow")
-    print_lines("next", _next_steps(report, shown_url(source), url))
+    print_lines("next", _next_steps(report, arguments))
 
 
 def _headline(report: "ConvertReport", source: str, url: str) -> str:
@@ -128,8 +129,12 @@ def _facts(report: "ConvertReport") -> list[tuple[str, str]]:
         ("spaces", ", ".join(space or "unknown" for space in report.spaces)),
         ("source", size(report.source_bytes) if report.source_bytes else ""),
         ("stored", f"{about}{stored}{ratio}" if stored else ""),
-        ("objects", f"{plural(report.objects, 'file')} in {plural(report.folders, 'folder')}" if report.objects else ""),
+        (
+            "objects",
+            f"{plural(report.objects, 'file')} in {plural(report.folders, 'folder')}" if report.objects else "",
+        ),
         ("quarantined", number(len(report.quarantined))),
+        ("not chosen", _not_chosen(report)),
         ("content", report.content_digest),
         ("generation", report.generation_digest),
     ]
@@ -140,7 +145,19 @@ def _by_part(item: tuple[str, int]) -> int:
     return order.index(item[0]) if item[0] in order else len(order)
 
 
-def _next_steps(report: "ConvertReport", source: str, url: str) -> list[str]:
+def _not_chosen(report: "ConvertReport") -> str:
+    """How many files were left out on purpose, by reason."""
+    reasons = Counter(file.reason for file in report.not_chosen)
+    return "; ".join(f"{plural(count, 'file')}: {reason}" for reason, count in reasons.most_common())
+
+
+def _next_steps(report: "ConvertReport", arguments: argparse.Namespace) -> list[str]:
     if report.dry_run:
         return ["run the same command without --dry-run"]
-    return [f"fmristream verify {url} --against {source}", f"fmristream preview {url} --out pictures"]
+    url = shlex.quote(shown_url(report.url))
+    same = {"--space": arguments.space, "--subject-pattern": arguments.subject_pattern}
+    options = "".join(f" {name} {shlex.quote(value)}" for name, value in same.items() if value is not None)
+    return [
+        f"fmristream verify {url} --against {shlex.quote(shown_url(arguments.source))}{options}",
+        f"fmristream preview {url} --out pictures",
+    ]

@@ -1,6 +1,7 @@
 """`fmristream COMMAND …`: finds the command, turns errors into one line and an exit status.
 
-0 done · 1 failed, or a fault was found · 2 wrong usage · 3 done, with inputs left out · 130 interrupted
+0 done · 1 failed, or a fault was found · 2 wrong usage · 3 done, with inputs left out · 130 interrupted ·
+141 whoever read the output has gone
 """
 
 import argparse
@@ -13,7 +14,7 @@ from typing import NoReturn
 from fmristream._version import __version__
 from fmristream.errors import FmriStreamError, UsageError
 
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+FAILED, WRONG_USAGE, INTERRUPTED, NOBODY_READS = 1, 2, 130, 141
 
 # What each command is for; its module is imported when it is chosen, what it needs when it runs.
 COMMANDS = {
@@ -54,8 +55,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"\ninterrupted: {command.WHEN_INTERRUPTED}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `| head` has seen enough
-        sys.stdout = None  # type: ignore[assignment] # nothing is left to flush at exit
-        return FAILED
+        sys.stdout = None  # nothing is left to flush at exit
+        return NOBODY_READS
     return status
 
 
@@ -87,9 +88,9 @@ class _Parser(argparse.ArgumentParser):
     """Repeats what was typed in its errors, but no secrets of it."""
 
     def error(self, message: str) -> NoReturn:
-        from fmristream.cli.words import without_secrets
+        from fmristream.storage.urls import redacted
 
-        super().error(without_secrets(message))
+        super().error(redacted(message))
 
 
 def _module(name: str) -> ModuleType:
@@ -100,11 +101,12 @@ def _complain(error: FmriStreamError, *, debug: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from fmristream.cli.words import on_one_line, without_secrets
+    from fmristream.cli.words import on_one_line
+    from fmristream.storage.urls import redacted
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if debug:
         import traceback
 
-        console.print(Text(without_secrets("".join(traceback.format_exception(error)))))
-    console.print(Text(f"error: {on_one_line(without_secrets(str(error)))}", style="red"))
+        console.print(Text(redacted("".join(traceback.format_exception(error)))))
+    console.print(Text(f"error: {on_one_line(redacted(str(error)))}", style="red"))

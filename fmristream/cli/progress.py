@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from fmristream.cli.words import number, size
+from fmristream.cli.words import plural, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -72,7 +72,15 @@ class _Bars:
 
 def _bars() -> "Progress":
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.text import Text
 
     class Rate(ProgressColumn):
@@ -95,4 +103,4 @@ def _bars() -> "Progress":
 
 def amount(count: int, unit: str) -> str:
     """12,345 frames, 1.2 GB."""
-    return size(count) if unit == "bytes" else f"{number(count)} {unit}"
+    return size(count) if unit == "bytes" else plural(count, unit.removesuffix("s"))

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from fmristream.cli.words import on_one_line
 
-# Where output goes to a file or a pipe, lines are broken late.
-PIPED_WIDTH = 240
+# Where output goes to a file or a pipe, lines are not broken: names stay whole for whoever searches them.
+PIPED_WIDTH = 10_000
 
 MAX_ROWS = 50
 
@@ -23,9 +23,8 @@ def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
     for name, value in facts:
         if value:
             grid.add_row(f"  {name}", Text(on_one_line(value)))
-    console = _console()
-    console.print(Text(on_one_line(title), style="bold"), soft_wrap=True)
-    console.print(grid)
+    _print(Text(on_one_line(title), style="bold"))
+    _print(grid)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, max_rows: int = MAX_ROWS) -> None:
@@ -33,32 +32,32 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     if not rows:
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    numeric = [all(_is_number(row[place]) for row in rows) for place in range(len(columns))]
-    for name, is_numeric in zip(columns, numeric, strict=True):
+    for place, name in enumerate(columns):
+        is_numeric = all(_is_number(row[place]) for row in rows)
         table.add_column(name, justify="right" if is_numeric else "left", overflow="fold")
     for row in rows[:max_rows]:
         table.add_row(*(Text(on_one_line(cell)) for cell in row))
-    console = _console()
-    console.print()
-    console.print(Text(title, style="bold"), soft_wrap=True)
-    console.print(table)
+    _print(Text(f"\n{title}", style="bold"))
+    _print(table)
     if len(rows) > max_rows:
-        console.print(Text(f"… and {len(rows) - max_rows} more; --json lists all"), soft_wrap=True)
+        _print(Text(f"… and {len(rows) - max_rows} more; --json lists all"))
 
 
-def print_lines(title: str, lines: Sequence[str], *, style: str = "") -> None:
-    """A heading and lines below it."""
+def print_lines(title: str, lines: Sequence[str], *, style: str = "bold") -> None:
+    """A heading and lines below it; nothing where there are none."""
     if not lines:
         return
-    console = _console()
-    console.print()
-    console.print(Text(title, style=style or "bold"), soft_wrap=True)
+    _print(Text(f"\n{title}", style=style))
     for line in lines:
-        console.print(Text(f"  {on_one_line(line)}"), soft_wrap=True)
+        _print(Text(f"  {on_one_line(line)}"))
 
 
-def _console() -> Console:
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+def _print(what: Text | Table) -> None:
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    with console.capture() as captured:
+        console.print(what, soft_wrap=isinstance(what, Text))
+    # Tables come padded to their width, which is a nuisance in files.
+    sys.stdout.writelines(f"{line.rstrip(' ')}\n" for line in captured.get().splitlines())
 
 
 def _is_number(cell: str) -> bool:

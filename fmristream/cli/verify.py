@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", metavar="SOURCE", help="compare every stored value with the files it came from, read by nibabel"
     )
+    parser.add_argument("--space", metavar="NAME", help="as given to convert, where it chose among the source's runs")
+    parser.add_argument("--subject-pattern", metavar="REGEX", help="likewise")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,10 +36,13 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.url,
             deep=arguments.deep,
             against=arguments.against,
+            space=arguments.space,
+            subject_pattern=arguments.subject_pattern,
             progress=lambda now: shown.update(now.stage, done=now.done, total=now.total, unit=now.unit),
         )
     if arguments.json:
-        print(as_json(report.as_dict()))
+        shown_urls = {"url": shown_url(report.url), "against": shown_url(report.against)}
+        print(as_json({**report.as_dict(), **shown_urls}))
     else:
         _print(report)
     return 0 if report.is_sound else 1
@@ -64,6 +69,4 @@ def _print(report: "VerifyReport") -> None:
             ("generation", report.generation_digest),
         ],
     )
-    print_table(
-        "faults", ("run", "object", "what"), [(f.run or "–", f.object or "–", f.what) for f in report.faults]
-    )
+    print_table("faults", ("run", "object", "what"), [(f.run or "–", f.object or "–", f.what) for f in report.faults])

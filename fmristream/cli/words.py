@@ -2,22 +2,15 @@
 
 import json
 import math
-import re
 from typing import Any
 
 from fmristream.storage.urls import display_url
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"),;]+")
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
-def without_secrets(text: str) -> str:
-    """The text with user names, passwords and queries cut out of its URLs; a synthetic cohort's query is no secret."""
-    return _URL.sub(lambda found: shown_url(found.group()), text)
-
-
 def shown_url(url: str) -> str:
-    """A URL or path as it may be printed."""
+    """A URL or path as it may be printed; the query of a synthetic cohort is no secret, it is all there is."""
     return url if url.startswith("synth://") else display_url(url)
 
 
@@ -43,7 +36,9 @@ def duration(seconds: float) -> str:
     minutes, left = divmod(rest, 60)
     if hours:
         return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {left} s" if minutes else f"{left} s"
+    if not minutes:
+        return f"{left} s"
+    return f"{minutes} min {left} s" if left else f"{minutes} min"
 
 
 def plural(count: int, noun: str) -> str:

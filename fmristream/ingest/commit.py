@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from fmristream.catalog.run import Run
 from fmristream.catalog.tables import (
     Participant,
@@ -79,6 +81,7 @@ def commit_dataset(
     participants: Sequence[Participant],
     quarantined: Sequence[Quarantined],
     split: Mapping[str, Any],
+    mask: Mapping[str, Any],
 ) -> tuple[Generation, tuple[Run, ...]]:
     """Write the tables and commit generation 1.
 
@@ -90,6 +93,7 @@ def commit_dataset(
         participants: rows of the subjects that were converted.
         quarantined: what was not.
         split: how the split was made, for the record.
+        mask: how the masks were chosen, likewise.
     """
     ordered = sorted(
         ((run_row(one, split=parts.get(one.surveyed.source.subject, "")), one) for one in converted),
@@ -99,6 +103,7 @@ def commit_dataset(
     index, arrays = _index_and_arrays([one.finished for _, one in ordered])
     content = {
         "content_digest": content_digest(runs, parameters=PARAMETERS),
+        "mask": dict(mask),
         "parameters": PARAMETERS,
         "participants": _put_table(store, encode_participants(participants), len(participants)),
         "segments": [
@@ -129,7 +134,7 @@ def _index_and_arrays(finished: Sequence[FinishedRun]) -> tuple[bytes, bytes]:
     rows = []
     offset = 0
     for row, run in enumerate(finished):
-        block = encode_block(run.lengths)
+        block = encode_block(np.frombuffer(run.lengths, dtype="<u4").tolist())
         for array in run.arrays:
             located = replace(array, index_offset=offset, index_bytes=len(block)) if array.frames_per_shard else array
             rows.append((row, located))

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from fmristream.errors import FormatError, SourceError, UsageError
+from fmristream.errors import SourceError, UsageError
 from fmristream.ingest import pending
 from fmristream.ingest.commit import Converted, commit_dataset
 from fmristream.ingest.execute import Engine
-from fmristream.ingest.fingerprint import quick_fingerprint
 from fmristream.ingest.options import (
     ConvertOptions,
     ConvertReport,
@@ -17,13 +16,14 @@ from fmristream.ingest.options import (
     Quarantined,
 )
 from fmristream.ingest.plan import SpacePlan, Survey, plan_spaces, survey
+from fmristream.ingest.present import mask_record, open_present, report_present, require_same
 from fmristream.ingest.sources import Listing, find_runs
 from fmristream.ingest.splitting import split_subjects
-from fmristream.ingest.summary import describe_runs, estimate, stored_bytes
+from fmristream.ingest.summary import describe_runs, estimate, not_chosen, stored_bytes
 from fmristream.ingest.tasks import Resumed, RunTask, SurveyedRun, convert_run
-from fmristream.shards.dataset import Dataset, open_dataset
 from fmristream.shards.spaces import space_document, write_space
 from fmristream.storage import Store, open_store
+from fmristream.storage.urls import scheme_of
 
 
 def convert(
@@ -52,8 +52,22 @@ def convert(
         SourceError: not one of the inputs could be converted.
         StorageError: the target failed; run the same command again to go on.
     """
+    report = convert_into(source, open_store(url), options=options, dry_run=dry_run, progress=progress)
+    return replace(report, url=url)
+
+
+def convert_into(
+    source: str,
+    store: Store,
+    *,
+    options: ConvertOptions | None = None,
+    dry_run: bool = False,
+    progress: ProgressCallback | None = None,
+) -> ConvertReport:
+    """The same into an open store."""
     options = options or ConvertOptions()
-    store = open_store(url)
+    if options.workers > 1 and scheme_of(store.name) == "memory":
+        raise UsageError(f"{store.name}: lies in this process's memory, where no other can write; use --workers 1")
     listing = find_runs(source, space=options.space, subject_pattern=options.subject_pattern)
     meter = _Meter(progress)
     meter.start("reading headers", runs=len(listing.runs), frames=0)
@@ -62,22 +76,24 @@ def convert(
     # An empty part is refused before the work, not after it.
     split_subjects({run.source.subject for run in found.runs}, options)
     if dry_run:
-        return estimate(url, listing, found, options)
-    present = _opened(url)
+        return estimate(store.name, listing, found, options)
+    present = open_present(store)
     if present is not None:
-        return _same_as(present, url, listing, found)
-    return _convert(store, url, listing, found, options, meter)
+        require_same(present, found, options)
+        return report_present(present, source_kind=listing.kind)
+    return _convert(store, listing, found, options, meter)
 
 
 def _convert(
-    store: Store, url: str, listing: Listing, found: Survey, options: ConvertOptions, meter: "_Meter"
+    store: Store, listing: Listing, found: Survey, options: ConvertOptions, meter: "_Meter"
 ) -> ConvertReport:
+    choice = MaskChoice.parse(options.mask)
     with Engine(options.workers) as engine:
         meter.start("computing masks", runs=0, frames=sum(run.header.frames for run in found.runs))
-        plan = plan_spaces(found.runs, MaskChoice.parse(options.mask), engine, meter.frames_done)
+        plan = plan_spaces(found.runs, choice, engine, meter.frames_done)
         for space in plan.spaces.values():
             write_space(store, space)
-        done = _convert_runs(url, found.runs, plan, engine, meter)
+        done = _convert_runs(store, found.runs, plan, engine, meter)
     quarantined = (*found.quarantined, *plan.quarantined, *done.quarantined)
     _require_some(done.converted, quarantined, listing.root)
     subjects = {one.surveyed.source.subject for one in done.converted}
@@ -90,15 +106,17 @@ def _convert(
         participants=[row for row in listing.participants if row["subject"] in subjects],
         quarantined=quarantined,
         split=how,
+        mask=mask_record(choice),
     )
     pending.clear(store)
-    report = describe_runs(url, listing.kind, runs, parts, stored_bytes(done.converted))
+    report = describe_runs(store.name, listing.kind, runs, parts, stored_bytes(done.converted))
     return replace(
         report,
         content_digest=str(generation.document["content_digest"]),
         generation_digest=generation.digest,
         resumed=done.resumed,
         quarantined=quarantined,
+        not_chosen=not_chosen(listing),
         warnings=(*listing.notes, *found.warnings, *plan.warnings, *report.warnings),
     )
 
@@ -112,10 +130,12 @@ class _Done:
     resumed: int = 0
 
 
-def _convert_runs(url: str, runs: Sequence[SurveyedRun], plan: SpacePlan, engine: Engine, meter: "_Meter") -> _Done:
+def _convert_runs(
+    store: Store, runs: Sequence[SurveyedRun], plan: SpacePlan, engine: Engine, meter: "_Meter"
+) -> _Done:
     wanted = [run for run in runs if run.source.key in plan.of_run]
     tasks = [
-        RunTask(run=run, url=url, space_digest=digest, space_document=space_document(plan.spaces[digest]))
+        RunTask(run=run, store=store, space_digest=digest, space_document=space_document(plan.spaces[digest]))
         for run in wanted
         for digest in [plan.of_run[run.source.key]]
     ]
@@ -130,47 +150,6 @@ def _convert_runs(url: str, runs: Sequence[SurveyedRun], plan: SpacePlan, engine
             done.converted.append(Converted(surveyed=wanted[position], finished=finished))
         meter.run_done(1, frames=wanted[position].header.frames)
     return done
-
-
-def _opened(url: str) -> Dataset | None:
-    try:
-        return open_dataset(url)
-    except FormatError as error:
-        if "no dataset here" in str(error):
-            return None
-        raise
-
-
-def _same_as(present: Dataset, url: str, listing: Listing, found: Survey) -> ConvertReport:
-    """The report of a dataset that holds exactly these sources already.
-
-    Raises:
-        UsageError: it holds something else.
-    """
-    held = {run.name: (run.source_bytes, run.source_crc) for run in present.runs}
-    skipped = {name for name, _ in present.skipped}
-    offered = {run.source.name: run.source for run in found.runs if run.source.name not in skipped}
-    changed = [
-        name
-        for name, source in offered.items()
-        if name in held and held[name] != ((print_ := quick_fingerprint(source)).size, print_.crc)
-    ]
-    new = sorted(set(offered) - set(held))
-    gone = sorted(set(held) - set(offered))
-    if new or gone or changed:
-        raise UsageError(
-            f"{present.store.name}: holds a dataset of other runs already ({len(new)} new, {len(changed)} changed, "
-            f"{len(gone)} missing in the source); convert into a new folder"
-        )
-    parts = {run.subject: run.split for run in present.runs if run.split}
-    report = describe_runs(url, listing.kind, present.runs, parts, stored_bytes=0)
-    return replace(
-        report,
-        already_there=True,
-        content_digest=present.content_digest,
-        generation_digest=present.generation_digest,
-        quarantined=tuple(Quarantined(name=name, reason=reason) for name, reason in present.skipped),
-    )
 
 
 def _require_some(kept: Sequence[object], quarantined: Sequence[Quarantined], source: str) -> None:

@@ -41,7 +41,7 @@ class SourceImage:
 
         with np.errstate(all="ignore"):
             scaled = apply_read_scaling(stored, np.float64(self.slope), np.float64(self.inter))
-        return np.asarray(scaled, dtype=np.float64)
+            return np.asarray(scaled, dtype=np.float64)
 
 
 @contextmanager

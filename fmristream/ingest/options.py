@@ -113,6 +113,7 @@ class ConvertReport:
     objects: int = 0  # files; in a dry run how many there will be
     folders: int = 0
     quarantined: tuple[Quarantined, ...] = ()
+    not_chosen: tuple[Quarantined, ...] = ()  # other forms of the same runs, other spaces: left out on purpose
     warnings: tuple[str, ...] = ()
 
     @property

@@ -1,7 +1,8 @@
 """Finished runs of an unfinished conversion: how a killed one goes on where it was.
 
-A record is named by a keyed hash of the source's path, size and checksum: it is found again by whoever has the same
-file, and tells nobody else who is in it. It holds object names and numbers, no labels and no paths.
+A record is named by a keyed hash of the source's path, size and checksum and of all that was decided about the run: it
+is found again by whoever asks for the same of the same file, and tells nobody else who is in it. It holds object names
+and numbers, no labels and no paths.
 """
 
 import base64
@@ -9,6 +10,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +27,7 @@ from fmristream.storage import Store
 
 FOLDER = "pending"
 
-# Everything but the source and its space that decides a run's bytes.
+# What decides the bytes of every run.
 _PLAN = {"codec": "lossless", "format": FORMAT_VERSION, "layout": "voxels"}
 
 
@@ -39,7 +41,7 @@ class FinishedRun:
     scalars: Mapping[str, Any]
     outside: int
     arrays: tuple[StoredArray, ...]
-    lengths: tuple[int, ...]
+    lengths: bytes  # of its chunks in frame order, little-endian u32: a driver holds those of all runs
     source: Fingerprint
 
     @classmethod
@@ -52,26 +54,35 @@ class FinishedRun:
             scalars=_scalars(written.statistics),
             outside=outside,
             arrays=written.arrays,
-            lengths=written.lengths,
+            lengths=np.asarray(written.lengths, dtype="<u4").tobytes(),
             source=source,
         )
 
 
-def record_key(source_key: str, source: Fingerprint) -> str:
-    """Object name of the record of a source file with this content."""
+def record_key(source_key: str, source: Fingerprint, *, decided: Mapping[str, Any]) -> str:
+    """Object name of the record of a source file with this content.
+
+    Args:
+        source_key: path of the file below the source's root.
+        source: its size and checksum.
+        decided: what the plan says about this run and the file does not; JSON-able.
+    """
     plan = sha256_json(_PLAN)
-    message = f"{source_key}\0{source.size}\0{source.crc}".encode()
+    message = canonical_json([source_key, source.size, source.crc, dict(decided)])
     return f"{FOLDER}/{plan[:16]}/{hmac.new(bytes.fromhex(plan), message, hashlib.sha256).hexdigest()}.json"
 
 
 def save(store: Store, key: str, run: FinishedRun) -> None:
-    """Record a finished run; if another attempt recorded it first, its objects are as good as ours."""
+    """Record a finished run, in place of a record that was of no use: damaged, or of objects that are gone."""
     body = asdict(run)
-    body["lengths"] = base64.b64encode(np.asarray(run.lengths, dtype="<u4").tobytes()).decode("ascii")
+    body["lengths"] = base64.b64encode(run.lengths).decode("ascii")
+    data = canonical_json({**body, "check": sha256_json(body)})
     try:
-        store.put_new(key, canonical_json({**body, "check": sha256_json(body)}))
+        store.put_new(key, data)
     except ObjectExistsError:
-        return
+        store.delete(key)
+        with suppress(ObjectExistsError):  # somebody converts the same at this moment: theirs is as good
+            store.put_new(key, data)
 
 
 def load(store: Store, key: str) -> FinishedRun | None:
@@ -86,11 +97,10 @@ def load(store: Store, key: str) -> FinishedRun | None:
     arrays = tuple(_array(array) for array in body["arrays"])
     if not all(_is_whole(store, array) for array in arrays):
         return None
-    lengths = np.frombuffer(base64.b64decode(body["lengths"]), dtype="<u4")
     return FinishedRun(
         **{name: body[name] for name in ("object", "digest", "space_digest", "scalars", "outside")},
         arrays=arrays,
-        lengths=tuple(lengths.tolist()),
+        lengths=base64.b64decode(body["lengths"]),
         source=Fingerprint(**body["source"]),
     )
 

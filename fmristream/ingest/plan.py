@@ -1,7 +1,7 @@
 """Decide before any voxel is stored: which inputs are runs, which grids they share, which voxels of each grid are kept."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,7 +49,8 @@ class SpacePlan:
 
 def survey(listing: Listing, options: ConvertOptions, on_run: Step | None = None) -> Survey:
     """Read every header; nothing is allocated by what headers say."""
-    found = Survey(quarantined=[Quarantined(name=s.key, reason=s.reason) for s in listing.skipped])
+    wrong = [file for file in listing.skipped if not file.by_choice]
+    found = Survey(quarantined=[Quarantined(name=file.key, reason=file.reason) for file in wrong])
     for source in listing.runs:
         try:
             with open_run(source) as stream:
@@ -139,10 +140,13 @@ def _use_union(
             to_compute.append(run)
             continue
         try:
-            union |= read_mask(run.source.mask_url, run.header.shape, run.header.affine)
-            masked.append(run)
+            own = read_mask(run.source.mask_url, run.header.shape, run.header.affine)
+            _require_voxels(own, run.source.key)
         except SourceError as error:
             plan.quarantined.append(Quarantined(name=run.source.name, reason=f"its brain mask is unusable: {error}"))
+        else:
+            union |= own
+            masked.append(run)
     for run, mask in _computed(plan, to_compute, choice.frames, engine, on_frame):
         if is_believable(mask):
             union |= mask
@@ -159,8 +163,8 @@ def _use_union(
 
 def _computed(
     plan: SpacePlan, runs: list[SurveyedRun], frames: int, engine: Engine, on_frame: Step | None
-) -> list[tuple[SurveyedRun, NDArray[np.bool_]]]:
-    found = []
+) -> Iterator[tuple[SurveyedRun, NDArray[np.bool_]]]:
+    """The masks of these runs as they are found: one at a time, because all at once would be gigabytes."""
     tasks = [MaskTask(run=run, frames=frames) for run in runs]
     for position, result in engine.run(compute_run_mask, tasks, on_frame=on_frame):
         run = runs[position]
@@ -169,8 +173,12 @@ def _computed(
             continue
         shape = run.header.shape
         bits = np.unpackbits(result, count=int(np.prod(shape)))
-        found.append((run, bits.astype(bool).reshape(shape)))
-    return found
+        yield run, bits.astype(bool).reshape(shape)
+
+
+def _require_voxels(mask: NDArray[np.bool_], name: str) -> None:
+    if not mask.any():
+        raise SourceError(f"{name}: the mask holds no voxel; make a new one, or give --mask none")
 
 
 def _rows(grid: Grid) -> tuple[tuple[float, ...], ...]:

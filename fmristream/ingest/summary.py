@@ -7,7 +7,7 @@ import numpy as np
 
 from fmristream.catalog.run import UNALIGNED, Run
 from fmristream.ingest.commit import Converted
-from fmristream.ingest.options import ConvertOptions, ConvertReport, MaskChoice
+from fmristream.ingest.options import ConvertOptions, ConvertReport, MaskChoice, Quarantined
 from fmristream.ingest.plan import Survey
 from fmristream.ingest.sources import Listing
 from fmristream.ingest.splitting import split_subjects
@@ -61,12 +61,18 @@ def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions)
         objects=FILES_PER_RUN * len(found.runs) + 8,
         folders=FOLDERS_PER_RUN * len(found.runs) + 8,
         quarantined=tuple(found.quarantined),
+        not_chosen=not_chosen(listing),
         warnings=(
             *listing.notes,
             *found.warnings,
             *alignment_warnings((run.space, run.source.subject) for run in found.runs),
         ),
     )
+
+
+def not_chosen(listing: Listing) -> tuple[Quarantined, ...]:
+    """Files that are left out on purpose, and which choice left them out."""
+    return tuple(Quarantined(name=file.key, reason=file.reason) for file in listing.skipped if file.by_choice)
 
 
 def stored_bytes(converted: Iterable[Converted]) -> int:

@@ -15,11 +15,12 @@ from fmristream.ingest.options import Quarantined
 from fmristream.ingest.pending import FinishedRun
 from fmristream.ingest.run_stream import RunHeader, open_run
 from fmristream.ingest.sources import SourceRun
+from fmristream.shards.digest import sha256
 from fmristream.shards.run_writer import RunWriter
 from fmristream.shards.spaces import Space, read_space
 from fmristream.signal import kernels
 from fmristream.signal.grid import fortran_positions
-from fmristream.storage import Store, open_store
+from fmristream.storage import Store
 
 FrameCallback = Callable[[int], None]
 
@@ -50,10 +51,10 @@ class MaskTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTask:
-    """Convert a run into the dataset at `url`, storing the voxels of a space that lies there already."""
+    """Convert a run into a dataset, storing the voxels of a space that lies there already."""
 
     run: SurveyedRun
-    url: str
+    store: Store
     space_digest: str
     space_document: dict[str, object]
 
@@ -94,27 +95,36 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
     Raises:
         StorageError: the target failed; the conversion stops and can be run again.
     """
-    store = open_store(task.url)
-    source = task.run.source
+    store, source = task.store, task.run.source
     try:
-        key = pending.record_key(source.key, quick_fingerprint(source))
-        found = pending.load(store, key)
-        if found is not None and found.space_digest == task.space_digest:
+        own_mask = _own_mask(task.run)
+        decided = {
+            "own_mask": None if own_mask is None else sha256(np.packbits(own_mask).tobytes()),
+            "space": task.space_digest,
+            "tr_s": task.run.tr_s,
+        }
+        found = pending.load(store, pending.record_key(source.key, quick_fingerprint(source), decided=decided))
+        if found is not None:
             return Resumed(finished=found)
         space = read_space(store, digest=task.space_digest, document=task.space_document)
-        finished = _convert(task.run, store, space, on_frame)
+        finished = _convert(task.run, store, space, own_mask, on_frame)
         # The content that was read is what is recorded, should the file have changed meanwhile.
-        pending.save(store, pending.record_key(source.key, finished.source), finished)
+        pending.save(store, pending.record_key(source.key, finished.source, decided=decided), finished)
         return finished
     except SourceError as error:
         return Quarantined(name=source.name, reason=str(error))
 
 
-def _convert(run: SurveyedRun, store: Store, space: Space, on_frame: FrameCallback | None) -> FinishedRun:
+def _convert(
+    run: SurveyedRun,
+    store: Store,
+    space: Space,
+    own_mask: NDArray[np.bool_] | None,
+    on_frame: FrameCallback | None,
+) -> FinishedRun:
     header = run.header
     positions = fortran_positions(space.mask)
     values = np.empty(len(positions), dtype=header.dtype)
-    own_mask = _own_mask(run)
     with (
         open_run(run.source) as stream,
         RunWriter(

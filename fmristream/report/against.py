@@ -87,10 +87,11 @@ class _Differences:
     first: str = ""
 
     def add(self, differs: NDArray[np.bool_], *, frame: int, ours: NDArray[Any], source: NDArray[Any]) -> None:
-        if not self.count:
+        count = int(np.count_nonzero(differs))
+        if count and not self.count:
             voxel = int(np.argmax(differs))
             self.first = f"frame {frame}, stored voxel {voxel}: {ours[voxel]}, in the source {source[voxel]}"
-        self.count += int(differs.sum())
+        self.count += count
 
     def note(self, run: Run, found: Findings) -> None:
         if self.count:
@@ -109,12 +110,13 @@ def _compare_frames(dataset: Dataset, run: Run, image: SourceImage, found: Findi
         # The block first: zip asks for a frame before it sees that nobody wants it.
         for frame, volume in zip(range(start, stop), image.frames, strict=False):
             values = volume.ravel(order="F")[positions]
-            mine = ours[frame - start]
-            if mine.tobytes() != values.tobytes():
-                stored.add(differing_bits(mine, values), frame=frame, ours=mine, source=values)
+            row = frame - start
+            differs = differing_bits(ours[row], values)
+            stored.add(differs, frame=frame, ours=ours[row], source=values)
+            # A value that differs as stored differs scaled as well: that is one fault, not two.
             expected = image.scaled(values)
-            if (wrong := beyond_rounding(ours_scaled[frame - start], expected)).any():
-                scaled.add(wrong, frame=frame, ours=ours_scaled[frame - start], source=expected)
+            wrong = beyond_rounding(ours_scaled[row], expected) & ~differs
+            scaled.add(wrong, frame=frame, ours=ours_scaled[row], source=expected)
             found.frames_compared += 1
             found.voxels_compared += len(values)
         counter.add(stop - start)
@@ -143,4 +145,4 @@ def beyond_rounding(ours: NDArray[np.float32], expected: NDArray[np.float64]) ->
     with np.errstate(all="ignore"):
         nearest = expected.astype(np.float32)
         same = (ours == nearest) | (np.isnan(ours) & np.isnan(nearest))
-        return ~(same | (np.abs(ours - nearest) <= np.spacing(np.abs(nearest))))
+        return np.asarray(~(same | (np.abs(ours - nearest) <= np.spacing(np.abs(nearest)))))

@@ -89,10 +89,11 @@ def _compare_scalars(run: Run, statistics: Statistics, found: Findings) -> None:
 def _compare_vectors(reader: RunReader, statistics: Statistics, found: Findings) -> None:
     run = reader.run
     exact = run.numpy_dtype.kind in "iu" and run.numpy_dtype.itemsize <= 2
-    expected: Mapping[str, NDArray[Any]] = {
-        "moments": moments_of(statistics, dtype=run.numpy_dtype),
-        "stats": np.stack([statistics.delta, statistics.sd]).astype("<f4"),
-    }
+    with np.errstate(over="ignore"):
+        expected: Mapping[str, NDArray[Any]] = {
+            "moments": moments_of(statistics, dtype=run.numpy_dtype),
+            "stats": np.stack([statistics.delta, statistics.sd]).astype("<f4"),
+        }
     stored = {"moments": reader.moments, "stats": reader.exact_moments}
     for name, vectors in expected.items():
         if stored[name].dtype != vectors.dtype:
@@ -105,7 +106,9 @@ def _is_close(stored: NDArray[Any], expected: NDArray[Any]) -> bool:
     """Equal up to the rounding of sums, which is relative to the voxel's SD and mean."""
     with np.errstate(invalid="ignore", over="ignore"):
         scale = np.abs(expected.astype(np.float64)).max(axis=0)
-        return bool(np.all((np.abs(stored.astype(np.float64) - expected) <= FLOAT_TOLERANCE * scale) | ~np.isfinite(scale)))
+        return bool(
+            np.all((np.abs(stored.astype(np.float64) - expected) <= FLOAT_TOLERANCE * scale) | ~np.isfinite(scale))
+        )
 
 
 def _read_through_zarr(dataset: Dataset, reader: RunReader, found: Findings) -> None:

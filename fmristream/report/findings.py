@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fmristream.storage import display_url
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
@@ -20,7 +18,7 @@ class Fault:
 class VerifyProgress:
     """How far a verification is."""
 
-    stage: str  # "checking objects", "checking indexes", "decoding", "comparing with the source"
+    stage: str  # "checking tables", "checking objects", "checking indexes", "decoding", "comparing with the source"
     done: int
     total: int
     unit: str  # "bytes", "runs" or "frames"
@@ -105,9 +103,8 @@ class VerifyReport:
         return not self.faults
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; URLs without what may be secret in them."""
-        shown = {"url": display_url(self.url), "against": display_url(self.against), "is_sound": self.is_sound}
-        return {**asdict(self), **shown}
+        """For JSON."""
+        return {**asdict(self), "is_sound": self.is_sound}
 
 
 def first_few(names: Iterable[str], *, shown: int = 3) -> str:

@@ -1,7 +1,7 @@
 """Every object that a generation names: there, of its size, with its sha256; read once, in pieces, several at a time."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fmristream.errors import CorruptDataError, ObjectMissingError
@@ -47,7 +47,7 @@ def objects_of_runs(dataset: Dataset) -> Iterator[NamedObject]:
                 yield NamedObject(key=key, bytes=file.bytes, sha256=file.sha256, run=name)
 
 
-def check_objects(store: Store, objects: Iterator[NamedObject], counter: Counter) -> Findings:
+def check_objects(store: Store, objects: Iterable[NamedObject], counter: Counter) -> Findings:
     """Read every object once; memory is a few pieces per thread."""
     found = Findings()
     for result in in_threads(lambda one: _check(store, one, counter), objects, counter):

@@ -39,5 +39,5 @@ def to_world_order(volume: NDArray[np.float32], affine: NDArray[np.float64]) -> 
     axes = world_axes(affine)
     order = sorted(range(3), key=lambda voxel: axes[voxel][0])
     turned = np.transpose(volume, order)
-    flips = [axis for axis, voxel in enumerate(order) if axes[voxel][1] < 0]
-    return np.flip(turned, flips)
+    flips = tuple(axis for axis, voxel in enumerate(order) if axes[voxel][1] < 0)
+    return np.asarray(np.flip(turned, flips), dtype=volume.dtype)

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 THREADS = max(2, min(8, os.cpu_count() or 1))
 
 
-class Stopped(Exception):  # noqa: N818 not an error: the consumer has gone
+class Stopped(Exception):
     """Raised in a worker whose result nobody waits for any more."""
 
 

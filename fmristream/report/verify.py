@@ -14,7 +14,13 @@ from fmristream.storage import Store, open_store
 
 
 def verify(
-    url: str, *, deep: bool = False, against: str | None = None, progress: ProgressCallback | None = None
+    url: str,
+    *,
+    deep: bool = False,
+    against: str | None = None,
+    space: str | None = None,
+    subject_pattern: str | None = None,
+    progress: ProgressCallback | None = None,
 ) -> VerifyReport:
     """Check the newest version of a dataset.
 
@@ -25,6 +31,8 @@ def verify(
         url: the dataset.
         deep: also decode every chunk, compute digests and statistics again, and read a sample through zarr-python.
         against: also compare every stored value with this source (folder, file, glob or `synth://`), read by nibabel.
+        space: as it was given to the conversion, where it chose among the source's runs.
+        subject_pattern: likewise.
         progress: called as work proceeds.
 
     Raises:
@@ -32,7 +40,7 @@ def verify(
         UsageError: the source holds no runs.
         StorageError: the store failed; nothing can be said.
     """
-    listing = find_runs(against) if against is not None else None
+    listing = None if against is None else find_runs(against, space=space, subject_pattern=subject_pattern)
     found = Findings()
     dataset = _opened(url, found)
     if dataset is not None:
@@ -65,11 +73,11 @@ def _check(
     dataset: Dataset, listing: Listing | None, found: Findings, *, deep: bool, progress: ProgressCallback | None
 ) -> None:
     of_generation = list(objects_of_generation(dataset.generation))
-    _check_objects(dataset.store, of_generation, found, progress)
+    _check_objects("checking tables", dataset.store, of_generation, found, progress)
     _read_tables(dataset, found)
     if found.tables_damaged:  # they say what else there is
         return
-    _check_objects(dataset.store, list(objects_of_runs(dataset)), found, progress)
+    _check_objects("checking objects", dataset.store, list(objects_of_runs(dataset)), found, progress)
     counter = _counter("checking indexes", len(dataset.runs), "runs", progress)
     found.merge(check_layouts(dataset, found.damaged(), counter))
     frames = sum(run.frames for run in dataset.runs)
@@ -81,10 +89,10 @@ def _check(
 
 
 def _check_objects(
-    store: Store, objects: list[NamedObject], found: Findings, progress: ProgressCallback | None
+    stage: str, store: Store, objects: list[NamedObject], found: Findings, progress: ProgressCallback | None
 ) -> None:
-    total = sum(one.bytes for one in objects)
-    found.merge(check_objects(store, iter(objects), _counter("checking objects", total, "bytes", progress)))
+    counter = _counter(stage, sum(one.bytes for one in objects), "bytes", progress)
+    found.merge(check_objects(store, objects, counter))
 
 
 def _read_tables(dataset: Dataset, found: Findings) -> None:
@@ -93,9 +101,15 @@ def _read_tables(dataset: Dataset, found: Findings) -> None:
         rows = (len(dataset.runs), len(dataset.arrays), len(dataset.participants), len(dataset.skipped))
         told = dataset.generation.document
         segments = sum(segment["runs"]["rows"] for segment in told["segments"])
-        expected = (segments, segments, *(told[name]["rows"] if told[name] else 0 for name in ("participants", "skipped")))
+        expected = (
+            segments,
+            segments,
+            *(told[name]["rows"] if told[name] else 0 for name in ("participants", "skipped")),
+        )
         if rows != expected:
-            found.fault(f"its tables hold {rows} runs, runs with arrays, participants and skipped inputs, not {expected}")
+            found.fault(
+                f"its tables hold {rows} runs, runs with arrays, participants and skipped inputs, not {expected}"
+            )
         assert dataset.content_digest  # raises where it is not the recorded one
     except (CorruptDataError, ObjectMissingError, FormatError) as error:
         found.tables_damaged = True

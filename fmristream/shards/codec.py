@@ -8,7 +8,7 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from fmristream.errors import CorruptDataError
+from fmristream.errors import CorruptDataError, FormatError
 
 # An explicit block size: blosc's own choice for one-frame chunks costs 23 % more bytes.
 BLOCK_BYTES = 32 * 2**10
@@ -44,7 +44,12 @@ def decode_into(data: bytes | memoryview, out: NDArray[Any], *, what: str) -> No
 
     Raises:
         CorruptDataError: checksum or size is not what was written; `what` names the chunk.
+        FormatError: an array of something else than numbers, which a table from elsewhere may claim.
     """
+    if out.dtype.kind not in "iuf":  # decoding into Python objects would be decoding into pointers
+        raise FormatError(
+            f"{what}: has the dtype {out.dtype}, expected whole numbers or floats; do not use this dataset"
+        )
     view = memoryview(data)
     if len(view) <= CRC_BYTES or checksum(view[:-CRC_BYTES]) != bytes(view[-CRC_BYTES:]):
         raise CorruptDataError(
@@ -56,9 +61,13 @@ def decode_into(data: bytes | memoryview, out: NDArray[Any], *, what: str) -> No
     size, _, stored = struct.unpack_from("<3I", payload, 4) if len(payload) >= 16 else (0, 0, 0)
     if size != out.nbytes or stored != len(payload):
         raise CorruptDataError(
-            f"{what}: decodes to {size} bytes, expected {out.nbytes}; the index does not fit the data"
+            f"{what}: {stored} bytes that decode to {size}, expected {len(payload)} that decode to {out.nbytes}; "
+            "the index does not fit the data"
         )
-    blosc.decompress(payload, out)
+    try:
+        blosc.decompress(payload, out)
+    except RuntimeError as error:  # right checksum, wrong content: nothing that this format's writer wrote
+        raise CorruptDataError(f"{what}: cannot be decoded ({error}); convert the run again") from error
 
 
 def checksum(data: bytes | memoryview) -> bytes:

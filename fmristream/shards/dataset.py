@@ -118,6 +118,10 @@ class Dataset:
             for row, array in decode_arrays(self._table(segment["arrays"])):
                 by_row[row][array.name] = array
             for row, name in enumerate(names):
+                if name in found:
+                    raise CorruptDataError(
+                        f"{self.store.name}: two runs are called {name!r}; the tables are not ours, convert again"
+                    )
                 found[name] = (segment["index"]["key"], by_row[row])
         return found
 
@@ -186,7 +190,8 @@ class Dataset:
         """
         wanted = self.run(run)
         stored = self.reader(wanted).read_stored(start, wanted.frames if stop is None else stop)
-        scaled = (stored.astype(np.float64) * wanted.slope + wanted.inter).astype(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN stays NaN, what float32 cannot hold becomes infinite
+            scaled = (stored.astype(np.float64) * wanted.slope + wanted.inter).astype(np.float32)
         if packed:
             return scaled
         mask = self.space(wanted).mask

@@ -10,6 +10,7 @@ from fmristream.errors import CorruptDataError, FormatError, ObjectExistsError, 
 from fmristream.shards import FORMAT_VERSION
 from fmristream.shards.digest import canonical_json, sha256_json
 from fmristream.storage import Store
+from fmristream.storage.store import is_denied
 
 HINT = "dataset.json"
 FOLDER = "generations"
@@ -40,19 +41,21 @@ def newest_generation(store: Store) -> Generation:
 
     Raises:
         FormatError: there is no dataset, or it needs a newer reader.
-        CorruptDataError: the newest generation is damaged.
+        CorruptDataError: the newest generation is damaged or lost.
     """
     number = hinted_number(store)
-    found = _load(store, number) if number else None
-    if found is None:
-        number = max(_listed(store), default=0)
-        found = _load(store, number) if number else None
+    found = _load(store, number or max(_listed(store), default=1))
+    if found is None and number:  # it was committed before the hint was written; an older one is not what was asked for
+        raise CorruptDataError(
+            f"{store.name}/{key_of(number)}: is named by {HINT} and missing; restore it from a copy, or delete {HINT} "
+            "to open the newest version that is left"
+        )
     if found is None:
         raise FormatError(
             f"{store.name}: no dataset here ({FOLDER}/ holds no committed generation); "
             "check the URL, or run `fmristream convert SOURCE URL` (again, if it was interrupted)"
         )
-    while (later := _load(store, found.number + 1)) is not None:
+    while (later := _probed(store, found.number + 1)) is not None:
         found = later
     return found
 
@@ -78,9 +81,12 @@ def commit(store: Store, *, number: int, parent: str | None, write_id: str, cont
     digest = sha256_json(document)
     try:
         store.put_new(key_of(number), canonical_json({**document, "digest": digest}))
-    except ObjectExistsError as error:
+    except StorageError as error:
         present = _load(store, number)
-        if present is None or present.document.get("write_id") != write_id:
+        is_ours = present is not None and present.document.get("write_id") == write_id
+        if not is_ours and not isinstance(error, ObjectExistsError):
+            raise
+        if not is_ours:
             raise StorageError(
                 f"{store.name}: another writer committed generation {number} meanwhile; nothing of it was changed, "
                 "run the command again to see what is there"
@@ -99,7 +105,7 @@ def parse(data: bytes, *, number: int, where: str) -> Generation:
     try:
         document = json.loads(data)
         whole = canonical_json(document) == data
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptDataError(f"{where}: not readable as JSON; restore the object from a copy") from error
     digest = document.pop("digest", None) if isinstance(document, dict) else None
     if not whole or digest is None or digest != sha256_json(document) or document.get("generation") != number:
@@ -119,6 +125,16 @@ def _load(store: Store, number: int) -> Generation | None:
     return parse(data, number=number, where=f"{store.name}/{key_of(number)}")
 
 
+def _probed(store: Store, number: int) -> Generation | None:
+    """A generation that need not be there, in a store that may not say so: without listing, S3 answers 403 for 404."""
+    try:
+        return _load(store, number)
+    except StorageError as error:
+        if is_denied(error):
+            return None
+        raise
+
+
 def _hint(number: int) -> bytes:
     body = {"format": "fmristream", "generation": number, "version": FORMAT_VERSION}
     return canonical_json({**body, "check": sha256_json(body)[:16]})
@@ -127,11 +143,11 @@ def _hint(number: int) -> bytes:
 def hinted_number(store: Store) -> int:
     """The generation that the hint names; 0 where the hint is missing or damaged: it is only a hint."""
     try:
-        document = json.loads(store.read(HINT))
-        number = int(document["generation"])
-    except (ObjectMissingError, ValueError, KeyError, TypeError, UnicodeDecodeError):
+        data = store.read(HINT)
+        number = int(json.loads(data)["generation"])
+    except (ObjectMissingError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 0
-    return number if canonical_json(document) == _hint(number) else 0
+    return number if number > 0 and data == _hint(number) else 0
 
 
 def _listed(store: Store) -> list[int]:

@@ -80,6 +80,11 @@ class RunReader:
         codec.decode_into(self.store.read(array.object), padded, what=f"{self.store.name}/{array.object}")
         return padded[:, : self.run.voxels]
 
+    @cached_property
+    def own_mask(self) -> NDArray[np.bool_] | None:
+        """(v,) which of the stored voxels lie in the run's own brain mask; None where it has none."""
+        return self._vector("mask").astype(np.bool_) if "mask" in self.arrays else None
+
     def read_chunks(self, start: int, stop: int, out: NDArray[Any]) -> NDArray[Any]:
         """Decode frames [start, stop) as stored (residuals or values) into `out`, (t, padded_voxels), and return it.
 

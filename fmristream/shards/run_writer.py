@@ -212,7 +212,4 @@ def _range(statistics: Statistics, dtype: "np.dtype[Any]") -> list[float | int] 
     if statistics.valid_min > statistics.valid_max:
         return None
     ends = (statistics.valid_min, statistics.valid_max)
-    if dtype.kind == "f":
-        return [float(end) for end in ends]
-    info = np.iinfo(dtype)  # ends of 64-bit ranges are rounded outwards, perhaps out of the dtype
-    return [max(int(ends[0]), int(info.min)), min(int(ends[1]), int(info.max))]
+    return [float(end) for end in ends] if dtype.kind == "f" else [int(end) for end in ends]

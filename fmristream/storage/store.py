@@ -120,3 +120,9 @@ def translated(store: str, key: str, action: Callable[[], T]) -> T:
         ) from error
     except client_errors() as error:
         raise StorageError(f"{store}/{key}: {redacted(str(getattr(error, 'strerror', None) or error))}") from error
+
+
+def is_denied(error: StorageError) -> bool:
+    """Whether the store refused access: what a bucket that forbids listing answers for objects that are not there."""
+    cause = error.__cause__
+    return isinstance(cause, PermissionError) or getattr(cause, "status", None) == 403  # aiohttp

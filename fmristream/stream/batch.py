@@ -65,16 +65,23 @@ class Batch:
 
 def place(packed: torch.Tensor, positions: torch.Tensor, grid: Shape3, fill: torch.Tensor) -> torch.Tensor:
     """Scatter (b, t, v) onto (b, t, x, y, z), each sample filled with its own background."""
-    samples, frames, _ = packed.shape
+    scatter = _scatter_on_host if packed.device.type == "cpu" else scatter_by_torch
     size = grid[0] * grid[1] * grid[2]
-    if packed.device.type == "cpu":
-        placed = torch.empty((samples, frames, size), dtype=packed.dtype)
-        placed[:] = fill[:, None, None]
-        target, source, where = placed.numpy(), packed.numpy(), positions.numpy()
-        for sample in range(samples):  # ten times torch's index_copy_, which does not run along the last axis
-            kernels.place(source[sample], where, target[sample])
-        return placed.view(samples, frames, *grid)
-    placed = fill[:, None, None].expand(samples, frames, size).contiguous()
+    return scatter(packed, positions, size, fill).view(len(packed), packed.shape[1], *grid)
+
+
+def _scatter_on_host(packed: torch.Tensor, positions: torch.Tensor, size: int, fill: torch.Tensor) -> torch.Tensor:
+    placed = torch.empty((*packed.shape[:2], size), dtype=packed.dtype)
+    placed[:] = fill[:, None, None]
+    target, source, where = placed.numpy(), packed.numpy(), positions.numpy()
+    for sample in range(len(packed)):  # ten times torch's index_copy_, which does not run along the last axis
+        kernels.place(source[sample], where, target[sample])
+    return placed
+
+
+def scatter_by_torch(packed: torch.Tensor, positions: torch.Tensor, size: int, fill: torch.Tensor) -> torch.Tensor:
+    """(b, t, v) to (b, t, size) on any device."""
+    placed = fill[:, None, None].expand(*packed.shape[:2], size).contiguous()
     inside = positions >= 0
     placed[:, :, positions[inside]] = packed[:, :, inside]
-    return placed.view(samples, frames, *grid)
+    return placed

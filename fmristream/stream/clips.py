@@ -33,7 +33,7 @@ class StreamingDataset:
         targets: columns of the participants table that samples carry.
         grid: (x, y, z) to pad or cut the native grid to, centred; the native grid where not given.
         exact: z-score by float32 moments even where float16 ones are stored.
-        mix_spaces: allow runs whose voxels do not correspond (unaligned subjects).
+        mix_spaces: allow runs of one grid and mask whose voxels do not correspond (unaligned subjects).
 
     Raises:
         UsageError: no run is selected, or an argument makes no sense.
@@ -62,6 +62,7 @@ class StreamingDataset:
         self.seed = seed
         self.normalize = normalize
         self.runs = _select(self.dataset, split)
+        require_one_grid(self.runs, where=self.dataset.store.name)
         if not mix_spaces:
             require_one_space(self.runs, where=self.dataset.store.name)
         self._table = WindowTable([run.frames for run in self.runs], frames)
@@ -69,9 +70,10 @@ class StreamingDataset:
         self._targets = [
             read_target(self.dataset.participants, name, where=self.dataset.store.name) for name in targets
         ]
-        self.grid: Shape3 = self.runs[0].shape if grid is None else (int(grid[0]), int(grid[1]), int(grid[2]))
-        if min(self.grid) < 1:
-            raise UsageError(f"grid {self.grid}: expected three sizes of 1 or more voxels")
+        sizes: tuple[int, ...] = self.runs[0].shape if grid is None else tuple(grid)
+        if len(sizes) != 3 or min(sizes) < 1:
+            raise UsageError(f"grid {sizes}: expected three sizes of 1 or more voxels")
+        self.grid: Shape3 = (int(sizes[0]), int(sizes[1]), int(sizes[2]))
 
     @property
     def num_windows(self) -> int:
@@ -163,14 +165,23 @@ class StreamingDataset:
         }
 
 
-def require_one_space(runs: Sequence[Run], *, where: str) -> None:
-    """Raise SpaceError unless position v means the same place in every run."""
-    labels = sorted({run.space for run in runs})
+def require_one_grid(runs: Sequence[Run], *, where: str) -> None:
+    """Raise SpaceError unless all runs store the same voxels of the same grid: without that there is no batch at all."""
     grids = {run.space_digest for run in runs}
-    if len(labels) > 1 or len(grids) > 1:
+    if len(grids) > 1:
         raise SpaceError(
-            f"{where}: the selected runs lie in {len(labels)} spaces ({', '.join(label or 'unknown' for label in labels)}) "
-            f"and {len(grids)} grids or masks; select runs of one, or convert them with one --mask"
+            f"{where}: the selected runs lie on {len(grids)} grids or masks; select runs of one, or convert them with one "
+            "--mask"
+        )
+
+
+def require_one_space(runs: Sequence[Run], *, where: str) -> None:
+    """Raise SpaceError unless a voxel means the same place in every run's brain."""
+    labels = sorted({run.space for run in runs})
+    if len(labels) > 1:
+        raise SpaceError(
+            f"{where}: the selected runs lie in {len(labels)} spaces ({', '.join(label or 'unknown' for label in labels)}); "
+            "select runs of one, or pass mix_spaces=True if that is what you want"
         )
     scanned = {(run.subject, run.session) for run in runs}
     if labels[0] in UNALIGNED and len(scanned) > 1:

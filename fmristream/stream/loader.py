@@ -35,6 +35,8 @@ class StreamingLoader:
     epoch to epoch, so every batch is full and every window comes exactly once per epoch; without one, an iteration is
     one pass in stored order and the last batch is padded with samples marked `valid = False`.
 
+    A batch that fails raises when it is due, and is the next one again when the iteration is taken up again.
+
     A context manager; `close()` ends its threads.
 
     Args:
@@ -79,6 +81,7 @@ class StreamingLoader:
         self._positions = torch.from_numpy(clips.positions)
         self._consumed = 0  # samples handed out over all ranks
         self._ahead: deque[_Ahead] = deque()
+        self._resumed = False  # a state was loaded, and no batch was asked for since
         self._closed = False
 
     @property
@@ -88,12 +91,15 @@ class StreamingLoader:
 
     def __len__(self) -> int:
         """Batches that start in this epoch; epochs may differ by one."""
-        return self._schedule.batches_in(self.epoch)
+        return self._schedule.batches_in(self.epoch, consumed=self._consumed)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The rest of this epoch's batches; the next call goes on with the next epoch."""
+        """The rest of this epoch's batches; the next call goes on with the next epoch. Without a seed, always one pass."""
         if self._closed:
             raise UsageError("the loader is closed; make a new one")
+        if self.clips.seed is None and not self._resumed:
+            self._restart(0)
+        self._resumed = False
         epoch = self.epoch
         while self._epoch_at(self._consumed) == epoch and not self._is_past_end(self._consumed):
             yield self._next()
@@ -113,6 +119,7 @@ class StreamingLoader:
         saved = StreamState.from_dict(state)
         saved.require_same_stream(self._state(0))
         self._restart(saved.consumed)
+        self._resumed = True
 
     def close(self) -> None:
         """End the threads; batches handed out stay valid."""
@@ -129,9 +136,14 @@ class StreamingLoader:
 
     def _next(self) -> Batch:
         self._fetch_ahead()
-        ahead = self._ahead.popleft()
-        for filling in ahead.filling:
-            filling.result()  # the thread's error, if it had one
+        ahead = self._ahead[0]
+        try:
+            for filling in ahead.filling:
+                filling.result()  # the thread's error, if it had one
+        except BaseException:
+            self._restart(self._consumed)
+            raise
+        self._ahead.popleft()
         self._consumed = ahead.batch.position + self._schedule.batch_size
         self._fetch_ahead()
         return ahead.batch
@@ -145,21 +157,28 @@ class StreamingLoader:
     def _start(self, position: int) -> _Ahead:
         numbers, valid = self._schedule.batch(position, self.world)
         array, packed = self._pool.lend((len(numbers), self.clips.window, self.clips.voxels))
+        fill = torch.empty(len(numbers), dtype=torch.float32)
         filling = [
             # The tensor goes along so that its memory is not lent again before the last thread has written to it.
-            self._threads.submit(self._fill, number, array[row], packed)
+            self._threads.submit(self._fill, number, array[row], fill[row], packed)
             for row, number in enumerate(numbers.tolist())
         ]
-        return _Ahead(self._describe(numbers, valid, packed, position), filling)
+        return _Ahead(self._describe(numbers, valid, packed, fill, position), filling)
 
-    def _fill(self, number: int, packed: NDArray[np.float32], _lent: torch.Tensor) -> None:
+    def _fill(self, number: int, packed: NDArray[np.float32], fill: torch.Tensor, _lent: torch.Tensor) -> None:
         scratch = getattr(self._scratch, "buffers", None)
         if scratch is None:
             scratch = self._scratch.buffers = Scratch()
         self.clips.read_packed(number, packed, scratch)
+        fill.fill_(self.clips.fill(self.clips.locate(number)[0]))
 
     def _describe(
-        self, numbers: NDArray[np.int64], valid: NDArray[np.bool_], packed: torch.Tensor, position: int
+        self,
+        numbers: NDArray[np.int64],
+        valid: NDArray[np.bool_],
+        packed: torch.Tensor,
+        fill: torch.Tensor,
+        position: int,
     ) -> Batch:
         located = [self.clips.locate(number) for number in numbers.tolist()]
         runs = [run for run, _ in located]
@@ -167,7 +186,7 @@ class StreamingLoader:
             packed=packed,
             positions=self._positions,
             grid=self.clips.grid,
-            fill=torch.tensor([self.clips.fill(run) for run in runs], dtype=torch.float32),
+            fill=fill,
             valid=torch.from_numpy(valid),
             window=torch.from_numpy(numbers),
             start=torch.tensor([start for _, start in located], dtype=torch.int64),

@@ -1,7 +1,7 @@
 """Memory of batches, reused as soon as nobody looks at it: fresh pages cost four times what filling them does."""
 
 import weakref
-from threading import Lock
+from collections import deque
 
 import numpy as np
 import torch
@@ -19,21 +19,30 @@ class BatchPool:
 
     def __init__(self, *, pinned: bool) -> None:
         self._pinned = pinned
-        self._free: list[torch.Tensor] = []
-        self._lock = Lock()
+        # No lock: buffers come back whenever garbage is collected, in any thread, even amid lend.
+        self._free: deque[torch.Tensor] = deque()
 
     def lend(self, shape: tuple[int, int, int]) -> tuple[NDArray[np.float32], torch.Tensor]:
         """(array to fill, tensor to hand out) over the same memory."""
+        if self._pinned:
+            # A copy to the GPU may still read memory that Python has let go; torch's own pool waits for it, ours could not.
+            tensor = torch.empty(shape, dtype=torch.float32, pin_memory=True)
+            return tensor.numpy(), tensor
         size = shape[0] * shape[1] * shape[2]
-        with self._lock:
-            fitting = next((buffer for buffer in self._free if buffer.numel() == size), None)
-            self._free = [buffer for buffer in self._free if buffer is not fitting and buffer.numel() == size]
-        buffer = torch.empty(size, dtype=torch.float32, pin_memory=self._pinned) if fitting is None else fitting
+        buffer = self._take(size)
+        if buffer is None:
+            buffer = torch.empty(size, dtype=torch.float32)
         # A tensor made of an array keeps that very array alive; its end is the buffer's return.
         array = buffer.numpy().view()
-        weakref.finalize(array, self._give_back, buffer).atexit = False
+        weakref.finalize(array, self._free.append, buffer).atexit = False
         return array.reshape(shape), torch.from_numpy(array).view(shape)
 
-    def _give_back(self, buffer: torch.Tensor) -> None:
-        with self._lock:
-            self._free.append(buffer)
+    def _take(self, size: int) -> torch.Tensor | None:
+        """A free buffer of this size; others on the way are let go."""
+        while True:
+            try:
+                buffer = self._free.popleft()
+            except IndexError:
+                return None
+            if buffer.numel() == size:
+                return buffer

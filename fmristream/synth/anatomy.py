@@ -58,8 +58,9 @@ NUCLEI: tuple[tuple[Point, Point], ...] = (
 )
 # Air above the nose and beside the ears takes signal away.
 DROPOUTS: tuple[tuple[Point, float, float], ...] = (((0.0, 0.62, -0.42), 0.22, 0.55), ((0.56, 0.02, -0.58), 0.20, 0.40))
-# Two pairs that carry effects (0 and 1: sex, 2 and 3: age) and two bystanders. Places after the networks that
-# carry these names; extents so that each pair covers about a third of the brain.
+# Two pairs that carry effects (0 and 1: sex, 2 and 3: age) and two bystanders, placed like the networks whose names
+# they have. Sex has the larger share of the brain: with radii of .4 and no plateau (below), a small transformer over
+# patches of 6 voxels had learned nothing of the strongest coupling after 800 steps; with these it had after 400.
 NETWORKS: dict[str, tuple[Blob, ...]] = {
     "default": (
         Blob(centre=(0.0, -0.48, 0.36), radius=0.52),
@@ -159,7 +160,7 @@ def _folds(at: Coordinates) -> FloatArray:
         + np.sin(17 * at.y + 3 * np.sin(6 * at.z))
         + np.sin(18 * at.z + 3 * np.sin(4 * side))
     )
-    return np.clip(waves / 2, -1, 1)
+    return np.asarray(np.clip(waves / 2, -1, 1))
 
 
 def _bump(at: Coordinates, blob: Blob) -> FloatArray:

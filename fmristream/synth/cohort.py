@@ -151,6 +151,8 @@ def _check(cohort: Cohort) -> None:
     for name, (chosen, known) in choices.items():
         if chosen not in known:
             raise UsageError(f"a synthetic cohort has {name} = {chosen!r}, expected one of {', '.join(known)}")
+    if cohort.kind == "dummy" and cohort.effect != "none":
+        raise UsageError(f"a dummy cohort is noise and has no effect {cohort.effect}; leave it out or take kind = bold")
     limit = MAX_STRENGTH[cohort.effect]
     if not 0 <= cohort.strength <= limit:
         raise UsageError(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmristream.errors import UsageError
@@ -13,10 +13,11 @@ def schedule(windows: int, batch_size: int, seed: int | None = 7) -> Schedule:
     return Schedule(windows=windows, batch_size=batch_size, seed=seed, selection_digest="d" * 64)
 
 
-SCHEDULES = st.builds(schedule, windows=st.integers(1, 200), batch_size=st.integers(1, 96), seed=st.integers(-3, 3))
+SCHEDULES = st.builds(schedule, windows=st.integers(5, 200), batch_size=st.integers(1, 64), seed=st.integers(-3, 3))
 EVALUATIONS = st.builds(schedule, windows=st.integers(1, 200), batch_size=st.integers(1, 96), seed=st.none())
 
 
+@settings(max_examples=50)
 @given(SCHEDULES, st.integers(1, 4))
 def test_every_window_comes_exactly_once_in_every_epoch(plan, epochs):
     numbers, valid = plan.windows_at(0, epochs * plan.windows)
@@ -30,6 +31,7 @@ def test_epochs_differ_in_order():
     assert len({tuple(epoch.tolist()) for epoch in numbers.reshape(3, 50)}) == 3
 
 
+@settings(max_examples=60)
 @given(plan=st.one_of(SCHEDULES, EVALUATIONS), size=st.integers(1, 64), batch=st.integers(0, 20))
 def test_the_ranks_shares_in_order_are_the_batch_of_one_process(plan, size, batch):
     position = batch * plan.batch_size
@@ -58,21 +60,20 @@ def test_no_rank_is_without_samples_where_the_batch_is_as_large_as_the_world(siz
         assert stop > start
 
 
-@given(plan=SCHEDULES, epochs=st.integers(1, 6))
-def test_batches_per_epoch_add_up_to_all_that_start_in_them(plan, epochs):
-    counted = sum(plan.batches_in(epoch) for epoch in range(epochs))
-    starts = [p for p in range(0, epochs * plan.windows, plan.batch_size) if plan.epoch_of(p) < epochs]
-    assert counted == len(starts)
+@given(plan=SCHEDULES, epochs=st.integers(1, 6), consumed=st.integers(0, 300))
+def test_batches_of_an_epoch_are_those_that_start_in_it_wherever_a_resumed_stream_began(plan, epochs, consumed):
+    starts = range(consumed % plan.batch_size, epochs * plan.windows, plan.batch_size)
     for epoch in range(epochs):
-        assert plan.batches_in(epoch) == sum(plan.epoch_of(p) == epoch for p in starts)
+        expected = sum(plan.epoch_of(position) == epoch for position in starts)
+        assert plan.batches_in(epoch, consumed=consumed) == expected
 
 
-@given(plan=SCHEDULES, epoch=st.integers(0, 5))
-def test_training_never_cuts_a_batch_short_at_the_end_of_an_epoch(plan, epoch):
-    for number in range(plan.first_batch_of(epoch), plan.first_batch_of(epoch + 1)):
-        numbers, valid = plan.batch(number * plan.batch_size, World())
-        assert len(numbers) == plan.batch_size
-        assert valid.all()
+@settings(max_examples=40)
+@given(plan=SCHEDULES, batch=st.integers(0, 50))
+def test_training_never_cuts_a_batch_short(plan, batch):
+    numbers, valid = plan.batch(batch * plan.batch_size, World())
+    assert len(numbers) == plan.batch_size
+    assert valid.all()
 
 
 @given(plan=EVALUATIONS, size=st.integers(1, 64))

@@ -19,7 +19,6 @@ BATCH = 6
 
 @pytest.fixture(scope="module")
 def clips(cohort_url) -> StreamingDataset:
-    """47 windows would divide by nothing; 16 runs of 4 windows make 64, of which train holds 44 to 48."""
     return StreamingDataset(cohort_url, window=7, split="train", seed=11, targets=("sex",))
 
 
@@ -107,45 +106,64 @@ def test_training_that_was_left_early_goes_on_with_the_next_batch(clips):
     assert seen == expected
 
 
-@settings(max_examples=25)
-@given(
-    taken=st.integers(0, 16),
-    before=st.integers(1, 4),
-    after=st.integers(1, 4),
-    threads=st.integers(1, 2),
-    kind=st.sampled_from(["clips", "evaluation"]),
-)
-def test_a_stream_goes_on_exactly_where_it_was_on_any_other_world(clips, evaluation, taken, before, after, threads, kind):
-    chosen = {"clips": clips, "evaluation": evaluation}[kind]
-    expected = epochs(chosen, 2, batch_size=BATCH)
+@pytest.fixture(scope="module")
+def two_epochs(clips) -> list[dict]:
+    return epochs(clips, 2, batch_size=BATCH)
+
+
+@pytest.fixture(scope="module")
+def one_pass(evaluation) -> list[dict]:
+    return epochs(evaluation, 1, batch_size=BATCH)
+
+
+WORLDS = st.integers(1, 4)
+
+
+@settings(max_examples=20)
+@given(taken=st.integers(0, 16), before=WORLDS, after=WORLDS, threads=st.integers(1, 2))
+def test_training_goes_on_exactly_where_it_was_on_any_other_world(clips, two_epochs, taken, before, after, threads):
+    state = state_after(taken, clips, world=before, threads=threads)
+    rest = []
     with ExitStack() as stack:
-        ranks = loaders(stack, chosen, world=before, batch_size=BATCH, threads=threads)
-        states = take(ranks, taken)
-        assert all(state == states[0] for state in states)
-    state = json.loads(json.dumps(states[0]))
-    with ExitStack() as stack:
-        ranks = loaders(stack, chosen, world=after, batch_size=BATCH)
+        ranks = loaders(stack, clips, world=after, batch_size=BATCH)
         for rank in ranks:
             rank.load_state_dict(state)
-        per_pass = len(expected) // 2
-        passes = 2 if chosen.seed is not None and taken < per_pass or chosen.seed is None else 1
-        rest = [whole(batches) for _ in range(passes) for batches in in_step(ranks)]
-    wanted = expected[taken:] if chosen.seed is not None else expected[taken % per_pass : per_pass + per_pass]
-    assert len(rest) >= len(wanted)
-    assert all(same(one, other) for one, other in zip(rest, wanted, strict=False))
+        while len(rest) < len(two_epochs) - taken:
+            rest += [whole(batches) for batches in in_step(ranks)]
+    assert all(same(one, other) for one, other in zip(rest, two_epochs[taken:], strict=True))
+
+
+@settings(max_examples=10)
+@given(taken=st.integers(0, 10), before=WORLDS, after=WORLDS, threads=st.integers(1, 2))
+def test_evaluation_goes_on_exactly_where_it_was_on_any_other_world(
+    evaluation, one_pass, taken, before, after, threads
+):
+    state = state_after(taken, evaluation, world=before, threads=threads)
+    with ExitStack() as stack:
+        ranks = loaders(stack, evaluation, world=after, batch_size=BATCH)
+        for rank in ranks:
+            rank.load_state_dict(state)
+        rest, again = ([whole(batches) for batches in in_step(ranks)] for _ in range(2))
+    assert all(same(one, other) for one, other in zip(rest, one_pass[taken:], strict=True))
+    assert all(same(one, other) for one, other in zip(again, one_pass, strict=True))
+
+
+def state_after(taken: int, clips: StreamingDataset, *, world: int, threads: int) -> dict:
+    """The state after this many batches, as it comes back from a file; all ranks must agree on it."""
+    with ExitStack() as stack:
+        ranks = loaders(stack, clips, world=world, batch_size=BATCH, threads=threads)
+        states = take(ranks, taken)
+    assert all(state == states[0] for state in states)
+    return json.loads(json.dumps(states[0]))
 
 
 def take(ranks: list[StreamingLoader], count: int) -> list[dict]:
-    """The states after this many batches."""
-    taken = 0
-    while taken < count:
+    """The states after this many batches, in whichever epoch that is."""
+    while count:
         for _ in in_step(ranks):
-            taken += 1
-            if taken == count:
+            count -= 1
+            if count == 0:
                 break
-        else:
-            continue
-        break
     return [rank.state_dict() for rank in ranks]
 
 
@@ -158,8 +176,8 @@ def test_a_state_is_of_the_last_batch_handed_out_however_much_is_fetched_ahead(c
 
 def test_a_state_survives_another_batch_size_and_no_window_is_lost_or_repeated(clips):
     with StreamingLoader(clips, batch_size=6) as loader:
-        seen = [n for _, batch in zip(range(3), loader, strict=False) for n in batch.window.tolist()]
-        state = loader.state_dict()
+        state = take([loader], 2)[0]
+        seen = [number for batch in epochs(clips, 1, batch_size=6)[:2] for number in batch["window"]]
     with StreamingLoader(clips, batch_size=7) as loader:
         loader.load_state_dict(state)
         while len(seen) < 2 * clips.num_windows:

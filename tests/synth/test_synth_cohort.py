@@ -221,6 +221,7 @@ def test_the_affine_centres_the_grid_in_the_template():
         ({"strength": float("nan")}, "strength"),
         ({"dtype": "complex64"}, "dtype"),
         ({"kind": "real"}, "bold, dummy"),
+        ({"kind": "dummy", "effect": "order"}, "no effect order"),
     ],
 )
 def test_a_cohort_that_makes_no_sense_is_refused(wrong, words):

@@ -26,7 +26,7 @@ def cohorts(draw):
         strength=draw(st.floats(0, MAX_STRENGTH[effect])),
         dtype=draw(st.sampled_from(["int16", "uint16", "int32", "float32", "float64"])),
         masked=draw(st.booleans()),
-        kind=draw(st.sampled_from(["bold", "dummy"])),
+        kind=draw(st.sampled_from(["bold", "dummy"] if effect == "none" else ["bold"])),
     )
 
 

@@ -6,12 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from tools.golden import formula_noise
 from tools.parity import main
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads of so small a network only wait for each other beside other test processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

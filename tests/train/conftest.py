@@ -1,10 +1,20 @@
 """A small converted cohort and a net that takes milliseconds a step."""
 
 import pytest
+import torch
 
 from fmristream import convert
 from fmristream.ingest.options import ConvertOptions
 from train.config import recipe_from
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Nets this small are fastest on one thread, by far so where other tests want the cores too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

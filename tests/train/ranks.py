@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from train.launch import World, join_world
-from train.loop import spread
+from train.launch import World, join_world, spread
+from train.loop import weighted_backward
 from train.objectives import Objective
 
 
@@ -36,26 +36,28 @@ def network() -> nn.Module:
 
 def gradient(world: World) -> object:
     """Gradients of three global batches of 7, dealt as the loader deals them, one target missing."""
-    from train.loop import weighted_backward
-
     model = network()
-    spread_model, objective = spread(model, world), Objective(kind="regression", target="age")
+    running = spread(model, world)
     generator = torch.Generator().manual_seed(2)
     found = []
     for _ in range(3):
         inputs, targets = torch.randn(7, 6, generator=generator), torch.randn(7, generator=generator)
         targets[3] = torch.nan
         mine = slice(7 * world.rank // world.size, 7 * (world.rank + 1) // world.size)
-        model.zero_grad()
-        losses = objective.losses(spread_model(inputs[mine]), targets[mine])
-        part = weighted_backward(losses, global_size=7, world=world)
-        found.append(
-            {
-                "loss": world.stack(part.double()).sum().item(),
-                "gradient": torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).tolist(),
-            }
-        )
+        resumed = network()
+        part, gradients = step(running, model, inputs[mine], targets[mine], world)
+        _, again = step(spread(resumed, world), resumed, inputs[mine], targets[mine], world)
+        loss = world.stack(part.double()).sum().item()
+        found.append({"loss": loss, "gradient": gradients.tolist(), "resumed_is_same": torch.equal(gradients, again)})
     return found
+
+
+def step(running, model, inputs, targets, world):
+    """(this rank's part of the loss, all gradients in a row)."""
+    model.zero_grad()
+    losses = Objective(kind="regression", target="age").losses(running(inputs), targets)
+    part = weighted_backward(losses, global_size=7, world=world)
+    return part, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 def hang(world: World) -> object:

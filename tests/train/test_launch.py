@@ -102,6 +102,12 @@ def test_all_ranks_get_the_same_gradient_to_the_bit(groups):
     assert groups[3]["gradient"][0] == groups[3]["gradient"][1] == groups[3]["gradient"][2]
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_gradient_is_the_same_to_the_bit_whether_or_not_steps_came_before(groups, size):
+    # What makes a resumed run the uninterrupted one: DDP sums in the same order in its first step and later.
+    assert all(found["resumed_is_same"] for found in groups[size]["gradient"][0])
+
+
 def test_a_rank_that_never_comes_is_told_by_the_others_in_time(tmp_path):
     ended = finish(start_ranks(3, ["exchange", str(tmp_path)], absent=[1], TEST_TIMEOUT_S="3"))
     assert all(code != 0 for code, _ in ended)
@@ -117,19 +123,18 @@ def test_a_hung_rank_makes_the_others_fail_within_the_timeout(tmp_path):
         hung.communicate()
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_after_a_death_torchrun_restarts_and_the_ranks_find_each_other_on_the_same_port(tmp_path, size):
+def test_after_a_death_torchrun_restarts_and_the_ranks_find_each_other_on_the_same_port(tmp_path):
     # torchrun hands every attempt the same key-value server, in which the dead attempt's addresses still stand.
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "1"]
     done = subprocess.run(
-        [*torchrun, "--nproc-per-node", str(size), str(RANKS), "die_once", str(tmp_path)],
+        [*torchrun, "--nproc-per-node", "3", str(RANKS), "die_once", str(tmp_path)],
         env=os.environ | QUIET,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert {found["attempt"] for found in results(tmp_path, "die_once", size)} == {"1"}
+    assert {found["attempt"] for found in results(tmp_path, "die_once", 3)} == {"1"}
     assert len({path.read_text() for path in tmp_path.glob("port-*")}) == 1
 
 
@@ -137,3 +142,15 @@ def test_a_rank_that_was_not_started_by_torchrun_never_starts_others_and_check_n
     monkeypatch.setenv("RANK", "0")
     assert main(["swift_tiny_cpu", "--check", "--set", "optim.lr=1e-4", "--nproc", "7"]) == 0
     assert "lr = 0.0001" in capsys.readouterr().out
+
+
+def test_nproc_starts_the_processes_and_gives_back_their_exit_status(cohort, tmp_path):
+    train = [sys.executable, "-m", "train", "swift_tiny_cpu", "--nproc", "2", "--out", str(tmp_path)]
+    wrong = ["--set", f"data.url={cohort}", "--set", "data.target=shoe size"]
+    done = subprocess.run(
+        [*train, *wrong], env=os.environ | QUIET, cwd=ROOT, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 2
+    assert "train [rank " in done.stderr
+    assert "no column 'shoe size'" in done.stderr
+    assert "Traceback" not in done.stderr

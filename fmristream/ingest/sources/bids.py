@@ -105,29 +105,36 @@ def _take(bolds: Sequence[_Bold], *, is_derivative: bool) -> tuple[list[_Bold], 
     taken: dict[str, _Bold] = {}
     skipped = []
     for bold in sorted(bolds, key=lambda bold: bold.key):
-        reason = _why_not(bold, only_preprocessed=only_preprocessed)
+        choice = _why_not_chosen(bold, only_preprocessed=only_preprocessed)
+        reason = choice or _why_not(bold)
         stem = _stem(bold.key)
         if not reason and stem in taken:
             reason = f"has the same BIDS name as {taken[stem].key}"
         if reason:
-            skipped.append(Skipped(key=bold.key, reason=reason))
+            skipped.append(Skipped(key=bold.key, reason=reason, by_choice=bool(choice)))
         else:
             taken[stem] = bold
     return list(taken.values()), skipped
 
 
-def _why_not(bold: _Bold, *, only_preprocessed: bool) -> str:
+def _why_not_chosen(bold: _Bold, *, only_preprocessed: bool) -> str:
+    """Why another form of this run is taken instead; "" where this one is."""
     if bold.name.extension == ".dtseries.nii":
         return "a CIFTI file: grayordinates, not volumes; they are not converted"
+    if bold.label("part") in _NOT_MAGNITUDE:
+        return f"part-{bold.label('part')} of a complex run, not its magnitude"
+    if only_preprocessed and bold.label("desc") != _PREPROCESSED:
+        return f"desc-{bold.label('desc')}, not desc-{_PREPROCESSED}" if bold.label("desc") else "not desc-preproc"
+    return ""
+
+
+def _why_not(bold: _Bold) -> str:
+    """What is wrong with the file's name or place; "" where nothing is."""
     if not _FUNC_BOLD.match(bold.key):
         return "not at sub-<label>/[ses-<label>/]func/sub-<label>_…_bold.nii[.gz], where BIDS has its runs"
     folder = bold.key.partition("/")[0].removeprefix("sub-")
     if bold.label("sub") != folder:
         return f"its name says subject {bold.label('sub') or 'nobody'}, its folder {folder}"
-    if bold.label("part") in _NOT_MAGNITUDE:
-        return f"part-{bold.label('part')} of a complex run, not its magnitude"
-    if only_preprocessed and bold.label("desc") != _PREPROCESSED:
-        return f"desc-{bold.label('desc')}, not desc-{_PREPROCESSED}" if bold.label("desc") else "not desc-preproc"
     return ""
 
 
@@ -145,7 +152,7 @@ def _select_space(
         if (own := bold.label("space") or NATIVE) == space:
             kept.append(bold)
         else:
-            others.append(Skipped(key=bold.key, reason=f"in space {own}, not in {space}"))
+            others.append(Skipped(key=bold.key, reason=f"in space {own}, not in {space}", by_choice=True))
     return kept, others, ""
 
 

@@ -39,7 +39,11 @@ def find_folder_runs(
     pattern = _compiled(subject_pattern)
     subjects = {key: _subject(key, pattern) for key in images}
     taken = [key for key in images if subjects[key]]
-    skipped = [Skipped(key=key, reason="the subject pattern does not match") for key in images if not subjects[key]]
+    skipped = [
+        Skipped(key=key, reason="the subject pattern does not match", by_choice=True)
+        for key in images
+        if not subjects[key]
+    ]
     if not taken:
         raise UsageError(f"subject pattern {subject_pattern!r} matches no path, such as {images[0]}; adapt it")
     skipped += _orphans(keys)

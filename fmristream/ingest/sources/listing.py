@@ -30,10 +30,15 @@ class SourceRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A file that looks like a run and is not taken."""
+    """A file that looks like a run and is not taken.
+
+    `by_choice` tells a file that is left out because another form of the same run, or another selection, was chosen
+    (another space, CIFTI beside volumes, a phase image) from one that is wrong.
+    """
 
     key: str
     reason: str
+    by_choice: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,15 @@ def test_golden_features_at_the_published_size_are_equal():
     assert len(rows) == 7 + 4 * 4 + 1
 
 
+@pytest.mark.parametrize("name", ["swift_a1", "swift_a2", "swift_a3"])
+def test_the_oracle_itself_gives_the_golden_features(name):
+    case = read_case(GOLDEN, name)
+    weights = {key.removeprefix("model."): tensor for key, tensor in case.tensors("weights").items()}
+    io = case.tensors("io")
+    features = plain_swift(io["x"].float(), weights, case["config"])
+    torch.testing.assert_close(features, io["feature"], rtol=0, atol=1e-5)
+
+
 @st.composite
 def small_configs(draw):
     stages = draw(st.integers(2, 3))
@@ -71,7 +80,7 @@ def small_configs(draw):
     }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(config=small_configs(), batch=st.integers(1, 2), short=st.integers(0, 3), seed=st.integers(0, 99))
 def test_features_and_gradients_equal_those_of_rolled_masked_windows(config, batch, short, seed):
     torch.manual_seed(seed)
