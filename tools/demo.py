@@ -8,9 +8,9 @@ Every command that it runs is printed first, so that you can run it yourself.
 
 import argparse
 import json
+import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `tools` is not installed
@@ -52,8 +53,12 @@ class Outcome:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; 0 if every step of it succeeded."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "demo-out", help="where everything is written (emptied first)")
-    parser.add_argument("--quick", action="store_true", help="few subjects and steps: shows that it runs, learns nothing")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "demo-out", help="where everything is written (emptied first)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few subjects and steps: shows that it runs, learns nothing"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the cohort and of the training")
     chosen = parser.parse_args(arguments)
     start = time.monotonic()
@@ -87,7 +92,7 @@ def train_and_report(out: Path, *, seed: int, quick: bool) -> Outcome:
     run("fmristream", "convert", folder, dataset, "--split", "exact", "--split-ratios", SPLIT_RATIOS, "--quiet")
     run("fmristream", "info", dataset)
     run("fmristream", "verify", dataset, "--deep", "--against", folder, "--quiet")
-    run("fmristream", "preview", dataset, "--runs", 2, "--out", out / "pictures-cohort")
+    run("fmristream", "preview", dataset, "--limit", 2, "--out", out / "pictures-cohort")
     heading(f"SwiFT on two processes, {steps} steps; killed on the way, then started again with the same command")
     command = training_command(dataset, out / "swift", steps=steps, checkpoint_every=every, seed=seed)
     killed_at = run_and_kill(command, out / "swift" / "log.jsonl", after_step=max(every + 1, round(KILL_AFTER * steps)))
@@ -99,7 +104,7 @@ def train_and_report(out: Path, *, seed: int, quick: bool) -> Outcome:
 
 
 def training_command(dataset: Path, out: Path, *, steps: int, checkpoint_every: int, seed: int) -> list[str]:
-    """torchrun on two processes of this machine."""
+    """Two processes of this machine, started by torchrun."""
     settings = {
         "data.url": dataset,
         "train.steps": steps,
@@ -115,7 +120,7 @@ def training_command(dataset: Path, out: Path, *, steps: int, checkpoint_every: 
 def run_and_kill(command: Sequence[str], log: Path, *, after_step: int) -> int:
     """Start a training and kill all of its processes (SIGKILL) once it has done `after_step` steps; returns the step."""
     show(command)
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=one_thread_each(), start_new_session=True)
     step = 0
     while step < after_step:
         try:
@@ -124,29 +129,25 @@ def run_and_kill(command: Sequence[str], log: Path, *, after_step: int) -> int:
             step = last_step(log)
         else:
             raise SystemExit(f"the training ended with status {code} after step {last_step(log)}, before it was killed")
-    # torchrun's workers have process groups of their own; killing the agent alone would leave them training.
-    for child in subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True, check=True).stdout.split():
-        try:
-            signal_process(int(child))
-        except ProcessLookupError:
-            continue
+    # torchrun's workers have sessions of their own: killing the agent alone would leave them training.
+    agent = psutil.Process(process.pid)
+    killed = [*agent.children(recursive=True), agent]
+    for one in killed:
+        one.kill()
+    psutil.wait_procs(killed, timeout=30)
     process.wait()
+    step = last_step(log)
     print(f"--- killed after step {step} ---", flush=True)
     return step
-
-
-def signal_process(number: int) -> None:
-    """SIGKILL: no handler runs, nothing is saved."""
-    import os
-
-    os.kill(number, signal.SIGKILL)
 
 
 def last_step(log: Path) -> int:
     """The last step that a training log holds."""
     if not log.exists():
         return 0
-    steps = [line for line in log.read_text().splitlines() if line.startswith('{"event": "step"') and line.endswith("}")]
+    steps = [
+        line for line in log.read_text().splitlines() if line.startswith('{"event": "step"') and line.endswith("}")
+    ]
     return int(json.loads(steps[-1])["step"]) if steps else 0
 
 
@@ -170,9 +171,7 @@ def report(dataset: Path, outcome: Outcome, *, seed: int, quick: bool) -> None:
     opened = fmristream.open(str(dataset))
     sexes = {str(row["subject"]): str(row["sex"]) for row in opened.participants}
     runs = [run for run in opened.runs if run.split in ("train", "test")]
-    features = stack_features(
-        subject_features(opened.read(one), opened.space(one).mask, BLOCK) for one in runs
-    )
+    features = stack_features(subject_features(opened.read(one), opened.space(one).mask, BLOCK) for one in runs)
     train = np.array([one.split == "train" for one in runs])
     rows = controls(features, [sexes[one.subject] for one in runs], train, seed)
     print(table(rows))
@@ -207,9 +206,14 @@ def run(*command: object) -> None:
     show(words)
     if words[0] == "fmristream":
         words[:1] = [sys.executable, "-m", "fmristream"]
-    status = subprocess.run(words, cwd=ROOT).returncode
+    status = subprocess.run(words, cwd=ROOT, env=one_thread_each()).returncode
     if status:
         raise SystemExit(f"demo: `{shlex.join(words)}` ended with status {status}")
+
+
+def one_thread_each() -> dict[str, str]:
+    """The environment with one compute thread a process: two processes share this machine's cores."""
+    return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
 def show(words: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-from fmristream.catalog.split import require_no_empty_part, split_as_listed, split_by_hash, split_exactly
+from fmristream.catalog.split import PARTS, require_no_empty_part, split_as_listed, split_by_hash, split_exactly
 from fmristream.errors import SplitError
 from fmristream.ingest.options import ConvertOptions
 from fmristream.storage.sources import read_source_range, source_size
@@ -19,13 +19,16 @@ def split_subjects(subjects: Iterable[str], options: ConvertOptions) -> tuple[di
     """(subject -> part, how it was decided); the first is empty for `none`.
 
     Raises:
-        SplitError: a part would be empty, or the file does not name a subject.
+        SplitError: a part would be empty (for a file: one that it names), or the file does not name a subject.
     """
     wanted = set(subjects)
     if options.split == "none":
         return {}, {"kind": "none"}
     if options.split not in ("hash", "exact"):
-        parts = split_as_listed(wanted, read_split_file(options.split))
+        listed = read_split_file(options.split)
+        parts = split_as_listed(wanted, listed)
+        named = set(listed.values())
+        require_no_empty_part(parts, [float(part in named) for part in PARTS])
         return parts, {"kind": "file"}
     function = split_by_hash if options.split == "hash" else split_exactly
     parts = function(wanted, ratios=options.split_ratios, seed=options.split_seed)

@@ -123,7 +123,7 @@ def segment_of(store: Store, runs: Sequence[tuple[TinyRun, WrittenRun]]) -> tupl
             arrays.append((row, located))
     index = b"".join(blocks)
     return rows, {
-        "arrays": put_table(store, encode_arrays(arrays), len(arrays)),
+        "arrays": put_table(store, encode_arrays(arrays), len(rows)),
         "index": put(store, f"index/{sha256(index)}", index),
         "runs": put_table(store, encode_runs(rows), len(rows)),
     }
