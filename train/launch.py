@@ -1,9 +1,11 @@
 """Which process is this, of how many, on which device; and the few words that the processes exchange."""
 
+import gc
 import json
 import os
 import signal
 import sys
+import traceback
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -91,10 +93,12 @@ def join_world(*, timeout_s: float) -> Iterator[World]:
     try:
         yield world
         world.wait_for_all()  # only after success: a dead peer never comes
-    finally:
-        # gloo's threads have to end before the interpreter does, or it aborts; NCCL's may wait for a dead peer.
-        if device.type == "cpu" or sys.exc_info()[0] is None:
-            dist.destroy_process_group()
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the network, and the network holds the group
+        if device.type == "cpu":  # NCCL might wait for a dead peer
+            _leave_group()
+        raise
+    _leave_group()
 
 
 def local_device_count() -> int:
@@ -174,6 +178,12 @@ def stop_on_sigterm() -> Iterator[StopRequest]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _leave_group() -> None:
+    """End the group's threads before the interpreter ends: one that drops a tensor after that aborts the process."""
+    gc.collect()  # a DDP network is part of a cycle, and as long as it lives the threads do
+    dist.destroy_process_group()
 
 
 def _device(local_rank: int) -> torch.device:

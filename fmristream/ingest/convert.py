@@ -21,6 +21,7 @@ from fmristream.ingest.sources import Listing, find_runs
 from fmristream.ingest.splitting import split_subjects
 from fmristream.ingest.summary import describe_runs, estimate, not_chosen, stored_bytes
 from fmristream.ingest.tasks import Resumed, RunTask, SurveyedRun, convert_run
+from fmristream.shards.generation import repair_hint
 from fmristream.shards.spaces import space_document, write_space
 from fmristream.storage import Store, open_store
 from fmristream.storage.urls import scheme_of
@@ -80,6 +81,8 @@ def convert_into(
     present = open_present(store)
     if present is not None:
         require_same(present, found, options)
+        pending.clear(store)  # whoever committed it may have been killed before this
+        repair_hint(store, present.generation.number)
         return report_present(present, source_kind=listing.kind)
     return _convert(store, listing, found, options, meter)
 

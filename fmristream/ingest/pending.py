@@ -90,7 +90,7 @@ def load(store: Store, key: str) -> FinishedRun | None:
     try:
         body = json.loads(store.read(key))
         check = body.pop("check")
-    except (ObjectMissingError, ValueError, KeyError, AttributeError):
+    except (ObjectMissingError, ValueError, KeyError, AttributeError, TypeError):
         return None
     if check != sha256_json(body):
         return None

@@ -95,6 +95,12 @@ def commit(store: Store, *, number: int, parent: str | None, write_id: str, cont
     return Generation(number=number, digest=digest, document=document)
 
 
+def repair_hint(store: Store, number: int) -> None:
+    """Let the hint name this generation, which is the newest; a writer that finds it stale or damaged does so."""
+    if hinted_number(store) != number:
+        store.replace_hint(HINT, _hint(number))
+
+
 def parse(data: bytes, *, number: int, where: str) -> Generation:
     """Check and read a generation's document.
 

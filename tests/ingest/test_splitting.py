@@ -17,36 +17,41 @@ def parts_of(url: str) -> dict[str, str]:
     return {run.subject: run.split for run in fmristream.open(url).runs}
 
 
-def test_exact_shares_are_exact(tmp_path):
-    report = convert(cohort(tmp_path / "in", 20), str(tmp_path / "out"), split="exact")
+@pytest.fixture
+def other_url(memory_url) -> str:
+    return f"{memory_url}-2"
+
+
+def test_exact_shares_are_exact(tmp_path, memory_url):
+    report = convert(cohort(tmp_path / "in", 20), memory_url, split="exact")
     assert report.splits == {"train": 14, "val": 3, "test": 3}
-    counts = list(parts_of(str(tmp_path / "out")).values())
+    counts = list(parts_of(memory_url).values())
     assert {part: counts.count(part) for part in set(counts)} == report.splits
 
 
-def test_runs_of_a_subject_are_in_one_part(tmp_path):
-    convert(six_runs(tmp_path / "in"), str(tmp_path / "out"), split="exact")
-    runs = fmristream.open(str(tmp_path / "out")).runs
+def test_runs_of_a_subject_are_in_one_part(tmp_path, memory_url):
+    convert(six_runs(tmp_path / "in"), memory_url, split="exact")
+    runs = fmristream.open(memory_url).runs
     assert len({(run.subject, run.split) for run in runs}) == 3
 
 
-def test_splits_by_hash_stay_when_subjects_are_added(tmp_path):
-    convert(cohort(tmp_path / "few", 30), str(tmp_path / "a"), split="hash")
-    convert(cohort(tmp_path / "more", 36), str(tmp_path / "b"), split="hash")
-    few, more = parts_of(str(tmp_path / "a")), parts_of(str(tmp_path / "b"))
+def test_splits_by_hash_stay_when_subjects_are_added(tmp_path, memory_url, other_url):
+    convert(cohort(tmp_path / "few", 30), memory_url, split="hash")
+    convert(cohort(tmp_path / "more", 36), other_url, split="hash")
+    few, more = parts_of(memory_url), parts_of(other_url)
     assert {subject: more[subject] for subject in few} == few
 
 
-def test_another_seed_is_another_split(tmp_path):
+def test_another_seed_is_another_split(tmp_path, memory_url, other_url):
     source = cohort(tmp_path / "in", 20)
-    convert(source, str(tmp_path / "a"), split="exact")
-    convert(source, str(tmp_path / "b"), split="exact", split_seed=1)
-    assert parts_of(str(tmp_path / "a")) != parts_of(str(tmp_path / "b"))
+    convert(source, memory_url, split="exact")
+    convert(source, other_url, split="exact", split_seed=1)
+    assert parts_of(memory_url) != parts_of(other_url)
 
 
-def test_no_split_leaves_the_part_empty(tmp_path):
-    assert convert(cohort(tmp_path / "in", 2), str(tmp_path / "out"), split="none").splits == {}
-    assert set(parts_of(str(tmp_path / "out")).values()) == {""}
+def test_no_split_leaves_the_part_empty(tmp_path, memory_url):
+    assert convert(cohort(tmp_path / "in", 2), memory_url, split="none").splits == {}
+    assert set(parts_of(memory_url).values()) == {""}
 
 
 @pytest.mark.parametrize("split", ["hash", "exact"])

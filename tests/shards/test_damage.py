@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fmristream.catalog.tables import encode_participants
 from fmristream.errors import CorruptDataError, FmriStreamError, FormatError, ObjectMissingError
 from fmristream.shards.dataset import open_dataset
 from tests.shards.tiny_dataset import PARTICIPANTS, SKIPPED, small_shards, tiny_runs, write_dataset
@@ -103,7 +104,8 @@ def test_one_flipped_bit_in_any_object_is_detected_or_harmless(copy, expected):
     for key in objects_of(copy):
         path = copy / key
         data = path.read_bytes()
-        for bit in rng.choice(8 * len(data), size=4, replace=False):
+        # The first byte is always needed; a shard's own index, at its end, is for other readers.
+        for bit in (5, *rng.choice(8 * len(data), size=4, replace=False)):
             damaged = bytearray(data)
             damaged[bit // 8] ^= 1 << bit % 8
             path.write_bytes(damaged)
@@ -160,6 +162,13 @@ def test_every_stored_object_is_named_by_a_generation(pristine):
         "left over from generation 1"
     )
     assert "generations/1.json" in first_only
+
+
+def test_a_table_that_is_intact_but_not_the_committed_one_is_refused(copy):
+    entry = open_dataset(str(copy)).generation.document["participants"]
+    (copy / entry["key"]).write_bytes(encode_participants([{**PARTICIPANTS[0], "age": 99.0}, *PARTICIPANTS[1:]]))
+    with pytest.raises(CorruptDataError, match="not the one that was committed"):
+        _ = open_dataset(str(copy)).participants
 
 
 def test_errors_name_the_object_and_what_to_do(copy):

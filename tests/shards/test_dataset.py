@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from zarr.core.sync import sync as zarr_sync
 
 from fmristream.errors import CorruptDataError, FormatError, UsageError
+from fmristream.shards import codec
 from fmristream.shards import dataset as dataset_module
 from fmristream.shards.dataset import open_dataset
 from fmristream.shards.spaces import Space, read_space, space_document, write_space
@@ -219,6 +220,14 @@ def test_a_space_of_an_unknown_kind_is_refused_when_it_is_needed(local):
     document = {**space_document(RUNS[0].space), "kind": "surface"}
     with pytest.raises(FormatError, match=r"'surface'.*newer"):
         read_space(local.store, digest=RUNS[0].space.digest, document=document)
+
+
+def test_an_intact_mask_that_is_not_the_committed_one_is_refused(local):
+    key = f"spaces/{RUNS[0].space.digest}/mask/c/0/0/0"
+    local.store.delete(key)
+    local.store.put_new(key, codec.encode((~RUNS[0].mask).astype(np.uint8)))
+    with pytest.raises(CorruptDataError, match="not the one that was committed"):
+        local.read(0)
 
 
 def test_an_array_of_an_unknown_encoding_is_refused(local):

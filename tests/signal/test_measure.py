@@ -100,6 +100,11 @@ def test_mean_and_sd_of_integers_are_those_of_exact_arithmetic(frames):
 
 @given(integer_frames(SMALL + LARGE))
 @example(np.array([[-128], [127]] + [[-128]] * 14, dtype="|i1"))
+@example(np.array([[0]] * 16 + [[-128]], dtype="|i1"))
+@example(np.array([[1]] * 16 + [[-128]], dtype="|i1"))
+@example(np.array([[0]] * 16 + [[-(2**31)]], dtype="<i4"))
+@example(np.array([[200]] * 16 + [[72]], dtype="|u1"))
+@example(np.array([[200]] * 16 + [[71]], dtype="|u1"))
 @example(np.array([[0]] * 16 + [[128]], dtype="|u1"))
 @example(np.array([[0]] * 16 + [[127]], dtype="|u1"))
 @example(np.array([[0]] * 16 + [[2**63]], dtype="<u8"))
@@ -269,6 +274,25 @@ def statistics_of(delta: list[float], sd: list[float]) -> Statistics:
         delta=np.array(delta), sd=np.array(sd), valid_min=0, valid_max=1, nonfinite=0, residual_wraps=False,
         foreground_count=0, foreground_mean=0, foreground_sd=0, foreground_min=0, foreground_max=0,
     )  # fmt: skip
+
+
+sds = st.floats(2**-20, 2**12)
+deltas = st.floats(-30_000, 30_000)
+
+
+@settings(max_examples=500)
+@given(st.lists(st.tuples(deltas, sds), min_size=1, max_size=3))
+@example([(1000.49, 256.0)])
+@example([(2000.9, 100.0)])
+@example([(0.0, 2**-16 * (1 + 2**-9))])  # float16 has gaps of 2^-24 down there
+@example([(0.0, 2**-14 * 1.0005)])
+def test_half_precision_is_never_used_beyond_its_bounds_nor_refused_within_them(voxels):
+    statistics = statistics_of([delta for delta, _ in voxels], [sd for _, sd in voxels])
+    half = np.array(voxels).T.astype(np.float16).astype(np.float64)
+    mean_errors = np.abs(half[0] - statistics.delta) / statistics.sd
+    sd_errors = np.abs(half[1] / statistics.sd - 1)
+    harmless = (mean_errors <= MAX_HALF_MEAN_ERROR).all() and (sd_errors <= MAX_HALF_SD_ERROR).all()
+    assert (moments_of(statistics, dtype=np.dtype("<i2")).dtype == np.float16) == harmless
 
 
 def test_moments_are_half_precision_only_for_small_integers():

@@ -47,6 +47,14 @@ def test_a_discarded_upload_leaves_no_parts_on_the_server(client, s3_url, size, 
     assert unfinished_uploads(client, s3_url) == []
 
 
+def test_nothing_is_kept_of_an_object_that_is_done(s3_url):
+    store = open_store(s3_url)
+    before = len(store._fs.transaction.files)
+    for commit in (True, False):
+        stream(store, 10, commit=commit)
+    assert len(store._fs.transaction.files) == before
+
+
 def test_a_large_object_is_uploaded_in_parts_of_eight_mib(client, s3_url):
     assert PART_BYTES == 8 * MIB
     store = open_store(s3_url)

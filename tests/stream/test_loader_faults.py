@@ -19,7 +19,7 @@ def clips_of(url: str, **changes) -> StreamingDataset:
     return StreamingDataset(url, **{"window": 7, "split": "train", "seed": 3, "targets": ("sex",), **changes})
 
 
-@pytest.fixture()
+@pytest.fixture
 def damaged_url(cohort_url, tmp_path) -> str:
     """A copy that a test may damage."""
     return shutil.copytree(cohort_url, tmp_path / "dataset").as_posix()

@@ -42,7 +42,7 @@ TABLE = (
 )
 
 
-@pytest.fixture()
+@pytest.fixture
 def labelled_url(tmp_path) -> str:
     return convert_folder(tmp_path, FILES, table=TABLE, space="MNI")
 

@@ -1,0 +1,144 @@
+"""SIGKILL at any moment of a conversion: the dataset opens at its last commit or not at all, and the rest is done later."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import fmristream
+from fmristream.errors import FormatError
+from fmristream.storage import Store, open_store
+from fmristream.synth import Cohort
+from tests.ingest.cohorts import contents, write_runs
+from tests.ingest.converters import Attempt, Converters
+
+OPTIONS = {"mask": "auto", "split": "none", "space": "MNI"}
+RUNS = 6
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> str:
+    """Heads in air, so that masks are computed before anything is stored."""
+    cohort = Cohort(subjects=RUNS, shape=(30, 36, 28), frames=60, voxel_size_mm=6.5, masked=False)
+    runs = {
+        f"sub-{subject}_bold": np.asfortranarray(np.stack([f.copy() for f in cohort.run_frames(subject, 0)], axis=-1))
+        for subject in range(RUNS)
+    }
+    return write_runs(tmp_path_factory.mktemp("source"), runs)
+
+
+def state(url: str, expected: dict[str, bytes]) -> str:
+    """`none` or `whole`; whatever can be opened must be all there."""
+    try:
+        found = contents(url)
+    except FormatError as error:
+        assert "no dataset here" in str(error)
+        return "none"
+    assert found == expected
+    return "whole"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How many objects of each kind a target holds."""
+
+    records: int
+    run_objects: int
+    tables: int
+    generations: int
+
+    @classmethod
+    def of(cls, store: Store) -> "Seen":
+        return cls(*(len(store.list(folder)) for folder in ("pending", "runs", "tables", "generations")))
+
+
+def stage_of(before: Seen, after: Seen) -> str:
+    """How far a killed attempt had come, by what it added."""
+    if after.generations:
+        return "after the commit"
+    if after.tables > before.tables:
+        return "at the commit"
+    return "while writing" if after.run_objects > before.run_objects else "while planning"
+
+
+def moment(draw: random.Random, store: Store, attempt: Attempt, duration_s: float) -> Callable[[], bool]:
+    """When to kill: at a time, after so many more runs, or at the commit; each with or without some time more."""
+    before = Seen.of(store)
+    at_s = draw.uniform(0, duration_s * (RUNS + 1 - before.records) / (RUNS + 1))
+    records = min(before.records + draw.randrange(1, 4), RUNS)
+    reached: dict[str, Callable[[], bool]] = {
+        "time": lambda: time.monotonic() - attempt.started >= at_s,
+        "records": lambda: len(store.list("pending")) >= records,
+        "tables": lambda: len(store.list("tables")) > before.tables,
+        "generation": lambda: bool(store.list("generations")),
+        "cleaning": lambda: bool(store.list("generations")) and len(store.list("pending")) < RUNS,
+    }
+    kinds = ["time"] * 4 + ["tables", "generation", "cleaning"] + ["records"] * 3 * (before.records < RUNS)
+    kind = draw.choice(kinds)
+    later_s = draw.choice([0.0, 0.0, 0.003, 0.01, 0.03])
+    since: list[float] = []
+
+    def is_time() -> bool:
+        if not since and reached[kind]():
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() - since[0] >= later_s
+
+    return is_time
+
+
+def kill_again_and_again(source: str, base_url: str, *, kills: int, seed: int) -> Counter[str]:
+    """Kill that often, into the same target until it is whole, then into the next; returns what was met."""
+    draw, met = random.Random(seed), Counter[str]()
+    with Converters(source, **OPTIONS) as converters:
+        attempt = converters.start(f"{base_url}-whole")
+        converters.wait(attempt)
+        duration_s = time.monotonic() - attempt.started
+        digest, expected = attempt.report["digest"], contents(f"{base_url}-whole")
+        url = f"{base_url}-0"
+        while met["kills"] < kills or open_store(url).list("pending"):
+            store = open_store(url)
+            before = Seen.of(store)
+            attempt = converters.start(url)
+            if met["kills"] < kills:
+                converters.wait(attempt, until=moment(draw, store, attempt, duration_s))
+                converters.kill(attempt)
+            else:
+                converters.wait(attempt)
+            if attempt.was_killed:
+                met["kills"] += 1
+                met[stage_of(before, Seen.of(store))] += 1
+            else:
+                assert attempt.report["digest"] == digest
+                assert attempt.report["resumed"] == before.records
+                met["resumed"] += before.records
+            if state(url, expected) == "whole":
+                attempt = converters.start(url)  # whoever does it again finds it done
+                converters.wait(attempt)
+                assert attempt.report["there"]
+                assert attempt.report["digest"] == digest == fmristream.open(url).content_digest
+                assert not store.list("pending")
+                met["datasets"] += 1
+                url = f"{base_url}-{met['datasets']}"
+    print(f"{duration_s:.1f} s undisturbed, {dict(met)}")  # shown with -s, and where the test fails
+    return met
+
+
+@pytest.mark.parametrize(("kills", "seed"), [(20, 1), pytest.param(60, 2, marks=pytest.mark.full)])
+def test_a_killed_conversion_shows_nothing_or_everything_and_goes_on(source, tmp_path, kills, seed):
+    met = kill_again_and_again(source, str(tmp_path / "out"), kills=kills, seed=seed)
+    assert met["kills"] == kills
+    assert met["while writing"] >= 3
+    assert met["while planning"] >= 1
+    assert met["at the commit"] + met["after the commit"] >= 1
+    assert met["resumed"] >= 1
+
+
+@pytest.mark.full
+def test_a_killed_conversion_into_a_bucket_shows_nothing_or_everything_and_goes_on(source, s3_url):
+    met = kill_again_and_again(source, s3_url, kills=60, seed=3)
+    assert met["kills"] == 60
+    assert met["resumed"] >= 1
