@@ -89,7 +89,7 @@ class TrainConfig:
     log_every: int = 20  # steps between two lines on the screen; the log file has every step
     log_windows: bool = True
     seed: int = 0
-    timeout_s: float = 30.0
+    timeout_s: float = 30.0  # how long a rank may keep the others waiting, a checkpoint's writing included
 
     def __post_init__(self) -> None:
         _at_least("train", self, steps=1, batch_size=1, clip=0, eval_every=0, checkpoint_every=1)

@@ -3,11 +3,11 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -164,7 +164,8 @@ def exchange(
     if width:
         row[3 : 3 + len(batch.window)] = batch.window.double()  # exact below 2^53
     rows = run.world.stack(row)
-    total = math.fsum(rows[:, 0].tolist())
+    parts = rows[:, 0].tolist()
+    total = math.fsum(parts) if all(map(math.isfinite, parts)) else math.nan
     if not (math.isfinite(total) and math.isfinite(gradient_norm)):
         refuse(run, batch, finite=math.isfinite(part), loss=total, norm=gradient_norm)
     windows = rows[:, 3:].long().flatten()
@@ -211,7 +212,7 @@ def note(run: Run, batch: "Batch", facts: StepFacts, *, epoch: int, rate: float,
 def look(run: Run, part: Part) -> None:
     """Score the validation subjects on the way; nothing is chosen by it."""
     subjects = score(run, part)
-    if run.world.is_main:
+    if run.world.is_main and subjects.label:
         numbers = evaluate.measure(subjects, objective=run.objective, threshold=0.0)
         run.log.event("eval", {"step": run.step, "split": run.recipe.data.val_split, **numbers})
 
@@ -291,6 +292,13 @@ def open_part(recipe: Recipe, *, split: str, seed: int | None, world: World, sta
     return Part(clips=clips, loader=loader)
 
 
+def check_model(recipe: Recipe) -> None:
+    """Raise UsageError for model options that do not fit; without a grid in the recipe only the data can tell."""
+    if recipe.data.grid is not None:
+        with torch.device("meta"):
+            make_model(recipe, grid=recipe.data.grid, outputs=1)
+
+
 def make_model(recipe: Recipe, *, grid: tuple[int, int, int], outputs: int) -> nn.Module:
     """The network for the grid and window that the data have."""
     from train.models import build_model
@@ -330,7 +338,18 @@ def resume(run: Run) -> str | None:
     restore_rng(checkpoint.rng, run.world)
     run.objective = Objective(**checkpoint.state["objective"])
     run.step = step
+    if run.world.is_main and (changed := changes(checkpoint.state["recipe"], as_tables(run.recipe))):
+        run.log.event("changed", changed)
     return name
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """What a resumed run does otherwise than the one it goes on from."""
+    names = {(section, key) for recipe in (before, now) for section, values in recipe.items() for key in values}
+    pairs = {
+        f"{section}.{key}": (before.get(section, {}).get(key), now.get(section, {}).get(key)) for section, key in names
+    }
+    return {name: f"{old} -> {new}" for name, (old, new) in sorted(pairs.items()) if old != new}
 
 
 def save(run: Run) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from fmristream.errors import CorruptDataError
 from train import metrics
 from train.config import Recipe
 
@@ -85,23 +86,30 @@ class History:
 
 
 def read_history(path: Path) -> History:
-    """Read a run's log; a start at step k undoes what was logged after k."""
+    """Read a run's log; a start at step k undoes what was logged after k.
+
+    Raises:
+        CorruptDataError: a line is damaged in another way than by a kill, after which a new attempt begins.
+    """
     steps: list[Mapping[str, Any]] = []
     evals: list[Mapping[str, Any]] = []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines):
+    cut = 0
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
-            # Only a kill cuts a line, and then the next attempt's start follows or the log ends.
-            assert number + 1 == len(lines) or '"start"' in lines[number + 1], f"{path}:{number + 1} is damaged"
+            cut = number
             continue
-        if entry["event"] == "start":
+        event = entry["event"]
+        if cut and event in ("step", "eval"):
+            raise CorruptDataError(f"{path}: line {cut} is not the JSON that was written, and the run went on after it")
+        cut = 0
+        if event == "start":
             steps = [done for done in steps if done["step"] <= entry["step"]]
             evals = [done for done in evals if done["step"] <= entry["step"]]
-        elif entry["event"] == "step":
+        elif event == "step":
             steps.append(entry)
-        elif entry["event"] == "eval":
+        elif event == "eval":
             evals.append(entry)
     return History(steps=steps, evals=evals)
 

@@ -87,9 +87,7 @@ def convert_into(
     return _convert(store, listing, found, options, meter)
 
 
-def _convert(
-    store: Store, listing: Listing, found: Survey, options: ConvertOptions, meter: "_Meter"
-) -> ConvertReport:
+def _convert(store: Store, listing: Listing, found: Survey, options: ConvertOptions, meter: "_Meter") -> ConvertReport:
     choice = MaskChoice.parse(options.mask)
     with Engine(options.workers) as engine:
         meter.start("computing masks", runs=0, frames=sum(run.header.frames for run in found.runs))
@@ -133,9 +131,7 @@ class _Done:
     resumed: int = 0
 
 
-def _convert_runs(
-    store: Store, runs: Sequence[SurveyedRun], plan: SpacePlan, engine: Engine, meter: "_Meter"
-) -> _Done:
+def _convert_runs(store: Store, runs: Sequence[SurveyedRun], plan: SpacePlan, engine: Engine, meter: "_Meter") -> _Done:
     wanted = [run for run in runs if run.source.key in plan.of_run]
     tasks = [
         RunTask(run=run, store=store, space_digest=digest, space_document=space_document(plan.spaces[digest]))

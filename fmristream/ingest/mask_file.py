@@ -20,13 +20,18 @@ def read_mask(url: str, shape: Shape3, affine: tuple[tuple[float, ...], ...]) ->
     mask, mask_affine = synth_mask(url) if is_synth_mask(url) else _read_file(url)
     x, y, z = mask.shape
     _check_grid(
-        Grid(shape=(x, y, z), affine=_flat(mask_affine)), Grid(shape=shape, affine=_flat(affine)), name=display_url(url)
+        Grid(shape=(x, y, z), affine=_flat(mask_affine)), Grid(shape=shape, affine=_flat(affine)), name=_name(url)
     )
     return mask
 
 
+def _name(url: str) -> str:
+    # Reasons are stored with the dataset: where somebody keeps their files is not for its readers.
+    return display_url(url).rstrip("/").rpartition("/")[2]
+
+
 def _read_file(url: str) -> tuple[npt.NDArray[np.bool_], tuple[tuple[float, ...], ...]]:
-    with open_nifti(url, name=display_url(url), is_mask=True) as stream:
+    with open_nifti(url, name=_name(url), is_mask=True) as stream:
         header = stream.header
         mask = np.zeros(header.shape, dtype=np.bool_)
         for stored in stream.frames():  # one, and then the end of the file is checked

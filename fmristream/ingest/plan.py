@@ -117,7 +117,7 @@ def _use_given_mask(plan: SpacePlan, grid: Grid, members: list[SurveyedRun], pat
         ]
         return
     if not mask.any():
-        reason = f"the given mask {path} holds no voxel; give another one, or --mask none"
+        reason = "the given mask holds no voxel; give another one, or --mask none"
         plan.quarantined += [Quarantined(name=run.source.name, reason=reason) for run in members]
         return
     plan.assign(members, Space(grid=grid, mask=mask))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fmristream.catalog.run import Run, StoredArray
 from fmristream.errors import CorruptDataError, FormatError, UsageError
 from fmristream.shards import codec
+from fmristream.shards.digest import sha256
 from fmristream.shards.index import decode_block, ranges_of
 from fmristream.storage import Store
 
@@ -77,7 +78,7 @@ class RunReader:
         """(2, v) float32: the same two in full precision, for parity and pictures."""
         array = self.arrays["stats"]
         padded = np.empty((2, self.padded_voxels), dtype=array.dtype)
-        codec.decode_into(self.store.read(array.object), padded, what=f"{self.store.name}/{array.object}")
+        codec.decode_into(self._whole(array, ""), padded, what=f"{self.store.name}/{array.object}")
         return padded[:, : self.run.voxels]
 
     @cached_property
@@ -135,6 +136,16 @@ class RunReader:
             raise CorruptDataError(f"{self._what}: the arrays table names no {name!r}; restore the table from a copy")
         shape = (*array.shape[:-1], self.padded_voxels)
         padded = np.empty(shape, dtype=array.dtype)
-        key = "/".join([array.object, "c", *("0" for _ in shape)])
-        codec.decode_into(self.store.read(key), padded, what=f"{self.store.name}/{key}")
+        chunk = "/".join(["c", *("0" for _ in shape)])
+        codec.decode_into(self._whole(array, chunk), padded, what=f"{self.store.name}/{array.object}/{chunk}")
         return np.ascontiguousarray(padded[..., : self.run.voxels])
+
+    def _whole(self, array: StoredArray, name: str) -> bytes:
+        """An object that is read whole, checked to be the one that was committed: another run's would decode as well."""
+        key = f"{array.object}/{name}" if name else array.object
+        data = self.store.read(key)
+        if sha256(data) not in {file.sha256 for file in array.files if file.name == name}:
+            raise CorruptDataError(
+                f"{self.store.name}/{key}: not the object that was committed for {self.run.name}; restore it from a copy"
+            )
+        return data

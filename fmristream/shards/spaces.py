@@ -48,7 +48,10 @@ def write_space(store: Store, space: Space) -> tuple[StoredFile, ...]:
         ),
         f"{folder}/mask/c/0/0/0": codec.encode(np.ascontiguousarray(space.mask).astype(_MASK_DTYPE)),
     }
-    return tuple(_put_or_find(store, key, data) for key, data in objects.items())
+    files = tuple(_put_or_find(store, key, data) for key, data in objects.items())
+    if [file.sha256 for file in files] != [sha256(data) for data in objects.values()]:
+        read_space(store, digest=space.digest, document=_document(space))  # what was found says the same, or raises
+    return files
 
 
 def read_space(store: Store, *, digest: str, document: Any) -> Space:

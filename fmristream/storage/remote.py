@@ -82,9 +82,10 @@ class S3Store(ReadOnlyStore):
 
     def stream_new(self, key: str) -> "S3NewObject":
         path = self._path(key)
-        file = translated(self.name, key, lambda: self._fs.open(path, "xb", autocommit=False, block_size=PART_BYTES))
-        # fsspec would keep it for good, and commit it in somebody else's transaction.
-        self._fs.transaction.files.remove(file)
+        # Not `open`: that keeps every uncommitted file for good, to commit it in somebody's transaction.
+        file = translated(
+            self.name, key, lambda: self._fs._open(path, mode="xb", autocommit=False, block_size=PART_BYTES)
+        )
         return S3NewObject(self, key, file)
 
     def replace_hint(self, key: str, data: bytes) -> None:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import fmristream
+from fmristream.errors import FormatError
 from fmristream.ingest.options import ConvertOptions, ConvertReport
 from fmristream.storage import open_store
 from tests.ingest.nifti_files import gzip_members, nifti_bytes
@@ -48,6 +50,15 @@ def contents(url: str) -> dict[str, bytes]:
     """The stored values of every run that can be read, all of it."""
     dataset = fmristream.open(url)
     return {run.name: dataset.reader(run).read_stored(0, run.frames).tobytes() for run in dataset.runs}
+
+
+def is_committed(url: str) -> bool:
+    """Whether there is a dataset; where there is none, opening must say just that."""
+    if open_store(url).list("generations"):
+        return True
+    with pytest.raises(FormatError, match="no dataset here"):
+        fmristream.open(url)
+    return False
 
 
 def stored_bytes_of(array: np.ndarray) -> bytes:

@@ -103,12 +103,17 @@ def test_the_order_of_the_listing_does_not_change_the_digest(tmp_path, monkeypat
     assert convert(source, str(tmp_path / "shuffled"), mask=mask).content_digest == expected
 
 
-def test_two_workers_give_the_digest_of_one(tmp_path):
-    options = {"split": "exact"}
-    alone = convert(SYNTH, str(tmp_path / "alone"), **options)
-    together = convert(SYNTH, str(tmp_path / "together"), workers=2, **options)
+def test_two_workers_give_what_one_gives_quarantine_and_warnings_included(tmp_path):
+    source = six_runs(tmp_path / "in")
+    bad = tmp_path / "in" / "sub-b" / "sub-b_run-1_bold.nii.gz"
+    bad.write_bytes(flipped_checksum(bad.read_bytes()))
+    options = {"mask": "auto", "split": "exact"}
+    alone = convert(source, str(tmp_path / "alone"), **options)
+    together = convert(source, str(tmp_path / "together"), workers=2, **options)
     assert together.content_digest == alone.content_digest
-    assert (together.runs, together.frames) == (alone.runs, alone.frames) == (8, 200)
+    assert (together.runs, together.frames) == (alone.runs, alone.frames) == (5, 100)
+    assert together.quarantined == alone.quarantined
+    assert sorted(together.warnings) == sorted(alone.warnings)
     assert contents(str(tmp_path / "together")) == contents(str(tmp_path / "alone"))
 
 

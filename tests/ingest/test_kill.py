@@ -1,6 +1,10 @@
 """SIGKILL at any moment of a conversion: the dataset opens at its last commit or not at all, and the rest is done later."""
 
+import os
 import random
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,10 +14,10 @@ import numpy as np
 import pytest
 
 import fmristream
-from fmristream.errors import FormatError
+from fmristream.ingest.options import ConvertOptions
 from fmristream.storage import Store, open_store
 from fmristream.synth import Cohort
-from tests.ingest.cohorts import contents, write_runs
+from tests.ingest.cohorts import contents, is_committed, write_runs
 from tests.ingest.converters import Attempt, Converters
 
 OPTIONS = {"mask": "auto", "split": "none", "space": "MNI"}
@@ -33,12 +37,9 @@ def source(tmp_path_factory) -> str:
 
 def state(url: str, expected: dict[str, bytes]) -> str:
     """`none` or `whole`; whatever can be opened must be all there."""
-    try:
-        found = contents(url)
-    except FormatError as error:
-        assert "no dataset here" in str(error)
+    if not is_committed(url):
         return "none"
-    assert found == expected
+    assert contents(url) == expected
     return "whole"
 
 
@@ -142,3 +143,24 @@ def test_a_killed_conversion_into_a_bucket_shows_nothing_or_everything_and_goes_
     met = kill_again_and_again(source, s3_url, kills=60, seed=3)
     assert met["kills"] == 60
     assert met["resumed"] >= 1
+
+
+@pytest.mark.full
+def test_the_command_with_two_workers_may_be_killed_with_all_its_processes(source, tmp_path):
+    url, draw = str(tmp_path / "out"), random.Random(4)
+    whole = fmristream.convert(source, f"{url}-whole", options=ConvertOptions(**OPTIONS))
+    command = [sys.executable, "-m", "fmristream", "convert", source, url, "--workers", "2"]
+    command += ["--mask", OPTIONS["mask"], "--split", OPTIONS["split"], "--space", OPTIONS["space"]]
+    killed = 0
+    while not is_committed(url):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        try:
+            process.wait(timeout=draw.uniform(4, 9) + 2 * killed)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            killed += 1
+    assert killed
+    assert fmristream.convert(source, url, options=ConvertOptions(**OPTIONS)).already_there
+    assert contents(url) == contents(f"{url}-whole")
+    assert fmristream.open(url).content_digest == whole.content_digest

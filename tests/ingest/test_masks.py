@@ -38,7 +38,12 @@ def nilearn_mask(path: Path, frames: int | None = None) -> np.ndarray:
 
 def write_derivative(root: Path, runs: dict[str, tuple[np.ndarray, np.ndarray | None]], *, mask_affine=AFFINE) -> str:
     """An fMRIPrep folder of (bold, brain mask) by subject."""
-    description = {"Name": "x", "BIDSVersion": "1.8.0", "DatasetType": "derivative", "GeneratedBy": [{"Name": "fMRIPrep"}]}
+    description = {
+        "Name": "x",
+        "BIDSVersion": "1.8.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "fMRIPrep"}],
+    }
     root.mkdir()
     (root / "dataset_description.json").write_text(json.dumps(description))
     for subject, (stored, mask) in runs.items():

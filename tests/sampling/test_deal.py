@@ -1,5 +1,7 @@
 """Who gets which position: equal shares in global order on any world, every window exactly once per epoch."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -47,7 +49,7 @@ def test_shares_follow_one_another_and_differ_by_one_at_most(count, size):
     shares = [World(rank=rank, size=size).share(count) for rank in range(size)]
     assert shares[0][0] == 0
     assert shares[-1][1] == count
-    assert all(before[1] == after[0] for before, after in zip(shares, shares[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(shares))
     sizes = {stop - start for start, stop in shares}
     assert max(sizes) - min(sizes) <= 1
 

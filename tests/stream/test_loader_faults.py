@@ -85,7 +85,7 @@ def test_after_an_error_nothing_is_skipped_the_same_batch_comes_again(damaged_ur
 
 
 def test_a_missing_shard_raises_and_never_reads_as_zeros(damaged_url):
-    run, path = objects_of(damaged_url, number_in_batch(damaged_url, 2))
+    _, path = objects_of(damaged_url, number_in_batch(damaged_url, 2))
     path.unlink()
     with StreamingLoader(clips_of(damaged_url), batch_size=BATCH, threads=2) as loader:
         with pytest.raises(ObjectMissingError, match="no such object"):
@@ -108,9 +108,9 @@ def test_damaged_vectors_of_a_run_are_noticed_where_they_are_used(damaged_url, n
     data[len(data) // 2] ^= 1
     vector.write_bytes(data)
     normalize = {"moments": "voxel-zscore", "reference": "global-zscore"}[name]
-    with StreamingLoader(clips_of(damaged_url, normalize=normalize), batch_size=BATCH) as loader:
-        with pytest.raises(CorruptDataError, match=f"/{name}/"):
-            list(loader)
+    clips = clips_of(damaged_url, normalize=normalize)
+    with StreamingLoader(clips, batch_size=BATCH) as loader, pytest.raises(CorruptDataError, match=f"/{name}/"):
+        list(loader)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -134,12 +134,16 @@ def test_map_style_reading_notices_the_same(damaged_url):
 
 def test_an_error_in_the_consumer_leaves_the_loader_usable(cohort_url):
     expected = epochs(clips_of(cohort_url), 1, batch_size=BATCH)
+    arrived = []
+
+    def fail_at_the_second(loader: StreamingLoader) -> None:
+        for batch in loader:
+            arrived.append(batch.window.tolist())
+            if len(arrived) == 2:
+                raise ZeroDivisionError
+
     with StreamingLoader(clips_of(cohort_url), batch_size=BATCH, threads=2) as loader:
-        arrived = []
         with pytest.raises(ZeroDivisionError):
-            for batch in loader:
-                arrived.append(batch.window.tolist())
-                if len(arrived) == 2:
-                    raise ZeroDivisionError
+            fail_at_the_second(loader)
         arrived += [batch.window.tolist() for batch in loader]
     assert arrived == [batch["window"] for batch in expected]

@@ -13,9 +13,7 @@ from fmristream.stream.loader import StreamingLoader
 def loaders(stack: ExitStack, clips: StreamingDataset, *, world: int, batch_size: int, threads: int = 1):
     """One loader per rank, closed with the stack."""
     return [
-        stack.enter_context(
-            StreamingLoader(clips, batch_size=batch_size, rank=rank, world_size=world, threads=threads)
-        )
+        stack.enter_context(StreamingLoader(clips, batch_size=batch_size, rank=rank, world_size=world, threads=threads))
         for rank in range(world)
     ]
 

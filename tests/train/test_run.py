@@ -125,6 +125,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_resumed(finished, t
         assert torch.equal(final_weights(again)[name], tensor), name
 
 
+def test_a_resumed_run_says_what_it_does_otherwise(finished, tmp_path, capsys):
+    recipe, out = finished
+    shutil.copytree(out, tmp_path / "run")
+    assert main([str(recipe), "--out", str(tmp_path / "run"), "--set", "optim.lr=5e-4", "--set", "model.head=v1"]) == 0
+    said = capsys.readouterr().out
+    assert "changed: model.head None -> v1, optim.lr 0.001 -> 0.0005\n" in said
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -238,6 +246,16 @@ def test_bf16_trains_on_a_cpu_too_and_its_scores_are_float32(small_recipe, tmp_p
 def test_what_data_and_network_cannot_do_is_said_before_training(small_recipe, tmp_path, sections, sentence):
     with pytest.raises(UsageError, match=sentence):
         loop.train(small_recipe(**sections), out=tmp_path, world=ALONE)
+
+
+def test_check_also_looks_at_the_network(capsys):
+    assert main(["swift_sex", "--check"]) == 0
+    assert main(["swift_sex", "--check", "--set", "model.embed_dims=12"]) == 2
+    assert main(["swift_sex", "--check", "--set", "data.grid=[91, 109, 91]"]) == 2
+    said = capsys.readouterr()
+    assert "embed_dim = 36" in said.out
+    assert "did you mean embed_dim" in said.err
+    assert "pad or crop the grid" in said.err
 
 
 def test_a_recipe_without_a_dataset_is_wrong_usage(capsys):
