@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from fmristream.errors import UsageError
+from fmristream.storage.urls import without_credentials
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -35,6 +36,7 @@ class DataConfig:
     prefetch_batches: int = 2
 
     def __post_init__(self) -> None:
+        without_credentials(self.url)
         _at_least("data", self, window=1, threads=1, prefetch_batches=1)
         if self.stride is not None:
             _at_least("data", self, stride=1)

@@ -336,7 +336,12 @@ def resume(run: Run) -> str | None:
         ) from error
     restore_optimizer(run.model, run.optimizer, dict(checkpoint.optimizer))
     restore_rng(checkpoint.rng, run.world)
-    run.objective = Objective(**checkpoint.state["objective"])
+    saved = Objective(**checkpoint.state["objective"])
+    if saved != run.objective:
+        raise ResumeError(
+            f"{folder / name}: was trained for {saved}, the recipe and the data now say {run.objective}; "
+            "give another --out, or the recipe and the participants table of then"
+        )
     run.step = step
     if run.world.is_main and (changed := changes(checkpoint.state["recipe"], as_tables(run.recipe))):
         run.log.event("changed", changed)

@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank = f" [rank {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         print(f"train{rank}: {error}", file=sys.stderr, flush=True)
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+    except OSError as error:
+        print(f"train: {error.filename or options.out}: {error.strerror or error}", file=sys.stderr, flush=True)
+        return FAILED
 
 
 def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -75,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdecimal() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
     return number

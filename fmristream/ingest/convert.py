@@ -19,7 +19,8 @@ from fmristream.ingest.plan import SpacePlan, Survey, plan_spaces, survey
 from fmristream.ingest.present import mask_record, open_present, report_present, require_same
 from fmristream.ingest.sources import Listing, find_runs
 from fmristream.ingest.splitting import split_subjects
-from fmristream.ingest.summary import describe_runs, estimate, not_chosen, stored_bytes
+from fmristream.ingest.summary import describe_runs, estimate, not_chosen, participant_warnings, stored_bytes
+from fmristream.ingest.target import require_readable_mask, require_writable
 from fmristream.ingest.tasks import Resumed, RunTask, SurveyedRun, convert_run
 from fmristream.shards.generation import repair_hint
 from fmristream.shards.spaces import space_document, write_space
@@ -69,6 +70,7 @@ def convert_into(
     options = options or ConvertOptions()
     if options.workers > 1 and scheme_of(store.name) == "memory":
         raise UsageError(f"{store.name}: lies in this process's memory, where no other can write; use --workers 1")
+    require_readable_mask(options)
     listing = find_runs(source, space=options.space, subject_pattern=options.subject_pattern)
     meter = _Meter(progress)
     meter.start("reading headers", runs=len(listing.runs), frames=0)
@@ -80,10 +82,11 @@ def convert_into(
         return estimate(store.name, listing, found, options)
     present = open_present(store)
     if present is not None:
-        require_same(present, found, options)
+        require_same(present, found, options, listing.participants)
         pending.clear(store)  # whoever committed it may have been killed before this
         repair_hint(store, present.generation.number)
         return report_present(present, source_kind=listing.kind)
+    require_writable(store)
     return _convert(store, listing, found, options, meter)
 
 
@@ -118,7 +121,13 @@ def _convert(store: Store, listing: Listing, found: Survey, options: ConvertOpti
         resumed=done.resumed,
         quarantined=quarantined,
         not_chosen=not_chosen(listing),
-        warnings=(*listing.notes, *found.warnings, *plan.warnings, *report.warnings),
+        warnings=(
+            *listing.notes,
+            *found.warnings,
+            *plan.warnings,
+            *report.warnings,
+            *participant_warnings(listing.participants, subjects),
+        ),
     )
 
 

@@ -25,7 +25,8 @@ def compute_mask(mean: NDArray[np.float64], affine: tuple[float, ...]) -> NDArra
         ) from error
     if mean.min() == mean.max():
         return np.zeros(mean.shape, dtype=bool)  # nilearn would take half of it: every voxel reaches the threshold
-    image = nibabel.Nifti1Image(mean.astype(np.float32), np.array(affine).reshape(4, 4))
+    largest = float(np.finfo(np.float32).max)
+    image = nibabel.Nifti1Image(np.clip(mean, -largest, largest).astype(np.float32), np.array(affine).reshape(4, 4))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "the mask is empty" and the like: said in our own words by the planner
         try:

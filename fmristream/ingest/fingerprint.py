@@ -26,10 +26,15 @@ class Fingerprint:
 
 
 def gzip_fingerprint(size: int, trailer: bytes) -> Fingerprint:
-    """From the last 8 bytes of a gzip file."""
+    """From the last 8 bytes of a gzip file, where they speak of all that it holds (`trailer_covers`)."""
     crc = int.from_bytes(trailer[:4], "little")
     length = int.from_bytes(trailer[4:8], "little")
     return Fingerprint(size=size, crc=f"gz:{crc:08x}:{length}")
+
+
+def trailer_covers(trailer: bytes, content_bytes: int) -> bool:
+    """Whether the last member of a gzip file holds all of its content: bgzip, for one, ends in an empty member."""
+    return int.from_bytes(trailer[4:8], "little") == content_bytes % 2**32
 
 
 def plain_fingerprint(size: int, crc: int) -> Fingerprint:
@@ -38,7 +43,9 @@ def plain_fingerprint(size: int, crc: int) -> Fingerprint:
 
 
 def quick_fingerprint(run: SourceRun) -> Fingerprint:
-    """What `RunStream.fingerprint` gives at the end, without decoding: the trailer of gzip, else one pass of crc32c.
+    """What `RunStream.fingerprint` gives at the end, without decoding all of it.
+
+    The trailer of gzip, where its one member holds everything that the header declares; else one pass of crc32c.
 
     Raises:
         SourceError: the file is not there, cannot be read, or changes while it is read.
@@ -53,7 +60,14 @@ def quick_fingerprint(run: SourceRun) -> Fingerprint:
         trailer = read_source_range(run.url, max(0, size - GZIP_TRAILER_BYTES), size)
     if len(trailer) < GZIP_TRAILER_BYTES:
         raise SourceError(f"{run.key}: {size} bytes are too few for a gzip file")
-    return gzip_fingerprint(size, trailer)
+    from fmristream.ingest.nifti import open_nifti  # here, because it imports this module
+
+    with open_nifti(run.url, name=run.key) as stream:
+        content_bytes = stream.content_bytes
+    if trailer_covers(trailer, content_bytes):
+        return gzip_fingerprint(size, trailer)
+    with as_source_errors(run.url, run.key):
+        return _plain(run, size)
 
 
 @contextmanager

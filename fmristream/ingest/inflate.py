@@ -10,6 +10,7 @@ from fmristream.ingest.fingerprint import (
     as_source_errors,
     gzip_fingerprint,
     plain_fingerprint,
+    trailer_covers,
 )
 from fmristream.storage.sources import open_source, source_size
 
@@ -148,8 +149,12 @@ class _Gzip:
     is_gzip = True
 
     def __init__(self, file: _File, first: bytes) -> None:
+        from google_crc32c import extend
+
         self.size = file.size
         self._file = file
+        self._extend = extend
+        self._crc = int(extend(0, first))
         self._zlib = _zlib()
         self._pending = memoryview(first)
         self._tail = first[-GZIP_TRAILER_BYTES:]
@@ -180,7 +185,9 @@ class _Gzip:
         self._file.check_whole()
 
     def fingerprint(self) -> Fingerprint:
-        return gzip_fingerprint(self.size, self._tail)
+        if trailer_covers(self._tail, self._produced):
+            return gzip_fingerprint(self.size, self._tail)
+        return plain_fingerprint(self.size, self._crc)
 
     def close(self) -> None:
         self._file.close()
@@ -243,6 +250,7 @@ class _Gzip:
     def _refill(self) -> bool:
         chunk = self._file.read(_READ_BYTES)
         self._tail = (self._tail + chunk[-GZIP_TRAILER_BYTES:])[-GZIP_TRAILER_BYTES:]
+        self._crc = int(self._extend(self._crc, chunk))
         self._pending = memoryview(chunk)
         return bool(chunk)
 

@@ -33,7 +33,10 @@ _UNSUPPORTED = {
 class NiftiStream:
     """An open single-file NIfTI image (a `RunStream`)."""
 
-    def __init__(self, source: SourceBytes, header: RunHeader, *, name: str, is_swapped: bool) -> None:
+    def __init__(
+        self, source: SourceBytes, header: RunHeader, *, name: str, is_swapped: bool, content_bytes: int
+    ) -> None:
+        self.content_bytes = content_bytes  # of the file, decompressed: header, extensions and voxels
         self._source = source
         self._header = header
         self._name = name
@@ -107,7 +110,13 @@ def open_nifti(url: str, *, name: str, max_run_bytes: int = MAX_RUN_BYTES, is_ma
     except BaseException:
         source.close()
         raise
-    return NiftiStream(source, _run_header(nifti), name=name, is_swapped=not nifti.dtype.isnative)
+    return NiftiStream(
+        source,
+        _run_header(nifti),
+        name=name,
+        is_swapped=not nifti.dtype.isnative,
+        content_bytes=nifti.data_offset + nifti.data_bytes,
+    )
 
 
 def _suffix(name: str) -> str:

@@ -1,8 +1,8 @@
 """Finished runs of an unfinished conversion: how a killed one goes on where it was.
 
 A record is named by a keyed hash of the source's path, size and checksum and of all that was decided about the run: it
-is found again by whoever asks for the same of the same file, and tells nobody else who is in it. It holds object names
-and numbers, no labels and no paths.
+is found again by whoever asks for the same of the same file, and can be made only by who has the file's checksum. It
+holds object names and numbers, no labels and no paths.
 """
 
 import base64

@@ -1,7 +1,9 @@
 """What a target holds already: nothing, exactly what is asked for, or something else, which is never touched."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from fmristream.catalog.tables import Participant, decode_participants, encode_participants
 from fmristream.errors import UsageError
 from fmristream.ingest.execute import Engine
 from fmristream.ingest.fingerprint import quick_fingerprint
@@ -26,9 +28,13 @@ def open_present(store: Store) -> Dataset | None:
     return Dataset(store.name, store, newest_generation(store))
 
 
-def require_same(present: Dataset, found: Survey, options: ConvertOptions) -> None:
+def require_same(present: Dataset, found: Survey, options: ConvertOptions, participants: Sequence[Participant]) -> None:
     """Raise UsageError unless the dataset holds these sources, converted with these options."""
-    differences = _other_runs(present, found) or _other_options(present, found, options)
+    differences = (
+        _other_runs(present, found)
+        or _other_options(present, found, options)
+        or _other_participants(present, participants)
+    )
     if differences:
         raise UsageError(
             f"{present.store.name}: holds a dataset already, with {' and '.join(differences)}; convert into a new folder"
@@ -64,6 +70,13 @@ def _other_runs(present: Dataset, found: Survey) -> list[str]:
     return [f"other runs ({len(new)} new, {len(changed)} changed, {len(gone)} missing in the source)"]
 
 
+def _other_participants(present: Dataset, participants: Sequence[Participant]) -> list[str]:
+    subjects = {run.subject for run in present.runs}
+    rows = [row for row in participants if row["subject"] in subjects]
+    now = decode_participants(encode_participants(rows)) if rows else []
+    return [] if now == list(present.participants) else ["another participants table"]
+
+
 def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> list[str]:
     """Each option that would have given other samples, named."""
     rows = {run.name: run for run in present.runs}
@@ -76,9 +89,10 @@ def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> 
         "another split": any(run.split != parts.get(run.subject, "") for run in present.runs),
         "another mask": present.generation.document["mask"] != mask_record(choice),
     }
-    if choice.kind == "file" and not differs["another mask"]:
+    brings_masks = choice.kind == "auto" and all(run.source.mask_url for run in found.runs)
+    if (choice.kind == "file" or brings_masks) and not differs["another mask"]:
         with Engine(workers=1) as engine:
-            plan = plan_spaces(kept, choice, engine)
+            plan = plan_spaces(found.runs, choice, engine)  # reads the mask files, computes nothing
         differs["another mask"] = any(
             plan.of_run.get(run.source.key) != rows[run.source.name].space_digest for run in kept
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from fmristream.catalog.run import UNALIGNED, Run
+from fmristream.catalog.tables import Participant
 from fmristream.ingest.commit import Converted
 from fmristream.ingest.options import ConvertOptions, ConvertReport, MaskChoice, Quarantined
 from fmristream.ingest.plan import Survey
@@ -67,6 +68,19 @@ def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions)
             *found.warnings,
             *alignment_warnings((run.space, run.source.subject) for run in found.runs),
         ),
+    )
+
+
+def participant_warnings(participants: Sequence[Participant], subjects: set[str]) -> tuple[str, ...]:
+    """What will be missing when a column of the participants table is a target."""
+    listed = {str(row["subject"]) for row in participants}
+    lacking = sorted(subjects - listed)
+    if not listed or not lacking:
+        return ()
+    return (
+        f"{len(lacking)} of {len(subjects)} subjects have no row in the participants table ({', '.join(lacking[:3])}"
+        f"{', ...' if len(lacking) > 3 else ''}), and {len(listed - subjects)} of its rows match no subject; "
+        "compare the labels",
     )
 
 

@@ -8,6 +8,9 @@ from fmristream.errors import ResumeError
 
 VERSION = 1
 
+# Positions are 64-bit numbers; 2^62 samples are beyond any training.
+MAX_CONSUMED = 2**62
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamState:
@@ -32,6 +35,8 @@ class StreamState:
         Raises:
             ResumeError: it is none, or of a later release.
         """
+        if not isinstance(state, Mapping):
+            raise ResumeError(f"not a loader state but {type(state).__name__}; pass what state_dict() returned")
         names = {"consumed", "seed", "window", "stride", "windows", "selection", "version"}
         if set(state) != names or state["version"] != VERSION:
             raise ResumeError(
@@ -39,7 +44,7 @@ class StreamState:
                 f"{state.get('version')}, expected version {VERSION}; resume with the release that wrote it"
             )
         damaged = [name for name in sorted(names) if type(state[name]) not in _types_of(name)]
-        if damaged or state["consumed"] < 0:
+        if damaged or not 0 <= state["consumed"] < MAX_CONSUMED:
             shown = ", ".join(f"{name} {state[name]!r}" for name in damaged or ["consumed"])
             raise ResumeError(f"the loader state says {shown}; expected counts and a digest: resume from another copy")
         return cls(**dict(state))

@@ -98,7 +98,8 @@ class LocalNewObject:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # closing flushes, which a full disk refuses again; what was committed is closed
+            self._file.close()
         self._scratch.unlink(missing_ok=True)
 
 

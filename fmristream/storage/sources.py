@@ -73,6 +73,8 @@ def _list_local(root: str) -> list[str]:
             folders.clear()
             continue
         seen.add(real)
+        # Real folders before links to them, each in order of name: which of two paths a file has is the same everywhere.
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
         relative = os.path.relpath(folder, root)
         prefix = "" if relative == "." else relative.replace(os.sep, "/") + "/"
         found += [prefix + name for name in files]

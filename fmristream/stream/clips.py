@@ -1,5 +1,6 @@
 """A selection of runs, cut into windows: the map-style dataset under every loader. No torch in here."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -55,6 +56,10 @@ class StreamingDataset:
         mix_spaces: bool = False,
     ) -> None:
         self.dataset = source if isinstance(source, Dataset) else open_dataset(source)
+        window, seed, grid = _whole("window", window), _whole("seed", seed), _whole_grid(grid)
+        stride = _whole("stride", stride)
+        if isinstance(targets, str):
+            raise UsageError(f"targets={targets!r}: expected a list of columns; write targets=[{targets!r}]")
         frames = Window(length=window, stride=window if stride is None else stride)
         self.window = frames.length  # frames
         self.stride = frames.stride
@@ -70,10 +75,7 @@ class StreamingDataset:
         self._targets = [
             read_target(self.dataset.participants, name, where=self.dataset.store.name) for name in targets
         ]
-        sizes: tuple[int, ...] = self.runs[0].shape if grid is None else tuple(grid)
-        if len(sizes) != 3 or min(sizes) < 1:
-            raise UsageError(f"grid {sizes}: expected three sizes of 1 or more voxels")
-        self.grid: Shape3 = (int(sizes[0]), int(sizes[1]), int(sizes[2]))
+        self.grid: Shape3 = grid or self.runs[0].shape
 
     @property
     def num_windows(self) -> int:
@@ -198,3 +200,20 @@ def _select(dataset: Dataset, split: str | None) -> tuple[Run, ...]:
         present = ", ".join(sorted({run.split for run in dataset.runs if run.split})) or "none: it was not split"
         raise UsageError(f"{dataset.store.name}: no run in split {split!r}; the dataset has the splits {present}")
     return runs
+
+
+def _whole(name: str, number: Any) -> Any:
+    """The number as int (None stays None), or UsageError where it is none: 4.5 frames must not become 4."""
+    try:
+        return None if number is None else operator.index(number)
+    except TypeError as error:
+        raise UsageError(f"{name}={number!r}: expected a whole number") from error
+
+
+def _whole_grid(grid: Any) -> Shape3 | None:
+    if grid is None:
+        return None
+    sizes = tuple(_whole("grid", size) for size in grid) if isinstance(grid, Sequence) else ()
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise UsageError(f"grid {grid!r}: expected three sizes of 1 or more voxels")
+    return sizes

@@ -82,6 +82,7 @@ class StreamingLoader:
         self._consumed = 0  # samples handed out over all ranks
         self._ahead: deque[_Ahead] = deque()
         self._resumed = False  # a state was loaded, and no batch was asked for since
+        self._iteration = 0  # the newest; an older one must not take its batches
         self._closed = False
 
     @property
@@ -100,9 +101,13 @@ class StreamingLoader:
         if self.clips.seed is None and not self._resumed:
             self._restart(0)
         self._resumed = False
+        self._iteration = mine = self._iteration + 1
         epoch = self.epoch
         while self._epoch_at(self._consumed) == epoch and not self._is_past_end(self._consumed):
-            yield self._next()
+            batch = self._next()
+            yield batch
+            if self._iteration != mine:
+                raise UsageError("another iteration over this loader was started; make a loader for each")
         if self.clips.seed is None:
             self._restart(0)
 
@@ -157,20 +162,20 @@ class StreamingLoader:
     def _start(self, position: int) -> _Ahead:
         numbers, valid = self._schedule.batch(position, self.world)
         array, packed = self._pool.lend((len(numbers), self.clips.window, self.clips.voxels))
-        fill = torch.empty(len(numbers), dtype=torch.float32)
+        fill = np.empty(len(numbers), dtype=np.float32)
         filling = [
             # The tensor goes along so that its memory is not lent again before the last thread has written to it.
-            self._threads.submit(self._fill, number, array[row], fill[row], packed)
+            self._threads.submit(self._fill, number, array[row], fill[row : row + 1], packed)
             for row, number in enumerate(numbers.tolist())
         ]
-        return _Ahead(self._describe(numbers, valid, packed, fill, position), filling)
+        return _Ahead(self._describe(numbers, valid, packed, torch.from_numpy(fill), position), filling)
 
-    def _fill(self, number: int, packed: NDArray[np.float32], fill: torch.Tensor, _lent: torch.Tensor) -> None:
+    def _fill(self, number: int, packed: NDArray[np.float32], fill: NDArray[np.float32], _lent: torch.Tensor) -> None:
         scratch = getattr(self._scratch, "buffers", None)
         if scratch is None:
             scratch = self._scratch.buffers = Scratch()
         self.clips.read_packed(number, packed, scratch)
-        fill.fill_(self.clips.fill(self.clips.locate(number)[0]))
+        fill[:] = self.clips.fill(self.clips.locate(number)[0])
 
     def _describe(
         self,

@@ -26,13 +26,18 @@ def whole(url: str) -> bool:
     return True
 
 
+BACK_ENDS = ["memory", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("local", "s3"))]
+
+
+@pytest.mark.parametrize("kind", BACK_ENDS)
 @pytest.mark.parametrize("answer_lost", [False, True])
-def test_every_call_fails_once_and_nothing_half_done_is_seen(tmp_path, memory_url, answer_lost):
+def test_every_call_fails_once_and_nothing_half_done_is_seen(request, tmp_path, kind, answer_lost):
+    root = str(tmp_path / "out") if kind == "local" else request.getfixturevalue(f"{kind}_url")
     source = write_runs(tmp_path / "in", RUNS, gzipped=False)
-    expected = fmristream.convert(source, memory_url, options=OPTIONS).content_digest
+    expected = fmristream.convert(source, root, options=OPTIONS).content_digest
     failed, resumed = 0, 0
     for fail_at in range(1, 1000):
-        url = f"{memory_url}-{fail_at}"
+        url = f"{root}-{fail_at}"
         store = FailingStore(open_store(url), fail_at=fail_at, answer_lost=answer_lost)
         try:
             digest = convert_into(source, store, options=OPTIONS).content_digest
@@ -85,7 +90,7 @@ def test_a_full_disk_is_a_storage_error_and_the_rest_is_done_when_there_is_room(
     runs = {f"sub-{n}_bold": bold(seed=n, shape=(12, 12, 12, 40)) for n in range(2)}
     source, url = write_runs(tmp_path / "in", runs), str(tmp_path / "out")
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for limit in (2_000, 30_000, 90_000):
+    for limit in (2_000, 30_000, 60_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # a file that grows beyond it fails as on a full disk
         try:
             with pytest.raises(StorageError, match="File too large"):

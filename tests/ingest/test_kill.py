@@ -153,7 +153,9 @@ def test_the_command_with_two_workers_may_be_killed_with_all_its_processes(sourc
     command += ["--mask", OPTIONS["mask"], "--split", OPTIONS["split"], "--space", OPTIONS["space"]]
     killed = 0
     while not is_committed(url):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         try:
             process.wait(timeout=draw.uniform(4, 9) + 2 * killed)
         except subprocess.TimeoutExpired:

@@ -207,7 +207,7 @@ def test_a_given_mask_that_fits_no_run_converts_nothing(tmp_path, content):
 
 def test_a_given_mask_that_is_not_there_is_said_to_be_missing(tmp_path):
     source = write_runs(tmp_path / "in", {"sub-1_bold": bold()})
-    with pytest.raises(SourceError, match=r"mask\.nii"):
+    with pytest.raises(UsageError, match=r"mask\.nii"):
         convert(source, str(tmp_path / "out"), mask=str(tmp_path / "mask.nii"))
 
 

@@ -19,13 +19,14 @@ from train.launch import World
 from train.report import read_history
 
 ROOT = Path(__file__).parents[2]
-WINDOWS, STEPS, BATCH = 50, 60, 4
+WINDOWS, STEPS, BATCH = 50, 200, 4
 
 
 @pytest.fixture
 def recipe(small_recipe):
     return small_recipe(
         data={"val_split": "", "test_split": ""},
+        optim={"lr": 1e-4},
         train={"steps": STEPS, "batch_size": BATCH, "checkpoint_every": 4, "log_every": 1, "keep_last": 2},
     )
 
@@ -53,7 +54,8 @@ def start_torchrun(recipe, tmp_path):
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=said,
-                text=True,
+                bufsize=0,
+                pipesize=4096,  # some 60 lines: a run that nobody reads waits, and cannot reach its end unseen
             )
         started.append(torchrun)
         return torchrun
@@ -65,13 +67,13 @@ def start_torchrun(recipe, tmp_path):
         torchrun.communicate()
 
 
-def wait_for_step(torchrun, step):
-    """Read what is shown until the step was taken; whether it was before the end."""
+def wait_for(torchrun, what, step=0):
+    """Read what is shown until `what` reached a step ("start: step 8", "step 9/60"); which one it was."""
     for line in torchrun.stdout:
-        shown = re.match(r"step (\d+)/", line)
+        shown = re.match(rf"{what} (\d+)", line.decode())
         if shown and int(shown[1]) >= step:
-            return True
-    return False
+            return int(shown[1])
+    raise AssertionError(f"it ended before {what} {step}")
 
 
 def kill_all(torchrun):
@@ -122,28 +124,26 @@ def test_killed_stopped_and_resumed_on_other_worlds_every_window_counts_once_per
     out, chance = tmp_path / "run", random.Random(os.urandom(8))
 
     lost = start_torchrun(ranks=3, threads=1)
-    at = chance.randrange(5, 15)
-    assert wait_for_step(lost, at), f"it ended before step {at}"
+    wait_for(lost, "step", chance.randrange(5, 15))
     kill_all(lost)
-    first = checkpoint_steps(out / "checkpoints")[0]
 
     # A rank dies; torchrun starts all again, and they go on by themselves.
     crashed = start_torchrun(ranks=2, threads=2, restarts=1)
-    at = chance.randrange(first + 5, first + 12)
-    assert wait_for_step(crashed, at), f"it ended before step {at}"
+    resumed = wait_for(crashed, "start: step")
+    wait_for(crashed, "step", resumed + chance.randrange(5, 12))
     kill_one_rank(crashed, chance.randrange(2))
-    assert wait_for_step(crashed, at + 2), "it did not come back"
+    again = wait_for(crashed, "start: step", resumed)
+    wait_for(crashed, "step", again + 1)
     # A scheduler wants the machine back.
     for rank in psutil.Process(crashed.pid).children():
         rank.terminate()
-    said = crashed.communicate(timeout=60)[0]
+    said = crashed.communicate(timeout=60)[0].decode()
     assert crashed.returncode == 0
     assert "the same command goes on" in said
     assert checkpoint_steps(out / "checkpoints")[0] == read_history(out / "log.jsonl").steps[-1]["step"] < STEPS
 
     last = start_torchrun(ranks=4, threads=1)
-    assert wait_for_step(last, STEPS)
-    last.communicate(timeout=60)
+    last.communicate(timeout=120)
     assert last.returncode == 0
 
     assert_as_uninterrupted(read_history(out / "log.jsonl").steps, uninterrupted)

@@ -30,6 +30,8 @@ def find_runs(source: str, *, space: str | None = None, subject_pattern: str | N
         UsageError: there is nothing to convert, and where was looked for what.
         StorageError: the source cannot be listed or read.
     """
+    if not source.strip():
+        raise UsageError("the source is empty; give a BIDS dataset, a folder, a glob, a file or synth://...")
     if is_synth(source):
         _refuse_pattern(source, subject_pattern, "a synthetic cohort")
         return find_synth_runs(source, space=space)
