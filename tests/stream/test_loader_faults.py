@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmristream.errors import CorruptDataError, FmriStreamError, ObjectMissingError
+from fmristream.errors import CorruptDataError, FmriStreamError, ObjectMissingError, UsageError
 from fmristream.stream.clips import StreamingDataset
 from fmristream.stream.loader import StreamingLoader
 from tests.stream.worlds import epochs
@@ -147,3 +147,20 @@ def test_an_error_in_the_consumer_leaves_the_loader_usable(cohort_url):
             fail_at_the_second(loader)
         arrived += [batch.window.tolist() for batch in loader]
     assert arrived == [batch["window"] for batch in expected]
+
+
+def test_an_older_iteration_over_the_same_loader_is_refused(cohort_url):
+    with StreamingLoader(clips_of(cohort_url, seed=None), batch_size=2) as loader:
+        older, newer = iter(loader), iter(loader)
+        next(older)
+        next(newer)
+        with pytest.raises(UsageError, match="another iteration"):
+            next(older)
+
+
+def test_a_loader_works_inside_inference_mode(cohort_url):
+    clips = clips_of(cohort_url, seed=None, normalize="global-zscore")
+    with torch.inference_mode(), StreamingLoader(clips, batch_size=2) as loader:
+        inside = [batch.to("cpu").bold.clone() for batch in loader]
+    with StreamingLoader(clips, batch_size=2) as loader:
+        assert all(torch.equal(one, batch.to("cpu").bold) for one, batch in zip(inside, loader, strict=True))

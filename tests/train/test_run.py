@@ -267,3 +267,16 @@ def test_state_of_another_dataset_is_refused(small_recipe, tmp_path, tmp_path_fa
     loop.train(small_recipe(train={"steps": 2}), out=tmp_path, world=ALONE)
     with pytest.raises(ResumeError):
         loop.train(small_recipe(train={"steps": 3}, data={"train_split": "test"}), out=tmp_path, world=ALONE)
+
+
+def test_a_checkpoint_of_another_objective_is_refused(finished, capsys):
+    recipe, out = finished
+    arguments = [str(recipe), "--out", str(out), "--set", "objective.kind=regression", "--set", "data.target=age"]
+    assert main(arguments) == 1
+    assert "was trained for" in capsys.readouterr().err
+
+
+def test_credentials_in_a_url_are_not_even_printed(capsys):
+    assert main(["swift_tiny_cpu", "--check", "--set", "data.url=s3://KEY:SECRET@bucket/ds"]) == 2
+    shown = capsys.readouterr()
+    assert "SECRET" not in shown.out + shown.err
