@@ -1,9 +1,8 @@
 """The arrays of one run, read by byte range and checked: index block, frames, reference, moments."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,24 @@ from fmristream.shards import codec
 from fmristream.shards.digest import sha256
 from fmristream.shards.index import decode_block, ranges_of
 from fmristream.storage import Store
+
+T = TypeVar("T")
+
+
+class _kept(Generic[T]):
+    """A property that is computed once; not functools', which in Python 3.11 holds one lock for all instances."""
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> T:
+        # Found in the instance from the second time on, before this descriptor is asked.
+        value = instance.__dict__[self._name] = self._compute(instance)
+        return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +68,7 @@ class RunReader:
         """Elements of a frame as it is decoded: the voxels and the padding behind them."""
         return codec.padded_length(self.run.voxels)
 
-    @cached_property
+    @_kept
     def lengths(self) -> NDArray[np.int64]:
         """(t,) length of every chunk in bytes."""
         array = self.frames_array
@@ -59,7 +76,7 @@ class RunReader:
         block = self.store.read_range(self.index_key, array.index_offset, stop)
         return decode_block(block, frames=self.run.frames, what=f"{self.store.name}/{self.index_key} ({self.run.name})")
 
-    @cached_property
+    @_kept
     def reference(self) -> NDArray[Any]:
         """(v,) in the stored dtype: what residuals are relative to."""
         if not self.is_difference:
@@ -68,12 +85,12 @@ class RunReader:
             )
         return self._vector("reference")
 
-    @cached_property
+    @_kept
     def moments(self) -> NDArray[Any]:
         """(2, v) float16 or float32: temporal mean minus reference (mean for floats), temporal SD; stored units."""
         return self._vector("moments")
 
-    @cached_property
+    @_kept
     def exact_moments(self) -> NDArray[Any]:
         """(2, v) float32: the same two in full precision, for parity and pictures."""
         array = self.arrays["stats"]
@@ -81,7 +98,7 @@ class RunReader:
         codec.decode_into(self._whole(array, ""), padded, what=f"{self.store.name}/{array.object}")
         return padded[:, : self.run.voxels]
 
-    @cached_property
+    @_kept
     def own_mask(self) -> NDArray[np.bool_] | None:
         """(v,) which of the stored voxels lie in the run's own brain mask; None where it has none."""
         return self._vector("mask").astype(np.bool_) if "mask" in self.arrays else None

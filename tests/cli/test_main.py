@@ -133,7 +133,7 @@ def test_output_into_a_closed_pipe_ends_quietly(tmp_path):
 
 
 def test_an_interrupted_conversion_says_how_to_go_on_and_does(tmp_path):
-    words = ["convert", "synth://?subjects=3&shape=40x40x40&frames=120", str(tmp_path / "d"), "--split", "none"]
+    words = ["convert", "synth://?subjects=24&shape=40x40x40&frames=120", str(tmp_path / "d"), "--split", "none"]
     command = [sys.executable, "-m", "fmristream", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
