@@ -223,12 +223,17 @@ def background_value(dtype: "np.dtype[Any]", slope: float, inter: float) -> tupl
 
 
 def moments_of(statistics: Statistics, *, dtype: "np.dtype[Any]") -> NDArray[Any]:
-    """(2, v): delta and SD, as float16 where that is harmless, else float32.
+    """(2, v): delta and SD, as float16 where that is harmless, float64 for float64 sources, else float32.
+
+    A float64 source has no reference: its delta is the mean itself, of which float32 would lose .005 SD where the mean
+    is 100,000 SDs.
 
     Harmless: an 8- or 16-bit integer source, and no voxel's z-score moves by more than MAX_HALF_MEAN_ERROR or is
     scaled by more than MAX_HALF_SD_ERROR. Voxels that never change keep an SD of exactly 0 either way.
     """
     exact = np.stack([statistics.delta, statistics.sd])
+    if dtype == np.dtype("<f8"):
+        return exact
     with np.errstate(over="ignore"):
         single = exact.astype(np.float32)
     single[1, statistics.sd == 0] = 0

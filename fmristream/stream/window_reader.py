@@ -37,7 +37,8 @@ class WindowReader:
         frames = scratch.frames(len(packed), reader.padded_voxels, run.numpy_dtype)
         stored = reader.read_chunks(start, start + len(packed), frames)[:, : run.voxels]
         if self.normalization.needs_moments:
-            moments = reader.exact_moments if self.exact else reader.moments
+            is_half = reader.arrays["moments"].dtype == "<f2"  # nothing is finer than what is stored otherwise
+            moments = reader.exact_moments if self.exact and is_half else reader.moments
             delta, inverse = voxel_scale(moments, run)
             normalize_voxelwise(_differences(reader, stored), delta, inverse, packed)
         else:

@@ -136,6 +136,11 @@ def test_float16_moments_move_no_z_score_by_more_than_they_may(tmp_path, dtype):
     check(url, scaled(stored), "voxel-zscore", exact=True)
 
 
+def test_float64_signals_that_ride_on_a_huge_constant_keep_their_z_scores(tmp_path):
+    stored = 1e7 + np.random.default_rng(0).standard_normal(SHAPE)
+    check(converted(tmp_path, {"1": stored}), stored, "voxel-zscore", atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_nan_and_infinity_are_left_out_of_statistics_and_filled(tmp_path, dtype):
     stored = brain_like(dtype)
