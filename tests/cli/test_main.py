@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,12 @@ def test_output_into_a_closed_pipe_ends_quietly(tmp_path):
 def test_an_interrupted_conversion_says_how_to_go_on_and_does(tmp_path):
     words = ["convert", "synth://?subjects=24&shape=40x40x40&frames=120", str(tmp_path / "d"), "--split", "none"]
     command = [sys.executable, "-m", "fmristream", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    listening = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # where tests run in the background, it is ignored
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listening
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("converting"):

@@ -60,6 +60,13 @@ class Attempt:
         return json.loads(found[0].partition(" ")[2]) if found else None
 
 
+def _holds(condition: Callable[[], bool]) -> bool:
+    """Whether it holds; a folder that vanishes while it is looked into tells that not yet, or no more."""
+    with suppress(FileNotFoundError):
+        return condition()
+    return False
+
+
 class Converters:
     """Starts attempts and kills them; a context manager."""
 
@@ -79,7 +86,7 @@ class Converters:
 
     def wait(self, attempt: Attempt, *, until: Callable[[], bool] | None = None) -> None:
         """Return when the attempt has ended, or when the condition holds."""
-        while not (attempt.has_ended or (until is not None and until())):
+        while not (attempt.has_ended or (until is not None and _holds(until))):
             line = self._line(timeout_s=60 if until is None else 0.002)
             if line:
                 attempt.lines.append(line)
