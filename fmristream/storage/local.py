@@ -4,7 +4,7 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from fmristream.storage.store import checked_key, translated, whole_range
 from fmristream.storage.urls import local_path
@@ -13,7 +13,7 @@ from fmristream.storage.urls import local_path
 SCRATCH = "tmp"
 
 # How often a folder is made again that another writer removes before something is in it.
-_LINK_ATTEMPTS = 100
+_ATTEMPTS = 100
 
 
 class LocalStore:
@@ -79,8 +79,7 @@ class LocalNewObject:
     def __init__(self, root: Path, key: str) -> None:
         self._root = root
         self._key = key
-        self._scratch = _scratch_path(root)
-        self._file = open(self._scratch, "xb", buffering=2**20)  # noqa: SIM115 closed in commit or __exit__
+        self._file, self._scratch = _open_scratch(root)
 
     def write(self, data: bytes | memoryview) -> None:
         translated(str(self._root), self._key, lambda: self._file.write(data))
@@ -103,15 +102,23 @@ class LocalNewObject:
         self._scratch.unlink(missing_ok=True)
 
 
-def _scratch_path(root: Path) -> Path:
+def _open_scratch(root: Path) -> tuple[BinaryIO, Path]:
+    """A new file that nobody else has."""
     folder = root / SCRATCH
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / secrets.token_hex(8)
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        path = folder / secrets.token_hex(8)
+        try:
+            _make_folder(folder)
+            return open(path, "xb", buffering=2**20), path
+        except FileNotFoundError:  # `delete` of another writer removed the folder, empty then
+            if not attempts_left:
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _write_scratch(root: Path, data: bytes) -> Path:
-    path = _scratch_path(root)
-    with open(path, "xb") as file:
+    file, path = _open_scratch(root)
+    with file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -121,12 +128,11 @@ def _write_scratch(root: Path, data: bytes) -> Path:
 def _link(scratch: Path, path: Path, root: Path) -> None:
     """Give a file its name, durably; FileExistsError if the name is taken, which rename would not tell."""
     folders = [path.parent]
-    for attempts_left in reversed(range(_LINK_ATTEMPTS)):
+    for attempts_left in reversed(range(_ATTEMPTS)):
         if not path.parent.is_dir():
             # The names of new folders have to last as well.
             folders = [folder for folder in path.parents if folder == root or root in folder.parents]
-        with suppress(FileExistsError, FileNotFoundError):  # somebody removed it, or its parent, while it was made
-            path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         try:
             os.link(scratch, path)
             break
@@ -134,7 +140,14 @@ def _link(scratch: Path, path: Path, root: Path) -> None:
             if not attempts_left:
                 raise
     for folder in folders:
-        _sync_folder(folder)
+        with suppress(FileNotFoundError):  # the object was removed meanwhile, by who may
+            _sync_folder(folder)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder; it may be gone at once, where another writer removes it."""
+    with suppress(FileExistsError, FileNotFoundError):  # it, or its parent, was removed while it was made
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

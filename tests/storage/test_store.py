@@ -273,10 +273,11 @@ def test_deleting_what_is_gone_is_no_error(store):
 
 def test_objects_can_be_made_in_a_folder_while_others_leave_it(store):
     def make_and_remove(number: int) -> None:
-        for attempt in range(10):
-            key = f"pending/plan/{number}-{attempt}"
-            store.put_new(key, b"1")
-            store.delete(key)
+        for attempt in range(10 if store.name.startswith("s3") else 100):
+            # tmp is where a local store writes before it names: whoever leaves it last removes it
+            for key in (f"pending/plan/{number}-{attempt}", f"tmp/{number}-{attempt}"):
+                store.put_new(key, b"1")
+                store.delete(key)
 
     with ThreadPoolExecutor(4) as pool:
         for result in [pool.submit(make_and_remove, number) for number in range(4)]:
