@@ -6,6 +6,8 @@ import numpy as np
 
 # Labels that name a run within its dataset, in the order in which runs are sorted.
 ENTITIES = ("subject", "session", "task", "acq", "run", "echo", "space")
+# What of a run enters the content digest: its place in the base order, and where it may be used.
+IDENTITY = (*ENTITIES, "digest", "split", "group")
 
 # `space` labels of runs whose voxels do not correspond between subjects.
 UNALIGNED = frozenset({"native", "unknown", "T1w", "bold", "func", "individual", "orig", ""})
@@ -36,6 +38,7 @@ class Run:
     inter: float  # value = stored x slope + inter
     digest: str  # run digest: header, space and every stored value
     object: str  # folder of the run's Zarr group; opaque
+    objects_digest: str  # sha256 over name, size and sha256 of every object of the run (`objects_digest`)
     residual_wraps: bool  # some stored value differs from its reference by more than the signed dtype holds
     valid_min: float  # smallest and largest finite stored value
     valid_max: float
@@ -55,6 +58,11 @@ class Run:
         return (*(str(getattr(self, entity)) for entity in ENTITIES), self.digest)
 
     @property
+    def identity(self) -> tuple[str, ...]:
+        """What of the run enters the content digest."""
+        return tuple(str(getattr(self, name)) for name in IDENTITY)
+
+    @property
     def numpy_dtype(self) -> "np.dtype[np.generic]":
         """The stored dtype."""
         return np.dtype(self.dtype)
@@ -67,11 +75,19 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """One object of an array: its name below the array's folder, size and sha256 (hex)."""
+    """One object of an array: its name below the array's folder, size and sha256.
+
+    The sha256 is hex: all of it where the object was just written or read, its first 12 digits where it comes from a
+    table. Those tell damage and exchange; the run's `objects_digest` covers the whole of each.
+    """
 
     name: str
     bytes: int
     sha256: str
+
+    def key_in(self, folder: str) -> str:
+        """The object's key, in the array's folder."""
+        return f"{folder}/{self.name}" if self.name else folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

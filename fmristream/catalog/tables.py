@@ -1,8 +1,7 @@
-"""The Parquet tables: rows of frozen values in, bytes out, and back. The only importer of pyarrow."""
+"""The Parquet tables: rows of frozen values in, bytes out, and back. With `run_table` the only importer of pyarrow."""
 
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +12,10 @@ from fmristream.errors import CorruptDataError
 
 Participant = dict[str, str | float | None]
 
-_FILE = pa.struct([("name", pa.string()), ("bytes", pa.int64()), ("sha256", pa.binary(32))])
+# Of a file's sha256, in bytes: with 1e6 objects the odds that one exchanged object passes are 1 to 1e8.
+SHA256_PREFIX_BYTES = 6
+
+_FILE = pa.struct([("name", pa.string()), ("bytes", pa.int64()), ("sha256_prefix", pa.binary(SHA256_PREFIX_BYTES))])
 
 _RUNS = pa.schema(
     [
@@ -31,6 +33,7 @@ _RUNS = pa.schema(
         ("inter", pa.float64()),
         ("digest", pa.binary(32)),
         ("object", pa.string()),
+        ("objects_digest", pa.binary(32)),
         ("residual_wraps", pa.bool_()),
         ("valid_min", pa.float64()),
         ("valid_max", pa.float64()),
@@ -62,32 +65,88 @@ _ARRAYS = pa.schema(
     ]
 )
 
-_DIGESTS = frozenset({"digest", "space_digest", "sha256"})
+_DIGESTS = frozenset({"digest", "space_digest", "objects_digest"})
+
+# Numbers that rise from row to row: their steps take a tenth of the bytes.
+_RISING = frozenset({"run_row", "index_offset"})
+
+# Values as Python has them, from and to what a column holds.
+_TO_COLUMN: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(_DIGESTS, bytes.fromhex),
+    "shape": list,
+    "affine": list,
+}
+_FROM_COLUMN: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(_DIGESTS, bytes.hex),
+    "shape": tuple,
+    "affine": tuple,
+}
 
 
 def encode_runs(runs: Sequence[Run]) -> bytes:
     """The runs table of one segment."""
-    return _to_parquet([_row(run) for run in runs], _RUNS)
+    return _write(pa.table({name: _values(runs, name) for name in _RUNS.names}, schema=_RUNS))
 
 
 def decode_runs(data: bytes) -> list[Run]:
     """Rows of a runs table."""
-    return [Run(**_restore(row)) for row in _from_parquet(data, _RUNS)]
+    return runs_of(read_runs(data))
+
+
+def read_runs(data: bytes) -> pa.Table:
+    """A runs table as columns."""
+    return _from_parquet(data, _RUNS)
+
+
+def empty_runs() -> pa.Table:
+    """A runs table without rows."""
+    return _RUNS.empty_table()
+
+
+def runs_of(table: pa.Table) -> list[Run]:
+    """The rows of such a table, in its order."""
+    columns = [python_column(table, name) for name in _RUNS.names]
+    return [Run(**dict(zip(_RUNS.names, row, strict=True))) for row in zip(*columns, strict=True)]
+
+
+def python_column(table: pa.Table, name: str) -> list[Any]:
+    """A column as the values that `Run` has."""
+    values = table.column(name).to_pylist()
+    convert = _FROM_COLUMN.get(name)
+    return values if convert is None else [convert(value) for value in values]
 
 
 def encode_arrays(arrays: Sequence[tuple[int, StoredArray]]) -> bytes:
     """The arrays table of one segment: (row of the run in the runs table, array)."""
-    return _to_parquet([{"run_row": row, **_row(array)} for row, array in arrays], _ARRAYS)
+    rows = [array for _, array in arrays]
+    columns = {name: _values(rows, name) for name in _ARRAYS.names if name not in ("run_row", "files")}
+    columns["run_row"] = [row for row, _ in arrays]
+    columns["files"] = _files_column([array.files for array in rows])
+    return _write(pa.table({name: columns[name] for name in _ARRAYS.names}, schema=_ARRAYS))
 
 
 def decode_arrays(data: bytes) -> list[tuple[int, StoredArray]]:
     """Rows of an arrays table, with the row of their run."""
-    decoded = []
-    for row in _from_parquet(data, _ARRAYS):
-        run_row = row.pop("run_row")
-        row["files"] = tuple(StoredFile(**_restore(file)) for file in row["files"])
-        decoded.append((run_row, StoredArray(**_restore(row))))
-    return decoded
+    table = read_arrays(data)
+    return list(zip(table.column("run_row").to_pylist(), arrays_of(table), strict=True))
+
+
+def read_arrays(data: bytes) -> pa.Table:
+    """An arrays table as columns."""
+    return _from_parquet(data, _ARRAYS)
+
+
+def arrays_of(table: pa.Table) -> list[StoredArray]:
+    """The rows of such a table, in its order, without that of their run."""
+    found = []
+    for row in table.drop_columns(["run_row"]).to_pylist():
+        files = tuple(
+            StoredFile(name=file["name"], bytes=file["bytes"], sha256=file["sha256_prefix"].hex())
+            for file in row.pop("files")
+        )
+        values = {name: _FROM_COLUMN.get(name, _same)(value) for name, value in row.items()}
+        found.append(StoredArray(**values, files=files))
+    return found
 
 
 def encode_participants(participants: Sequence[Participant]) -> bytes:
@@ -116,6 +175,33 @@ def decode_skipped(data: bytes) -> list[tuple[str, str]]:
     return [(row["name"], row["reason"]) for row in _read(data).to_pylist()]
 
 
+def _same(value: Any) -> Any:
+    return value
+
+
+def _values(rows: Sequence[Run] | Sequence[StoredArray], name: str) -> list[Any]:
+    convert = _TO_COLUMN.get(name)
+    values = [getattr(row, name) for row in rows]
+    return values if convert is None else [convert(value) for value in values]
+
+
+def _files_column(files: Sequence[tuple[StoredFile, ...]]) -> pa.Array:
+    flat = [file for of_array in files for file in of_array]
+    ends = [0]
+    for of_array in files:
+        ends.append(ends[-1] + len(of_array))
+    prefixes = [bytes.fromhex(file.sha256[: 2 * SHA256_PREFIX_BYTES]) for file in flat]
+    structs = pa.StructArray.from_arrays(
+        [
+            pa.array([file.name for file in flat], pa.string()),
+            pa.array([file.bytes for file in flat], pa.int64()),
+            pa.array(prefixes, pa.binary(SHA256_PREFIX_BYTES)),
+        ],
+        fields=list(_FILE),
+    )
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs)
+
+
 def _column(values: list[str | float | None]) -> pa.Array:
     """float64 where every value that is there is a number, else text."""
     present = [value for value in values if value is not None]
@@ -124,53 +210,38 @@ def _column(values: list[str | float | None]) -> pa.Array:
     return pa.array([None if value is None else str(value) for value in values], type=pa.string())
 
 
-def _row(value: Run | StoredArray | StoredFile) -> dict[str, Any]:
-    row = {}
-    for field in fields(value):
-        item = getattr(value, field.name)
-        if field.name in _DIGESTS:
-            item = bytes.fromhex(item)
-        elif field.name == "files":
-            item = [_row(file) for file in item]
-        row[field.name] = list(item) if isinstance(item, tuple) else item
-    return row
-
-
-def _restore(row: dict[str, Any]) -> dict[str, Any]:
-    for name, item in row.items():
-        if name in _DIGESTS:
-            row[name] = item.hex()
-        elif isinstance(item, list):
-            row[name] = tuple(item)
-    return row
-
-
-def _to_parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
-    return _write(pa.Table.from_pylist(rows, schema=schema))
-
-
-def _from_parquet(data: bytes, schema: pa.Schema) -> list[dict[str, Any]]:
-    table = _read(data)
+def _from_parquet(data: bytes, schema: pa.Schema) -> pa.Table:
+    table = _read(data, schema.names)
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise CorruptDataError(
             f"a dataset table lacks the columns {', '.join(missing)}; it was not written by fmristream"
         )
     try:
-        # Columns that a later release adds are not ours to judge: what must be understood stands in `requires`.
-        return list(table.select(schema.names).cast(schema).to_pylist())
+        return table.select(schema.names).cast(schema)
     except pa.ArrowException as error:
         raise CorruptDataError(f"a dataset table has columns of other types than FORMAT.md says: {error}") from error
 
 
 def _write(table: pa.Table) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_statistics=False)
+    names = set(table.column_names)
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        write_statistics=False,
+        use_dictionary=[name for name in table.column_names if name not in _DIGESTS and name not in _RISING],
+        column_encoding=dict.fromkeys(names & _RISING, "DELTA_BINARY_PACKED"),
+    )
     return sink.getvalue()
 
 
-def _read(data: bytes) -> pa.Table:
+def _read(data: bytes, names: Sequence[str] | None = None) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(data), use_threads=False)
+        file = pq.ParquetFile(io.BytesIO(data))
+        # Columns that a later release adds are not ours to judge: what must be understood stands in `requires`.
+        wanted = None if names is None else [name for name in file.schema_arrow.names if name in names]
+        return file.read(columns=wanted, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise CorruptDataError(f"a dataset table is not readable as Parquet: {error}") from error

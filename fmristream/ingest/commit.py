@@ -21,7 +21,7 @@ from fmristream.errors import ObjectExistsError
 from fmristream.ingest.options import Quarantined
 from fmristream.ingest.pending import FinishedRun
 from fmristream.ingest.tasks import SurveyedRun
-from fmristream.shards.digest import content_digest, sha256
+from fmristream.shards.digest import content_digest, objects_digest, sha256
 from fmristream.shards.generation import Generation, commit
 from fmristream.shards.index import encode_block
 from fmristream.shards.spaces import Space, space_document, write_space
@@ -65,6 +65,7 @@ def run_row(converted: Converted, *, split: str) -> Run:
         inter=header.inter,
         digest=done.digest,
         object=done.object,
+        objects_digest=objects_digest(done.arrays),
         outside=done.outside,
         source_bytes=done.source.size,
         source_crc=done.source.crc,
@@ -102,7 +103,7 @@ def commit_dataset(
     runs = tuple(run for run, _ in ordered)
     index, arrays = _index_and_arrays([one.finished for _, one in ordered])
     content = {
-        "content_digest": content_digest(runs, parameters=PARAMETERS),
+        "content_digest": content_digest([run.identity for run in runs], parameters=PARAMETERS),
         "mask": dict(mask),
         "parameters": PARAMETERS,
         "participants": _put_table(store, encode_participants(participants), len(participants)),

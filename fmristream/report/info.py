@@ -1,7 +1,6 @@
 """What a dataset holds, from its tables alone: no voxel is read."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from fmristream.catalog.run import Run
+from fmristream.catalog.run_table import RunTable
 from fmristream.catalog.split import PARTS
 from fmristream.ingest.summary import alignment_warnings
 from fmristream.report.findings import first_few
-from fmristream.report.objects import objects_of_generation, objects_of_runs
+from fmristream.report.objects import objects_of_generation
 from fmristream.report.orientation import axis_codes, voxel_sizes_mm
 from fmristream.shards.dataset import Dataset
 from fmristream.storage import display_url
@@ -113,8 +113,10 @@ def describe(dataset: Dataset) -> Info:
         CorruptDataError: a table is not what was committed.
     """
     runs, document = dataset.runs, dataset.generation.document
-    known = sorted({run.tr_s for run in runs if run.tr_s is not None})
     stored, objects = _stored(dataset)
+    frames, dtypes = runs.numbers("frames"), runs.column("dtype")
+    frame_bytes = runs.numbers("voxels") * np.array([np.dtype(dtype).itemsize for dtype in dtypes], dtype=np.int64)
+    tr_s = runs.numbers("tr_s")
     return Info(
         url=display_url(dataset.url),
         generation=dataset.generation.number,
@@ -125,22 +127,22 @@ def describe(dataset: Dataset) -> Info:
         layout=document["parameters"]["layout"],
         codec=document["parameters"]["codec"],
         runs=len(runs),
-        subjects=len({run.subject for run in runs}),
+        subjects=len(runs.counts("subject")),
         participants=len(dataset.participants),
-        sessions=_labels(run.session for run in runs),
-        tasks=_labels(run.task for run in runs),
-        spaces=_counts(run.space for run in runs),
-        frames=sum(run.frames for run in runs),
-        duration_s=_duration_s(runs),
-        tr_s=tuple(known),
-        runs_without_tr=sum(run.tr_s is None for run in runs),
+        sessions=_labels(runs.counts("session")),
+        tasks=_labels(runs.counts("task")),
+        spaces=runs.counts("space"),
+        frames=int(frames.sum()),
+        duration_s=None if np.isnan(tr_s).any() else float(tr_s @ frames),
+        tr_s=tuple(np.unique(tr_s[~np.isnan(tr_s)]).tolist()),
+        runs_without_tr=int(np.isnan(tr_s).sum()),
         grids=_grids(dataset),
-        dtypes=_counts(run.numpy_dtype.name for run in runs),
+        dtypes={np.dtype(dtype).name: count for dtype, count in runs.counts("dtype").items()},
         split=document["split"],
         splits=_splits(runs),
         stored_bytes=stored,
-        decoded_bytes=sum(run.voxels * run.frames * run.numpy_dtype.itemsize for run in runs),
-        source_bytes=sum(run.source_bytes for run in runs),
+        decoded_bytes=int((frame_bytes * frames).sum()),
+        source_bytes=int(runs.numbers("source_bytes").sum()),
         objects=objects,
         quarantined=len(dataset.skipped),
         warnings=_warnings(runs),
@@ -153,7 +155,7 @@ def describe_runs(dataset: Dataset) -> tuple[RunInfo, ...]:
 
 
 def _row(dataset: Dataset, run: Run) -> RunInfo:
-    _, arrays = dataset.arrays[run.name]
+    _, arrays = dataset.arrays_of(run)
     return RunInfo(
         name=run.name,
         subject=run.subject,
@@ -178,15 +180,14 @@ def _row(dataset: Dataset, run: Run) -> RunInfo:
 
 def _stored(dataset: Dataset) -> tuple[int, int]:
     """(bytes, objects) of everything that the generation names."""
-    sizes = [one.bytes for one in objects_of_generation(dataset.generation)]
-    sizes += [one.bytes for one in objects_of_runs(dataset)]
-    return sum(sizes), len(sizes)
+    own = [one.bytes for one in objects_of_generation(dataset.generation)]
+    of_runs = [table.stored() for table in dataset.array_tables]
+    return sum(own) + sum(size for size, _ in of_runs), len(own) + sum(count for _, count in of_runs)
 
 
 def _grids(dataset: Dataset) -> tuple[GridInfo, ...]:
-    counts = Counter(run.space_digest for run in dataset.runs)
     found = []
-    for digest, runs in counts.most_common():
+    for digest, runs in dataset.runs.counts("space_digest").items():
         space = dataset.generation.document["spaces"][digest]
         affine = np.array(space["affine"], dtype=np.float64).reshape(4, 4)
         x, y, z = space["shape"]
@@ -202,46 +203,34 @@ def _grids(dataset: Dataset) -> tuple[GridInfo, ...]:
     return tuple(found)
 
 
-def _splits(runs: Iterable[Run]) -> tuple[SplitInfo, ...]:
-    by_part: dict[str, list[Run]] = {part: [] for part in PARTS}
-    for run in runs:
-        if run.split:
-            by_part.setdefault(run.split, []).append(run)
+def _splits(runs: RunTable) -> tuple[SplitInfo, ...]:
+    present = runs.counts("split")
     return tuple(
         SplitInfo(
             part=part,
-            subjects=len({run.subject for run in members}),
+            subjects=len(members.counts("subject")),
             runs=len(members),
-            frames=sum(run.frames for run in members),
+            frames=int(members.numbers("frames").sum()),
         )
-        for part, members in by_part.items()
-        if members
+        for part in (*PARTS, *sorted(set(present) - {*PARTS, ""}))
+        if part in present
+        for members in [runs.where("split", part)]
     )
 
 
-def _duration_s(runs: Iterable[Run]) -> float | None:
-    durations = [None if run.tr_s is None else run.tr_s * run.frames for run in runs]
-    return None if None in durations else sum(d for d in durations if d is not None)
-
-
 def _labels(labels: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted({label for label in labels if label}))
+    return tuple(sorted(label for label in labels if label))
 
 
-def _counts(labels: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(labels).most_common())
-
-
-def _warnings(runs: tuple[Run, ...]) -> tuple[str, ...]:
-    warnings = list(alignment_warnings((run.space, run.subject) for run in runs))
-    for what, names in {
-        "have no repetition time": [run.name for run in runs if run.tr_s is None],
-        "hold values that are NaN or infinite": [run.name for run in runs if run.nonfinite],
-        "have no spread, and no global normalisation takes them": [
-            run.name for run in runs if not run.foreground_sd > 0
-        ],
-        "have brain voxels outside the stored mask": [run.name for run in runs if run.outside],
+def _warnings(runs: RunTable) -> tuple[str, ...]:
+    warnings = list(alignment_warnings(runs.counts("space", "subject")))
+    for what, chosen in {
+        "have no repetition time": np.isnan(runs.numbers("tr_s")),
+        "hold values that are NaN or infinite": runs.numbers("nonfinite") > 0,
+        "have no spread, and no global normalisation takes them": ~(runs.numbers("foreground_sd") > 0),
+        "have brain voxels outside the stored mask": runs.numbers("outside") > 0,
     }.items():
-        if names:
+        if chosen.any():
+            names = runs.select(chosen).column("name")
             warnings.append(f"{len(names)} of {len(runs)} runs {what}: {first_few(names)}")
     return tuple(warnings)

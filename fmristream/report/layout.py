@@ -57,7 +57,7 @@ def check_layout(dataset: Dataset, run: Run, damaged: set[str]) -> Findings:
 
 def _check_rows(dataset: Dataset, run: Run, found: Findings) -> None:
     """The runs table against the arrays table and the generation's spaces."""
-    _, arrays = dataset.arrays.get(run.name, ("", {}))
+    _, arrays = dataset.arrays_of(run)
     frames = "residual" if run.numpy_dtype.kind in "iu" else "bold"
     needed = {"", frames, "moments", "stats"} | ({"reference"} if frames == "residual" else set())
     if missing := needed - set(arrays):

@@ -6,11 +6,11 @@ from fmristream.report.against import compare_with_sources
 from fmristream.report.deep import check_all_deeply
 from fmristream.report.findings import Findings, ProgressCallback, VerifyProgress, VerifyReport
 from fmristream.report.layout import check_layouts
-from fmristream.report.objects import NamedObject, check_objects, objects_of_generation, objects_of_runs
+from fmristream.report.objects import check_objects, check_objects_of_runs, objects_of_generation
 from fmristream.report.threads import Counter
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import HINT, hinted_number, newest_generation
-from fmristream.storage import Store, open_store
+from fmristream.storage import open_store
 
 
 def verify(
@@ -73,14 +73,16 @@ def _check(
     dataset: Dataset, listing: Listing | None, found: Findings, *, deep: bool, progress: ProgressCallback | None
 ) -> None:
     of_generation = list(objects_of_generation(dataset.generation))
-    _check_objects("checking tables", dataset.store, of_generation, found, progress)
+    counter = _counter("checking tables", sum(one.bytes for one in of_generation), "bytes", progress)
+    found.merge(check_objects(dataset.store, of_generation, counter))
     _read_tables(dataset, found)
     if found.tables_damaged:  # they say what else there is
         return
-    _check_objects("checking objects", dataset.store, list(objects_of_runs(dataset)), found, progress)
+    stored = sum(table.stored()[0] for table in dataset.array_tables)
+    found.merge(check_objects_of_runs(dataset, _counter("checking objects", stored, "bytes", progress)))
     counter = _counter("checking indexes", len(dataset.runs), "runs", progress)
     found.merge(check_layouts(dataset, found.damaged(), counter))
-    frames = sum(run.frames for run in dataset.runs)
+    frames = int(dataset.runs.numbers("frames").sum())
     if deep:
         found.merge(check_all_deeply(dataset, _counter("decoding", frames, "frames", progress)))
     if listing is not None:
@@ -88,17 +90,11 @@ def _check(
         found.merge(compare_with_sources(dataset, listing, counter))
 
 
-def _check_objects(
-    stage: str, store: Store, objects: list[NamedObject], found: Findings, progress: ProgressCallback | None
-) -> None:
-    counter = _counter(stage, sum(one.bytes for one in objects), "bytes", progress)
-    found.merge(check_objects(store, objects, counter))
-
-
 def _read_tables(dataset: Dataset, found: Findings) -> None:
     """Load every table; the dataset keeps them."""
     try:
-        rows = (len(dataset.runs), len(dataset.arrays), len(dataset.participants), len(dataset.skipped))
+        with_arrays = sum(table.runs for table in dataset.array_tables)
+        rows = (len(dataset.runs), with_arrays, len(dataset.participants), len(dataset.skipped))
         told = dataset.generation.document
         segments = sum(segment["runs"]["rows"] for segment in told["segments"])
         expected = (

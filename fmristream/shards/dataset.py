@@ -1,6 +1,6 @@
 """A converted dataset, opened: its tables in memory, its voxels read by byte range when asked for."""
 
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Mapping
 from functools import cached_property
 from threading import Lock
@@ -10,13 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmristream.catalog.run import Run, StoredArray
-from fmristream.catalog.tables import (
-    Participant,
-    decode_arrays,
-    decode_participants,
-    decode_runs,
-    decode_skipped,
-)
+from fmristream.catalog.run_table import ArrayTable, RunTable
+from fmristream.catalog.tables import Participant, decode_participants, decode_skipped
 from fmristream.errors import CorruptDataError, UsageError
 from fmristream.shards.digest import PREFIX, content_digest, matches, sha256
 from fmristream.shards.generation import Generation, newest_generation
@@ -76,7 +71,7 @@ class Dataset:
     @cached_property
     def content_digest(self) -> str:
         """Hex sha256 of what the dataset says: what order and resume depend on."""
-        computed = content_digest(self.runs, parameters=self.parameters)
+        computed = content_digest(self.runs.identities(), parameters=self.parameters)
         recorded = self.generation.document["content_digest"]
         if computed != recorded:
             raise CorruptDataError(
@@ -91,10 +86,14 @@ class Dataset:
         return dict(self.generation.document["parameters"])
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> RunTable:
         """Every run, in base order (subject, session, task, acq, run, echo, space, digest)."""
-        found = [run for segment in self._segments for run in decode_runs(self._table(segment["runs"]))]
-        return tuple(sorted(found, key=lambda run: run.sort_key))
+        found = RunTable.of_segments([self._table(segment["runs"]) for segment in self._segments])
+        if repeated := found.repeated_name:
+            raise CorruptDataError(
+                f"{self.store.name}: two runs are called {repeated!r}; the tables are not ours, convert again"
+            )
+        return found
 
     @cached_property
     def participants(self) -> tuple[Participant, ...]:
@@ -108,22 +107,15 @@ class Dataset:
         entry = self.generation.document["skipped"]
         return tuple(decode_skipped(self._table(entry))) if entry else ()
 
+    def arrays_of(self, run: int | str | Run) -> tuple[str, dict[str, StoredArray]]:
+        """(key of its index object, its arrays by name) of a run."""
+        segment, row = self.runs.place(self._position[self.run(run).name])
+        return self._segments[segment]["index"]["key"], self.array_tables[segment].of(row)
+
     @cached_property
-    def arrays(self) -> Mapping[str, tuple[str, dict[str, StoredArray]]]:
-        """Run name -> (key of its index object, its arrays by name)."""
-        found: dict[str, tuple[str, dict[str, StoredArray]]] = {}
-        for segment in self._segments:
-            names = [run.name for run in decode_runs(self._table(segment["runs"]))]
-            by_row: dict[int, dict[str, StoredArray]] = defaultdict(dict)
-            for row, array in decode_arrays(self._table(segment["arrays"])):
-                by_row[row][array.name] = array
-            for row, name in enumerate(names):
-                if name in found:
-                    raise CorruptDataError(
-                        f"{self.store.name}: two runs are called {name!r}; the tables are not ours, convert again"
-                    )
-                found[name] = (segment["index"]["key"], by_row[row])
-        return found
+    def array_tables(self) -> list[ArrayTable]:
+        """The arrays of each segment."""
+        return [ArrayTable(self._table(segment["arrays"]), runs=segment["runs"]["rows"]) for segment in self._segments]
 
     def run(self, run: int | str | Run) -> Run:
         """The run with this position in `runs` or this name.
@@ -139,10 +131,9 @@ class Dataset:
                     f"{self.store.name}: run {run} was asked for, there are {len(self.runs)}; count from 0"
                 )
             return self.runs[run]
-        found = self._by_name.get(run)
-        if found is None:
+        if run not in self._position:
             raise UsageError(f"{self.store.name}: no run is called {run!r}; `fmristream info --runs` lists the names")
-        return found
+        return self.runs[self._position[run]]
 
     def space(self, run: int | str | Run) -> Space:
         """Grid and mask of a run's voxels."""
@@ -164,7 +155,7 @@ class Dataset:
             if reader is not None:
                 self._readers.move_to_end(wanted.name)
                 return reader
-        index_key, arrays = self.arrays[wanted.name]
+        index_key, arrays = self.arrays_of(wanted)
         reader = RunReader(self.store, wanted, arrays, index_key)
         with self._lock:
             self._readers[wanted.name] = reader
@@ -206,8 +197,8 @@ class Dataset:
         return open_group(join_url(self.url, self.run(run).object))
 
     @cached_property
-    def _by_name(self) -> Mapping[str, Run]:
-        return {run.name: run for run in self.runs}
+    def _position(self) -> Mapping[str, int]:
+        return {name: position for position, name in enumerate(self.runs.column("name"))}
 
     @cached_property
     def _spaces(self) -> dict[str, Space]:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fmristream.catalog.run import ENTITIES, Run
+from fmristream.catalog.run import StoredArray
 from fmristream.shards import FORMAT_VERSION
 
 PREFIX = "sha256:"
@@ -63,13 +63,27 @@ def run_header(
     }
 
 
-def content_digest(runs: Iterable[Run], *, parameters: Mapping[str, Any]) -> str:
-    """What the dataset says, whoever wrote it, whenever, with whatever codec, library or number of workers."""
-    rows = [
-        [*(str(getattr(run, entity)) for entity in ENTITIES), run.digest, run.split, run.group]
-        for run in sorted(runs, key=lambda run: run.sort_key)
-    ]
+def content_digest(identities: Iterable[tuple[str, ...]], *, parameters: Mapping[str, Any]) -> str:
+    """What the dataset says, whoever wrote it, whenever, with whatever codec, library or number of workers.
+
+    Args:
+        identities: `Run.identity` of every run, in any order.
+        parameters: of the conversion, those that change samples.
+    """
+    rows = sorted(identities)
     return sha256_json({"format": FORMAT_VERSION, "parameters": dict(parameters), "runs": rows})
+
+
+def objects_digest(arrays: Iterable[StoredArray]) -> str:
+    """Digest over key, size and sha256 of every object of a run: with it the runs table pins them all."""
+    return digest_of_objects(
+        (file.key_in(array.object), file.bytes, file.sha256) for array in arrays for file in array.files
+    )
+
+
+def digest_of_objects(objects: Iterable[tuple[str, int, str]]) -> str:
+    """The same from (key, size, sha256) of each object, in any order."""
+    return sha256_json(sorted(objects))
 
 
 def matches(pinned: str, *digests: str) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmristream.catalog.run import UNALIGNED, Run
+from fmristream.catalog.run_table import RunTable
 from fmristream.errors import SpaceError, UsageError
 from fmristream.sampling.window import Window, WindowTable
 from fmristream.shards.dataset import Dataset, open_dataset
@@ -70,7 +71,7 @@ class StreamingDataset:
         require_one_grid(self.runs, where=self.dataset.store.name)
         if not mix_spaces:
             require_one_space(self.runs, where=self.dataset.store.name)
-        self._table = WindowTable([run.frames for run in self.runs], frames)
+        self._table = WindowTable(self.runs.column("frames"), frames)
         self._reader = WindowReader(dataset=self.dataset, normalization=recipe(normalize), exact=exact)
         self._targets = [
             read_target(self.dataset.participants, name, where=self.dataset.store.name) for name in targets
@@ -101,12 +102,12 @@ class StreamingDataset:
     def selection_digest(self) -> str:
         """Digest of the selected runs, in order, and the window: what the order of windows is keyed by."""
         window = {"length": self.window, "stride": self.stride}
-        return sha256_json({"runs": [run.digest for run in self.runs], "window": window})
+        return sha256_json({"runs": self.runs.column("digest"), "window": window})
 
     @property
     def subjects(self) -> tuple[str, ...]:
         """Subject of each selected run."""
-        return tuple(run.subject for run in self.runs)
+        return tuple(self.runs.column("subject"))
 
     @property
     def target_labels(self) -> Mapping[str, tuple[str, ...]]:
@@ -167,9 +168,9 @@ class StreamingDataset:
         }
 
 
-def require_one_grid(runs: Sequence[Run], *, where: str) -> None:
+def require_one_grid(runs: RunTable, *, where: str) -> None:
     """Raise SpaceError unless all runs store the same voxels of the same grid: without that there is no batch at all."""
-    grids = {run.space_digest for run in runs}
+    grids = runs.counts("space_digest")
     if len(grids) > 1:
         raise SpaceError(
             f"{where}: the selected runs lie on {len(grids)} grids or masks; select runs of one, or convert them with one "
@@ -177,15 +178,15 @@ def require_one_grid(runs: Sequence[Run], *, where: str) -> None:
         )
 
 
-def require_one_space(runs: Sequence[Run], *, where: str) -> None:
+def require_one_space(runs: RunTable, *, where: str) -> None:
     """Raise SpaceError unless a voxel means the same place in every run's brain."""
-    labels = sorted({run.space for run in runs})
+    labels = sorted(runs.counts("space"))
     if len(labels) > 1:
         raise SpaceError(
             f"{where}: the selected runs lie in {len(labels)} spaces ({', '.join(label or 'unknown' for label in labels)}); "
             "select runs of one, or pass mix_spaces=True if that is what you want"
         )
-    scanned = {(run.subject, run.session) for run in runs}
+    scanned = runs.counts("subject", "session")
     if labels[0] in UNALIGNED and len(scanned) > 1:
         raise SpaceError(
             f"{where}: the runs are in the space {labels[0] or 'unknown'!r}, in which voxels of {len(scanned)} subjects or "
@@ -194,10 +195,10 @@ def require_one_space(runs: Sequence[Run], *, where: str) -> None:
         )
 
 
-def _select(dataset: Dataset, split: str | None) -> tuple[Run, ...]:
-    runs = tuple(run for run in dataset.runs if split is None or run.split == split)
+def _select(dataset: Dataset, split: str | None) -> RunTable:
+    runs = dataset.runs if split is None else dataset.runs.where("split", split)
     if not runs:
-        present = ", ".join(sorted({run.split for run in dataset.runs if run.split})) or "none: it was not split"
+        present = ", ".join(sorted(set(dataset.runs.counts("split")) - {""})) or "none: it was not split"
         raise UsageError(f"{dataset.store.name}: no run in split {split!r}; the dataset has the splits {present}")
     return runs
 

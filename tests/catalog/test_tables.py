@@ -41,9 +41,10 @@ runs = st.builds(
     space_digest=digests,
     affine=st.tuples(*[numbers] * 16),
     digest=digests,
+    objects_digest=digests,
     residual_wraps=st.booleans(),
 )
-files = st.builds(StoredFile, name=text, bytes=counts, sha256=digests)
+files = st.builds(StoredFile, name=text, bytes=counts, sha256=st.binary(min_size=6, max_size=6).map(bytes.hex))
 arrays = st.builds(
     StoredArray,
     **dict.fromkeys(("name", "object", "dtype", "encoding"), text),
@@ -59,7 +60,8 @@ FOREGROUND = ("foreground_mean", "foreground_sd", "foreground_min", "foreground_
 A_RUN = Run(
     name="sub-01_task-rest_bold", subject="01", space="MNI", group="01", frames=4, tr_s=0.72, shape=(2, 3, 4), voxels=24,
     space_digest="00" * 32, affine=tuple(float(n) for n in np.eye(4).ravel()), dtype="<i2", slope=1.0, inter=0.0,
-    digest="11" * 32, object="runs/a.zarr", residual_wraps=False, valid_min=0.0, valid_max=5.0, nonfinite=0,
+    digest="11" * 32, object="runs/a.zarr", objects_digest="22" * 32, residual_wraps=False,
+    valid_min=0.0, valid_max=5.0, nonfinite=0,
     foreground_count=3, foreground_mean=1.0, foreground_sd=1.0, foreground_min=0.0, foreground_max=5.0, outside=0,
     source_bytes=1, source_crc="gz:00000000:1",
 )  # fmt: skip

@@ -12,7 +12,7 @@ from fmristream.catalog.tables import encode_arrays, encode_runs
 from fmristream.ingest.convert import convert
 from fmristream.ingest.options import ConvertOptions, ConvertReport
 from fmristream.shards.dataset import Dataset, open_dataset
-from fmristream.shards.digest import content_digest, sha256
+from fmristream.shards.digest import content_digest, digest_of_objects, sha256
 from fmristream.shards.generation import commit
 from tests.ingest.nifti_files import bold_like, gzip_members, nifti_bytes
 
@@ -77,17 +77,20 @@ def recommit(
 ) -> Dataset:
     """Commit a generation that says something else, with every digest right: what a faulty writer might do."""
     present = open_dataset(str(url))
-    runs = [run(row) for row in present.runs]
     names = [row.name for row in present.runs]
+    rows = list(_rows(present, names, array))
+    runs = [
+        dataclasses.replace(run(row), objects_digest=_objects(present, rows, n)) for n, row in enumerate(present.runs)
+    ]
     content = dict(present.generation.document)
     segment = dict(content["segments"][0])
     segment["runs"] = _put(present, encode_runs(runs), len(runs))
-    segment["arrays"] = _put(present, encode_arrays(list(_rows(present, names, array))), len(runs))
+    segment["arrays"] = _put(present, encode_arrays(rows), len(runs))
     data = index(present.store.read(segment["index"]["key"]))
     segment["index"] = _put(present, data, 0)
     content |= {
         "segments": [segment],
-        "content_digest": content_digest(runs, parameters=present.parameters),
+        "content_digest": content_digest([row.identity for row in runs], parameters=present.parameters),
     }
     document(content)
     number = present.generation.number + 1
@@ -108,8 +111,18 @@ def with_values(array: StoredArray, url: Path, name: str, data: bytes) -> Stored
 
 def _rows(present: Dataset, names: list[str], change: Callable[[StoredArray], StoredArray]) -> Iterator[Row]:
     for row, name in enumerate(names):
-        for array in present.arrays[name][1].values():
+        for array in present.arrays_of(name)[1].values():
             yield row, change(array)
+
+
+def _objects(present: Dataset, rows: list[Row], number: int) -> str:
+    """The digest over a run's objects as they lie there now, read anew: tables hold the beginnings of theirs only."""
+    objects = []
+    for row, array in rows:
+        for file in array.files if row == number else ():
+            data = present.store.read(file.key_in(array.object))
+            objects.append((file.key_in(array.object), len(data), sha256(data)))
+    return digest_of_objects(objects)
 
 
 def _put(dataset: Dataset, data: bytes, rows: int) -> dict[str, Any]:

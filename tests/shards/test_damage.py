@@ -148,7 +148,8 @@ def needed_objects(root: Path) -> set[str]:
     entries += [segment[part] for segment in document["segments"] for part in ("runs", "arrays", "index")]
     named = {entry["key"] for entry in entries}
     named |= {one["name"] for space in document["spaces"].values() for one in space["objects"]}
-    for _, arrays in dataset.arrays.values():
+    for run in dataset.runs:
+        _, arrays = dataset.arrays_of(run)
         for array in arrays.values():
             named |= {f"{array.object}/{file.name}" if file.name else array.object for file in array.files}
     return {key for key in named if is_read(key)} | {"dataset.json", "generations/2.json"}

@@ -98,7 +98,7 @@ def small_dataset(tmp_path_factory):
 
 def test_a_run_is_found_by_name_by_number_and_by_itself(local):
     assert [run.name for run in local.runs] == [run.name for run in RUNS]
-    assert local.run(1) is local.run("sub-02_bold") is local.run(local.runs[1])
+    assert local.run(1) == local.run("sub-02_bold") == local.run(local.runs[1])
     assert local.run(-1).name == "sub-03_bold"
     for wrong in (3, -4, "sub-01", ""):
         with pytest.raises(UsageError):

@@ -90,14 +90,18 @@ def test_a_run_without_a_repetition_time_has_a_null_in_its_header():
     assert a_header(slope=2, affine=np.eye(4, dtype="<f4").ravel()) == a_header(slope=2.0)
 
 
+def identities(runs):
+    return [run.identity for run in runs]
+
+
 def test_the_content_digest_never_changes():
     # printf '%s' '{"format":1,"parameters":{"codec":"lossless","layout":"voxels"},"runs":[["01","","","","","","MNI",
     # "1111111111111111111111111111111111111111111111111111111111111111","train","01"],["02","","rest","","2","","MNI",
     # "1111111111111111111111111111111111111111111111111111111111111111","val","02"]]}' | sha256sum, in one line
     runs = [replace(A_RUN, subject="02", group="02", task="rest", run="2", split="val"), replace(A_RUN, split="train")]
-    digest = content_digest(runs, parameters={"layout": "voxels", "codec": "lossless"})
+    digest = content_digest(identities(runs), parameters={"layout": "voxels", "codec": "lossless"})
     assert digest == "4346375cfcbdc138fc5a76a76489f60f198e3afd35839a7ece5904b270b8acc8"
-    assert content_digest(runs[::-1], parameters={"codec": "lossless", "layout": "voxels"}) == digest
+    assert content_digest(identities(runs)[::-1], parameters={"codec": "lossless", "layout": "voxels"}) == digest
 
 
 def test_the_space_digest_never_changes():
@@ -119,18 +123,22 @@ RELEVANT = {"subject": "9", "session": "9", "task": "9", "acq": "9", "run": "9",
 @pytest.mark.parametrize("name", IRRELEVANT)
 def test_the_content_digest_does_not_see_names_sources_and_statistics(name):
     changed = replace(A_RUN, **{name: IRRELEVANT[name]})
-    assert content_digest([changed], parameters={}) == content_digest([A_RUN], parameters={})
+    assert content_digest([changed.identity], parameters={}) == content_digest([A_RUN.identity], parameters={})
 
 
 @pytest.mark.parametrize("name", RELEVANT)
 def test_the_content_digest_sees_labels_splits_and_values(name):
     changed = replace(A_RUN, **{name: RELEVANT[name]})
-    assert content_digest([changed], parameters={}) != content_digest([A_RUN], parameters={})
+    assert content_digest([changed.identity], parameters={}) != content_digest([A_RUN.identity], parameters={})
 
 
 def test_the_content_digest_sees_the_parameters_and_a_repeated_run():
-    assert content_digest([A_RUN], parameters={"codec": "int8"}) != content_digest([A_RUN], parameters={})
-    assert content_digest([A_RUN, A_RUN], parameters={}) != content_digest([A_RUN], parameters={})
+    assert content_digest([A_RUN.identity], parameters={"codec": "int8"}) != content_digest(
+        [A_RUN.identity], parameters={}
+    )
+    assert content_digest([A_RUN.identity, A_RUN.identity], parameters={}) != content_digest(
+        [A_RUN.identity], parameters={}
+    )
 
 
 @pytest.mark.parametrize("run", tiny_runs(), ids=lambda run: run.name)

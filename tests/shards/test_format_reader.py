@@ -158,6 +158,7 @@ def test_the_reader_written_from_the_document_reads_what_ours_reads(name, start,
     np.testing.assert_array_equal(vector(folder, found[1]["moments"]), ours.reader(name).moments)
     np.testing.assert_array_equal(vector(folder, found[1]["stats"]), ours.reader(name).exact_moments)
     assert found[0]["digest"].hex() == run_digest(found[0], stored_frames(folder, found, 0, found[0]["frames"]))
+    assert found[0]["objects_digest"].hex() == objects_digest(folder, found[1].values())
     assert document["content_digest"] == content_digest(folder, document)
 
 
@@ -165,6 +166,17 @@ def run_digest(run: dict, stored: np.ndarray) -> str:
     """Section 10."""
     header = {key: run[key] for key in ("affine", "dtype", "frames", "inter", "shape", "slope", "tr_s")}
     return sha256(canonical({"header": header, "space": run["space_digest"].hex()}) + stored.tobytes())
+
+
+def objects_digest(folder: Folder, arrays) -> str:
+    rows = []
+    for array in arrays:
+        for file in array["files"]:
+            key = f"{array['object']}/{file['name']}" if file["name"] else array["object"]
+            data = folder.read(key)
+            assert hashlib.sha256(data).digest().startswith(file["sha256_prefix"])
+            rows.append([key, len(data), sha256(data)])
+    return sha256(canonical(sorted(rows)))
 
 
 def content_digest(folder: Folder, document: dict) -> str:

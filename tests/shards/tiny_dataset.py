@@ -11,7 +11,7 @@ from fmristream.catalog.run import Run
 from fmristream.catalog.tables import encode_arrays, encode_participants, encode_runs, encode_skipped
 from fmristream.errors import ObjectExistsError
 from fmristream.shards import frames as frames_module
-from fmristream.shards.digest import content_digest, sha256
+from fmristream.shards.digest import content_digest, objects_digest, sha256
 from fmristream.shards.generation import Generation, commit
 from fmristream.shards.index import encode_block
 from fmristream.shards.run_writer import RunWriter, WrittenRun
@@ -103,6 +103,7 @@ def run_row(run: TinyRun, written: WrittenRun) -> Run:
         name=run.name, subject=run.subject, space="MNI", split=run.split, group=run.subject, frames=len(run.volumes),
         tr_s=run.tr_s, shape=run.space.grid.shape, voxels=run.space.voxels, space_digest=run.space.digest, affine=AFFINE,
         dtype=run.volumes.dtype.str, slope=run.slope, inter=run.inter, digest=written.digest, object=written.object,
+        objects_digest=objects_digest(written.arrays),
         outside=0, source_bytes=1000, source_crc="gz:0badcafe:1000",
         **{name: getattr(written.statistics, name) for name in names},
     )  # fmt: skip
@@ -152,7 +153,7 @@ def generation_content(store: Store, *segments: Sequence[TinyRun]) -> dict[str, 
         rows += more
         listed.append(segment)
     return {
-        "content_digest": content_digest(rows, parameters=PARAMETERS),
+        "content_digest": content_digest([row.identity for row in rows], parameters=PARAMETERS),
         "parameters": PARAMETERS,
         "participants": put_table(store, encode_participants(PARTICIPANTS), len(PARTICIPANTS)),
         "segments": listed,
