@@ -6,7 +6,8 @@ FmriStreamError
 ├── SourceError           an input that cannot be converted; the run is quarantined with this text
 ├── StorageError          the store failed, or cannot do what is needed (also an OSError)
 │   ├── ObjectMissingError    an object that the dataset names is not there (also a FileNotFoundError)
-│   └── ObjectExistsError     an object that is written once is there already (also a FileExistsError)
+│   ├── ObjectExistsError     an object that is written once is there already (also a FileExistsError)
+│   └── ConflictError         another writer committed a version first
 ├── CorruptDataError      stored bytes are not what was written: checksum, length or digest differ
 ├── FormatError           not an fmristream dataset, or one that needs a newer reader
 ├── SplitError            a split with an empty part, or a subject in two parts
@@ -43,6 +44,10 @@ class ObjectMissingError(StorageError, FileNotFoundError):
 
 class ObjectExistsError(StorageError, FileExistsError):
     """An object that is written once is there already."""
+
+
+class ConflictError(StorageError):
+    """Another writer committed a version first."""
 
 
 class CorruptDataError(FmriStreamError):

@@ -83,9 +83,26 @@ _FROM_COLUMN: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
+class RunsEncoder:
+    """A runs table, written in batches."""
+
+    def __init__(self) -> None:
+        self._writer = _Writer(_RUNS)
+
+    def add(self, runs: Sequence[Run]) -> None:
+        """The next rows."""
+        self._writer.add(pa.table({name: _values(runs, name) for name in _RUNS.names}, schema=_RUNS))
+
+    def finish(self) -> bytes:
+        """The table."""
+        return self._writer.finish()
+
+
 def encode_runs(runs: Sequence[Run]) -> bytes:
     """The runs table of one segment."""
-    return _write(pa.table({name: _values(runs, name) for name in _RUNS.names}, schema=_RUNS))
+    encoder = RunsEncoder()
+    encoder.add(runs)
+    return encoder.finish()
 
 
 def decode_runs(data: bytes) -> list[Run]:
@@ -116,13 +133,30 @@ def python_column(table: pa.Table, name: str) -> list[Any]:
     return values if convert is None else [convert(value) for value in values]
 
 
+class ArraysEncoder:
+    """An arrays table, written in batches."""
+
+    def __init__(self) -> None:
+        self._writer = _Writer(_ARRAYS)
+
+    def add(self, arrays: Sequence[tuple[int, StoredArray]]) -> None:
+        """The next rows: (row of the run in the runs table, array)."""
+        rows = [array for _, array in arrays]
+        columns = {name: _values(rows, name) for name in _ARRAYS.names if name not in ("run_row", "files")}
+        columns["run_row"] = [row for row, _ in arrays]
+        columns["files"] = _files_column([array.files for array in rows])
+        self._writer.add(pa.table({name: columns[name] for name in _ARRAYS.names}, schema=_ARRAYS))
+
+    def finish(self) -> bytes:
+        """The table."""
+        return self._writer.finish()
+
+
 def encode_arrays(arrays: Sequence[tuple[int, StoredArray]]) -> bytes:
     """The arrays table of one segment: (row of the run in the runs table, array)."""
-    rows = [array for _, array in arrays]
-    columns = {name: _values(rows, name) for name in _ARRAYS.names if name not in ("run_row", "files")}
-    columns["run_row"] = [row for row, _ in arrays]
-    columns["files"] = _files_column([array.files for array in rows])
-    return _write(pa.table({name: columns[name] for name in _ARRAYS.names}, schema=_ARRAYS))
+    encoder = ArraysEncoder()
+    encoder.add(arrays)
+    return encoder.finish()
 
 
 def decode_arrays(data: bytes) -> list[tuple[int, StoredArray]]:
@@ -224,17 +258,32 @@ def _from_parquet(data: bytes, schema: pa.Schema) -> pa.Table:
 
 
 def _write(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    names = set(table.column_names)
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        write_statistics=False,
-        use_dictionary=[name for name in table.column_names if name not in _DIGESTS and name not in _RISING],
-        column_encoding=dict.fromkeys(names & _RISING, "DELTA_BINARY_PACKED"),
-    )
-    return sink.getvalue()
+    writer = _Writer(table.schema)
+    writer.add(table)
+    return writer.finish()
+
+
+class _Writer:
+    """Parquet in memory, a row group for each table that is added."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._sink = io.BytesIO()
+        names = set(schema.names)
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            schema,
+            compression="zstd",
+            write_statistics=False,
+            use_dictionary=[name for name in schema.names if name not in _DIGESTS and name not in _RISING],
+            column_encoding=dict.fromkeys(names & _RISING, "DELTA_BINARY_PACKED"),
+        )
+
+    def add(self, table: pa.Table) -> None:
+        self._writer.write_table(table)
+
+    def finish(self) -> bytes:
+        self._writer.close()
+        return self._sink.getvalue()
 
 
 def _read(data: bytes, names: Sequence[str] | None = None) -> pa.Table:

@@ -1,34 +1,32 @@
-"""Finished runs become a dataset: tables, index, and last of all the generation that makes them visible."""
+"""Finished runs become a version of a dataset: tables, index, and last of all the generation that makes them visible."""
 
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from fmristream.catalog.run import Run
-from fmristream.catalog.tables import (
-    Participant,
-    encode_arrays,
-    encode_participants,
-    encode_runs,
-    encode_skipped,
-)
-from fmristream.errors import ObjectExistsError
+from fmristream.catalog.tables import Participant, encode_participants, encode_skipped
+from fmristream.errors import UsageError
 from fmristream.ingest.options import Quarantined
 from fmristream.ingest.pending import FinishedRun
 from fmristream.ingest.tasks import SurveyedRun
-from fmristream.shards.digest import content_digest, objects_digest, sha256
+from fmristream.shards.dataset import Dataset
+from fmristream.shards.digest import content_digest, objects_digest
 from fmristream.shards.generation import Generation, commit
 from fmristream.shards.index import encode_block
+from fmristream.shards.segments import Entry, SegmentWriter, kept_segments, put_table
 from fmristream.shards.spaces import Space, space_document, write_space
 from fmristream.storage import Store
 
 # What of a conversion changes samples, and so the content digest.
 PARAMETERS = {"codec": "lossless", "layout": "voxels"}
+
+# What a generation says that later ones carry on.
+CARRIED = ("barrier", "withdrawn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +35,29 @@ class Converted:
 
     surveyed: SurveyedRun
     finished: FinishedRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addition:
+    """What a commit adds to a dataset.
+
+    Attributes:
+        converted: the finished runs; one that has the name of a run that is there takes its place.
+        parts: split of each of their subjects; empty where the dataset is not split.
+        spaces: by digest; those that runs are stored in are recorded.
+        participants: rows of the participants table; a subject's row takes the place of one that is there.
+        quarantined: inputs that were not converted.
+        split: how the split was made, for the record.
+        mask: how the masks were chosen, likewise.
+    """
+
+    converted: Sequence[Converted]
+    parts: Mapping[str, str] = field(default_factory=dict)
+    spaces: Mapping[str, Space] = field(default_factory=dict)
+    participants: Sequence[Participant] = ()
+    quarantined: Sequence[Quarantined] = ()
+    split: Mapping[str, Any]
+    mask: Mapping[str, Any]
 
 
 def run_row(converted: Converted, *, split: str) -> Run:
@@ -73,84 +94,111 @@ def run_row(converted: Converted, *, split: str) -> Run:
     )
 
 
-def commit_dataset(
-    store: Store,
-    converted: Sequence[Converted],
-    *,
-    parts: Mapping[str, str],
-    spaces: Mapping[str, Space],
-    participants: Sequence[Participant],
-    quarantined: Sequence[Quarantined],
-    split: Mapping[str, Any],
-    mask: Mapping[str, Any],
-) -> tuple[Generation, tuple[Run, ...]]:
-    """Write the tables and commit generation 1.
+def commit_addition(store: Store, base: Dataset | None, addition: Addition) -> Generation:
+    """Write the tables and commit the generation after `base`, or the first one.
 
-    Args:
-        store: the target, which holds no generation yet.
-        converted: every finished run.
-        parts: split of each subject; empty where the dataset is not split.
-        spaces: by digest; those that runs are stored in are recorded.
-        participants: rows of the subjects that were converted.
-        quarantined: what was not.
-        split: how the split was made, for the record.
-        mask: how the masks were chosen, likewise.
+    Raises:
+        ConflictError: somebody else committed that generation first.
+        StorageError: the store failed.
     """
-    ordered = sorted(
-        ((run_row(one, split=parts.get(one.surveyed.source.subject, "")), one) for one in converted),
+    rows = sorted(
+        ((run_row(one, split=addition.parts.get(one.surveyed.source.subject, "")), one) for one in addition.converted),
         key=lambda pair: pair[0].sort_key,
     )
-    runs = tuple(run for run, _ in ordered)
-    index, arrays = _index_and_arrays([one.finished for _, one in ordered])
+    names = {run.name for run, _ in rows}
+    kept = [] if base is None else kept_segments(base, without=names)
+    identities = [run.identity for run, _ in rows] + _kept_identities(base, names)
+    skipped = _skipped(base, addition, names)
+    participants = _participants(base, addition)
     content = {
-        "content_digest": content_digest([run.identity for run in runs], parameters=PARAMETERS),
-        "mask": dict(mask),
+        **({} if base is None else carried(base.generation)),
+        "content_digest": content_digest(identities, parameters=PARAMETERS),
+        "mask": dict(addition.mask),
         "parameters": PARAMETERS,
-        "participants": _put_table(store, encode_participants(participants), len(participants)),
-        "segments": [
-            {
-                "arrays": _put_table(store, arrays, len(runs)),
-                "index": _put(store, f"index/{sha256(index)}", index),
-                "runs": _put_table(store, encode_runs(runs), len(runs)),
-            }
-        ],
-        "skipped": _put_table(store, encode_skipped((q.name, q.reason) for q in quarantined), len(quarantined)),
-        "spaces": {
-            digest: {
-                **space_document(spaces[digest]),
-                "objects": [
-                    {"bytes": file.bytes, "name": file.name, "sha256": file.sha256}
-                    for file in write_space(store, spaces[digest])
-                ],
-            }
-            for digest in sorted({run.space_digest for run in runs})
-        },
-        "split": dict(split),
+        "participants": optional_table(store, encode_participants(participants), len(participants)),
+        "segments": [*kept, *_new_segment(store, rows)],
+        "skipped": optional_table(store, encode_skipped(skipped), len(skipped)),
+        "spaces": _spaces(
+            store, base, addition, used={run.space_digest for run, _ in rows} | _kept_spaces(base, names)
+        ),
+        "split": dict(addition.split),
     }
-    return commit(store, number=1, parent=None, write_id=secrets.token_hex(16), content=content), runs
+    return commit(
+        store,
+        number=1 if base is None else base.generation.number + 1,
+        parent=None if base is None else base.generation_digest,
+        write_id=secrets.token_hex(16),
+        content=content,
+    )
 
 
-def _index_and_arrays(finished: Sequence[FinishedRun]) -> tuple[bytes, bytes]:
-    blocks = []
-    rows = []
-    offset = 0
-    for row, run in enumerate(finished):
-        block = encode_block(np.frombuffer(run.lengths, dtype="<u4").tolist())
-        for array in run.arrays:
-            located = replace(array, index_offset=offset, index_bytes=len(block)) if array.frames_per_shard else array
-            rows.append((row, located))
-        blocks.append(block)
-        offset += len(block)
-    return b"".join(blocks), encode_arrays(rows)
+def carried(generation: Generation) -> dict[str, Any]:
+    """What the next generation says as well."""
+    return {name: generation.document[name] for name in CARRIED if name in generation.document}
 
 
-def _put_table(store: Store, data: bytes, rows: int) -> dict[str, Any] | None:
-    if rows == 0:
-        return None
-    return {**_put(store, f"tables/{sha256(data)}.parquet", data), "rows": rows}
+def optional_table(store: Store, data: bytes, rows: int) -> Entry | None:
+    """Store a table that has rows."""
+    return put_table(store, data, rows) if rows else None
 
 
-def _put(store: Store, key: str, data: bytes) -> dict[str, Any]:
-    with suppress(ObjectExistsError):  # named by its content: an interrupted commit wrote the same
-        store.put_new(key, data)
-    return {"bytes": len(data), "key": key, "sha256": sha256(data)}
+def _new_segment(store: Store, rows: Sequence[tuple[Run, Converted]]) -> list[Entry]:
+    if not rows:
+        return []
+    with SegmentWriter(store) as writer:
+        for run, one in rows:
+            block = encode_block(np.frombuffer(one.finished.lengths, dtype="<u4").tolist())
+            writer.add(run, one.finished.arrays, block)
+        return [writer.finish()]
+
+
+def _kept_identities(base: Dataset | None, replaced: set[str]) -> list[tuple[str, ...]]:
+    if base is None:
+        return []
+    pairs = zip(base.runs.column("name"), base.runs.identities(), strict=True)
+    return [identity for name, identity in pairs if name not in replaced]
+
+
+def _kept_spaces(base: Dataset | None, replaced: set[str]) -> set[str]:
+    if base is None:
+        return set()
+    pairs = zip(base.runs.column("name"), base.runs.column("space_digest"), strict=True)
+    return {digest for name, digest in pairs if name not in replaced}
+
+
+def _spaces(store: Store, base: Dataset | None, addition: Addition, *, used: set[str]) -> dict[str, Entry]:
+    present = {} if base is None else base.generation.document["spaces"]
+    return {
+        digest: dict(present[digest]) if digest in present else _space_entry(store, addition.spaces[digest])
+        for digest in sorted(used)
+    }
+
+
+def _space_entry(store: Store, space: Space) -> Entry:
+    files = write_space(store, space)
+    return {
+        **space_document(space),
+        "objects": [{"bytes": file.bytes, "name": file.name, "sha256": file.sha256} for file in files],
+    }
+
+
+def _skipped(base: Dataset | None, addition: Addition, converted: set[str]) -> list[tuple[str, str]]:
+    """What was left out before and is not there now, and what was left out this time."""
+    now = {one.name: one.reason for one in addition.quarantined}
+    before = {} if base is None else dict(base.skipped)
+    return [(name, reason) for name, reason in {**before, **now}.items() if name not in converted]
+
+
+def _participants(base: Dataset | None, addition: Addition) -> list[Participant]:
+    before = () if base is None else base.participants
+    numeric = {name for row in before for name, value in row.items() if isinstance(value, float)}
+    text = {name for row in before for name, value in row.items() if isinstance(value, str)} - {"subject"}
+    for row in addition.participants:
+        wrong = [name for name, value in row.items() if isinstance(value, str if name in numeric else float)]
+        if wrong := [name for name in wrong if name in numeric | text]:
+            raise UsageError(
+                f"the participants column {wrong[0]!r} holds {'numbers' if wrong[0] in numeric else 'text'} in the dataset "
+                "and something else in the source; write it alike in both"
+            )
+    rows = {str(row["subject"]): row for row in (*before, *addition.participants)}
+    return list(rows.values())

@@ -1,11 +1,12 @@
 """Convert a collection of NIfTI runs into a dataset: plan, do the runs, commit. Interrupt it anywhere and run it again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from fmristream.errors import SourceError, UsageError
+from fmristream.catalog.tables import Participant
+from fmristream.errors import ConflictError, SourceError, UsageError
 from fmristream.ingest import pending
-from fmristream.ingest.commit import Converted, commit_dataset
+from fmristream.ingest.commit import Addition, Converted, commit_addition
 from fmristream.ingest.execute import Engine
 from fmristream.ingest.options import (
     ConvertOptions,
@@ -15,17 +16,30 @@ from fmristream.ingest.options import (
     ProgressCallback,
     Quarantined,
 )
-from fmristream.ingest.plan import SpacePlan, Survey, plan_spaces, survey
-from fmristream.ingest.present import mask_record, open_present, report_present, require_same
+from fmristream.ingest.plan import SpacePlan, Survey, plan_spaces, spaces_by_runs, survey
+from fmristream.ingest.present import (
+    Changes,
+    compare,
+    mask_record,
+    open_present,
+    present_parts,
+    report_present,
+    require_allowed,
+    unfinished,
+)
 from fmristream.ingest.sources import Listing, find_runs
-from fmristream.ingest.splitting import split_subjects
-from fmristream.ingest.summary import describe_runs, estimate, not_chosen, participant_warnings, stored_bytes
+from fmristream.ingest.splitting import extended_split, split_subjects
+from fmristream.ingest.summary import describe_dataset, estimate, not_chosen, participant_warnings
 from fmristream.ingest.target import require_readable_mask, require_writable
-from fmristream.ingest.tasks import Resumed, RunTask, SurveyedRun, convert_run
+from fmristream.ingest.tasks import Resumed, RunTask, convert_run
+from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import repair_hint
 from fmristream.shards.spaces import space_document, write_space
 from fmristream.storage import Store, open_store
 from fmristream.storage.urls import scheme_of
+
+# How often a commit is tried again on top of another writer's.
+_COMMIT_ATTEMPTS = 20
 
 
 def convert(
@@ -78,57 +92,124 @@ def convert_into(
     _require_some(found.runs, found.quarantined, source)
     # An empty part is refused before the work, not after it.
     split_subjects({run.source.subject for run in found.runs}, options)
-    if dry_run:
-        return estimate(store.name, listing, found, options)
     present = open_present(store)
-    if present is not None:
-        require_same(present, found, options, listing.participants)
-        pending.clear(store)  # whoever committed it may have been killed before this
-        repair_hint(store, present.generation.number)
-        return report_present(present, source_kind=listing.kind)
-    require_writable(store)
-    return _convert(store, listing, found, options, meter)
+    if present is None:
+        if dry_run:
+            return estimate(store.name, listing, found, options)
+        require_writable(store)
+        return _convert(_Job(store, listing, found, options, meter))
+    return _update(present, _Job(store, listing, found, options, meter), dry_run=dry_run)
 
 
-def _convert(store: Store, listing: Listing, found: Survey, options: ConvertOptions, meter: "_Meter") -> ConvertReport:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a conversion is about."""
+
+    store: Store
+    listing: Listing
+    found: Survey  # runs that were found, or those of them that are to be converted
+    options: ConvertOptions
+    meter: "_Meter"
+
+
+def _update(present: Dataset, job: _Job, *, dry_run: bool) -> ConvertReport:
+    """Bring a dataset up to its source, as far as that is allowed."""
+    changes = compare(present, job.found, job.options, job.listing.participants)
+    require_allowed(changes, present, job.options)
+    wanted = changes.wanted(job.options.update)
+    notes = tuple(_update_notes(changes, job.options))
+    todo = replace(job, found=replace(job.found, runs=list(wanted)))
+    if dry_run:
+        report = estimate(job.store.name, job.listing, todo.found, job.options)
+    elif wanted or (changes.participants and job.options.update == "all"):
+        report = _convert(todo, present)
+    else:
+        pending.clear(job.store)  # whoever committed it may have been killed before this
+        repair_hint(job.store, present.generation.number)
+        report = report_present(present, job.listing)
+    return replace(report, warnings=(*report.warnings, *notes))
+
+
+def _update_notes(changes: Changes, options: ConvertOptions) -> Iterator[str]:
+    if changes.gone:
+        yield f"{changes.gone} runs of the dataset are not in the source; they stay"
+    if changes.withdrawn:
+        yield f"{len(changes.withdrawn)} runs belong to subjects that were withdrawn from the dataset; they are left out"
+    if changes.participants and options.update == "new":
+        yield "rows of the participants table differ from the dataset's; only new subjects' rows are taken (--update all)"
+
+
+def _convert(job: _Job, base: Dataset | None = None) -> ConvertReport:
+    store, found, options = job.store, job.found, job.options
     choice = MaskChoice.parse(options.mask)
     with Engine(options.workers) as engine:
-        meter.start("computing masks", runs=0, frames=sum(run.header.frames for run in found.runs))
-        plan = plan_spaces(found.runs, choice, engine, meter.frames_done)
+        job.meter.start("computing masks", runs=0, frames=sum(run.header.frames for run in found.runs))
+        plan = plan_spaces(found.runs, choice, engine, job.meter.frames_done, spaces_by_runs(base))
         for space in plan.spaces.values():
             write_space(store, space)
-        done = _convert_runs(store, found.runs, plan, engine, meter)
+        done = _convert_runs(job, base, plan, engine)
     quarantined = (*found.quarantined, *plan.quarantined, *done.quarantined)
-    _require_some(done.converted, quarantined, listing.root)
-    subjects = {one.surveyed.source.subject for one in done.converted}
-    parts, how = split_subjects(subjects, options)
-    generation, runs = commit_dataset(
-        store,
-        done.converted,
-        parts=parts,
-        spaces=plan.spaces,
-        participants=[row for row in listing.participants if row["subject"] in subjects],
-        quarantined=quarantined,
-        split=how,
-        mask=mask_record(choice),
-    )
+    if base is None:
+        _require_some(done.converted, quarantined, job.listing.root)
+    present = _commit(job, base, done, plan, quarantined)
     pending.clear(store)
-    report = describe_runs(store.name, listing.kind, runs, parts, stored_bytes(done.converted))
+    report = describe_dataset(present, job.listing.kind)
+    held = set() if base is None else set(base.runs.column("name"))
+    replaced = sum(one.surveyed.source.name in held for one in done.converted)
+    subjects = set(present.runs.column("subject"))
     return replace(
         report,
-        content_digest=str(generation.document["content_digest"]),
-        generation_digest=generation.digest,
         resumed=done.resumed,
+        added=len(done.converted) - replaced,
+        replaced=replaced,
         quarantined=quarantined,
-        not_chosen=not_chosen(listing),
+        not_chosen=not_chosen(job.listing),
         warnings=(
-            *listing.notes,
+            *job.listing.notes,
             *found.warnings,
             *plan.warnings,
             *report.warnings,
-            *participant_warnings(listing.participants, subjects),
+            *participant_warnings(job.listing.participants, subjects),
         ),
     )
+
+
+def _commit(
+    job: _Job, base: Dataset | None, done: "_Done", plan: SpacePlan, quarantined: Sequence[Quarantined]
+) -> Dataset:
+    """Commit what was converted, on top of whatever another writer may have committed meanwhile."""
+    store, converted = job.store, list(done.converted)
+    started = base
+    for attempts_left in reversed(range(_COMMIT_ATTEMPTS)):
+        subjects = {one.surveyed.source.subject for one in converted}
+        parts, how = extended_split(subjects, {} if base is None else present_parts(base), job.options)
+        addition = Addition(
+            converted=converted,
+            parts=parts,
+            spaces=plan.spaces,
+            participants=_participants(job, base, subjects),
+            quarantined=quarantined,
+            split=how,
+            mask=mask_record(MaskChoice.parse(job.options.mask)),
+        )
+        try:
+            return Dataset(store.name, store, commit_addition(store, base, addition))
+        except ConflictError:
+            if not attempts_left:
+                raise
+            base = unfinished(store, [one.surveyed for one in converted], started, job.options)
+            held = set(base.runs.column("name")) - (set() if started is None else set(started.runs.column("name")))
+            converted = [one for one in converted if one.surveyed.source.name not in held]
+            if not converted:
+                return base
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _participants(job: _Job, base: Dataset | None, subjects: set[str]) -> list[Participant]:
+    """Rows of the subjects that come in; of all that the dataset holds where it is brought up to date."""
+    held = set() if base is None else set(base.runs.column("subject"))
+    wanted = subjects | held if job.options.update == "all" else subjects - held
+    return [row for row in job.listing.participants if row["subject"] in wanted]
 
 
 @dataclass(slots=True)
@@ -140,10 +221,20 @@ class _Done:
     resumed: int = 0
 
 
-def _convert_runs(store: Store, runs: Sequence[SurveyedRun], plan: SpacePlan, engine: Engine, meter: "_Meter") -> _Done:
-    wanted = [run for run in runs if run.source.key in plan.of_run]
+def _convert_runs(job: _Job, base: Dataset | None, plan: SpacePlan, engine: Engine) -> _Done:
+    meter = job.meter
+    wanted = [run for run in job.found.runs if run.source.key in plan.of_run]
+    made_after, barrier = (0, 0) if base is None else (base.generation.number, base.barrier)
     tasks = [
-        RunTask(run=run, store=store, space_digest=digest, space_document=space_document(plan.spaces[digest]))
+        RunTask(
+            run=run,
+            store=job.store,
+            space_digest=digest,
+            space_document=space_document(plan.spaces[digest]),
+            made_after=made_after,
+            barrier=barrier,
+            computed_outside=plan.outside.get(run.source.key, 0),
+        )
         for run in wanted
         for digest in [plan.of_run[run.source.key]]
     ]

@@ -8,6 +8,7 @@ from fmristream.catalog.split import DEFAULT_RATIOS, checked_ratios
 from fmristream.errors import UsageError
 
 MaskKind = Literal["auto", "none", "first", "file"]
+UpdateKind = Literal["new", "all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,8 @@ class ConvertOptions:
         space: name of the space that all runs are in, where neither file names nor headers tell.
         subject_pattern: regular expression with a group `subject`, applied to paths of plain folders.
         tr_s: repetition time in seconds, over whatever sidecars and headers say.
+        update: what may be done to a dataset that is there: `new` adds runs that it does not hold, `all` also replaces
+            those whose source changed; None changes nothing.
     """
 
     mask: str = "auto"
@@ -60,12 +63,15 @@ class ConvertOptions:
     space: str | None = None
     subject_pattern: str | None = None
     tr_s: float | None = None
+    update: UpdateKind | None = None
 
     def __post_init__(self) -> None:
         MaskChoice.parse(self.mask)
         checked_ratios(self.split_ratios)
         if self.workers < 1:
             raise UsageError(f"--workers {self.workers}: expected 1 or more")
+        if self.update not in (None, "new", "all"):
+            raise UsageError(f"--update {self.update}: expected new or all")
         if self.tr_s is not None and not 0 < self.tr_s < float("inf"):
             raise UsageError(f"--tr {self.tr_s}: expected seconds above 0")
 
@@ -104,6 +110,8 @@ class ConvertReport:
     generation_digest: str = ""
     runs: int = 0
     resumed: int = 0  # of these, finished by an earlier, interrupted conversion
+    added: int = 0  # of these, new in this version
+    replaced: int = 0  # of these, converted again because their source changed
     subjects: int = 0
     frames: int = 0
     splits: dict[str, int] = field(default_factory=dict)  # subjects per part

@@ -72,9 +72,16 @@ def record_key(source_key: str, source: Fingerprint, *, decided: Mapping[str, An
     return f"{FOLDER}/{plan[:16]}/{hmac.new(bytes.fromhex(plan), message, hashlib.sha256).hexdigest()}.json"
 
 
-def save(store: Store, key: str, run: FinishedRun) -> None:
-    """Record a finished run, in place of a record that was of no use: damaged, or of objects that are gone."""
-    body = asdict(run)
+def save(store: Store, key: str, run: FinishedRun, *, made_after: int) -> None:
+    """Record a finished run, in place of a record that was of no use: damaged, or of objects that are gone.
+
+    Args:
+        store: the target.
+        key: from `record_key`.
+        run: what to record.
+        made_after: number of the newest generation when its conversion began.
+    """
+    body = {**asdict(run), "made_after": made_after}
     body["lengths"] = base64.b64encode(run.lengths).decode("ascii")
     data = canonical_json({**body, "check": sha256_json(body)})
     try:
@@ -85,14 +92,20 @@ def save(store: Store, key: str, run: FinishedRun) -> None:
             store.put_new(key, data)
 
 
-def load(store: Store, key: str) -> FinishedRun | None:
-    """The finished run of a record, if it is there, undamaged, and every object that it names has its size."""
+def load(store: Store, key: str, *, barrier: int) -> FinishedRun | None:
+    """The finished run of a record, if it is there, undamaged, and every object that it names has its size.
+
+    A record from before `barrier`, the newest generation at which unused objects were removed, is of no use: what it
+    names may be removed at this moment.
+    """
     try:
         body = json.loads(store.read(key))
         check = body.pop("check")
     except (ObjectMissingError, ValueError, KeyError, AttributeError, TypeError):
         return None
     if check != sha256_json(body):
+        return None
+    if body["made_after"] < barrier:
         return None
     arrays = tuple(_array(array) for array in body["arrays"])
     if not all(_is_whole(store, array) for array in arrays):

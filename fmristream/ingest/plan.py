@@ -14,7 +14,8 @@ from fmristream.ingest.options import ConvertOptions, MaskChoice, Quarantined
 from fmristream.ingest.run_stream import open_run
 from fmristream.ingest.sources import Listing
 from fmristream.ingest.tasks import MaskTask, SurveyedRun, compute_run_mask
-from fmristream.shards.spaces import Space
+from fmristream.shards.dataset import Dataset
+from fmristream.shards.spaces import Space, read_space
 from fmristream.signal.grid import Grid, is_believable, same_grid
 from fmristream.storage.sources import source_size
 
@@ -36,6 +37,9 @@ class SpacePlan:
 
     spaces: dict[str, Space] = field(default_factory=dict)  # by digest
     of_run: dict[str, str] = field(default_factory=dict)  # source key -> space digest
+    outside: dict[str, int] = field(
+        default_factory=dict
+    )  # source key -> voxels of its computed mask that are not stored
     quarantined: list[Quarantined] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -90,25 +94,49 @@ def group_by_grid(runs: Sequence[SurveyedRun]) -> list[tuple[Grid, list[Surveyed
 
 
 def plan_spaces(
-    runs: Sequence[SurveyedRun], choice: MaskChoice, engine: Engine, on_frame: Step | None = None
+    runs: Sequence[SurveyedRun],
+    choice: MaskChoice,
+    engine: Engine,
+    on_frame: Step | None = None,
+    existing: Sequence[Space] = (),
 ) -> SpacePlan:
-    """Find the mask of every grid, reading what has to be read."""
+    """Find the mask of every grid, reading what has to be read.
+
+    Args:
+        runs: what is to be converted.
+        choice: how masks are found.
+        engine: who computes them.
+        on_frame: called for every frame that was read.
+        existing: spaces that a dataset has already: runs that join it are stored in the mask of their grid.
+    """
     plan = SpacePlan()
     for grid, members in group_by_grid(runs):
+        present = [space for space in existing if same_grid(space.grid, grid)]
         if choice.kind == "none":
-            plan.assign(members, _whole(grid))
+            plan.assign(members, next((space for space in present if space.mask.all()), _whole(grid)))
         elif choice.kind == "file":
-            _use_given_mask(plan, grid, members, choice.path)
+            _use_given_mask(plan, grid, members, choice.path, present)
         else:
-            _use_union(plan, grid, members, choice, engine, on_frame)
+            _use_union(plan, grid, members, choice, engine, on_frame, present)
     return plan
+
+
+def spaces_by_runs(dataset: Dataset | None) -> list[Space]:
+    """The spaces of a dataset, the one that most of its runs are stored in first."""
+    if dataset is None:
+        return []
+    documents = dataset.generation.document["spaces"]
+    digests = list(dataset.runs.counts("space_digest"))
+    return [read_space(dataset.store, digest=digest, document=documents[digest]) for digest in digests]
 
 
 def _whole(grid: Grid) -> Space:
     return Space(grid=grid, mask=np.ones(grid.shape, dtype=bool))
 
 
-def _use_given_mask(plan: SpacePlan, grid: Grid, members: list[SurveyedRun], path: str) -> None:
+def _use_given_mask(
+    plan: SpacePlan, grid: Grid, members: list[SurveyedRun], path: str, present: Sequence[Space]
+) -> None:
     try:
         mask = read_mask(path, grid.shape, _rows(grid))
     except SourceError as error:
@@ -120,7 +148,8 @@ def _use_given_mask(plan: SpacePlan, grid: Grid, members: list[SurveyedRun], pat
         reason = "the given mask holds no voxel; give another one, or --mask none"
         plan.quarantined += [Quarantined(name=run.source.name, reason=reason) for run in members]
         return
-    plan.assign(members, Space(grid=grid, mask=mask))
+    same = (space for space in present if np.array_equal(space.mask, mask))
+    plan.assign(members, next(same, Space(grid=grid, mask=mask)))
 
 
 def _use_union(
@@ -130,8 +159,9 @@ def _use_union(
     choice: MaskChoice,
     engine: Engine,
     on_frame: Step | None,
+    present: Sequence[Space],
 ) -> None:
-    """One mask for the grid: the union of its runs' own masks, computed ones where a run has none."""
+    """One mask for the grid: the one that is there, else the union of its runs' own masks, computed where a run has none."""
     union = np.zeros(grid.shape, dtype=bool)
     masked: list[SurveyedRun] = []
     to_compute: list[SurveyedRun] = []
@@ -151,14 +181,15 @@ def _use_union(
         if is_believable(mask):
             union |= mask
             masked.append(run)
+            plan.outside[run.source.key] = int((mask & ~present[0].mask).sum()) if present else 0
         else:
             plan.warnings.append(
                 f"{run.source.name}: the computed brain mask holds {int(mask.sum())} of {mask.size} voxels and is not "
                 "believed; the whole volume is stored (give --mask PATH for a better one)"
             )
-            plan.assign([run], _whole(grid))
+            plan.assign([run], next((space for space in present if space.mask.all()), _whole(grid)))
     if masked:
-        plan.assign(masked, Space(grid=grid, mask=union))
+        plan.assign(masked, present[0] if present else Space(grid=grid, mask=union))
 
 
 def _computed(

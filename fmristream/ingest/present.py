@@ -1,19 +1,47 @@
-"""What a target holds already: nothing, exactly what is asked for, or something else, which is never touched."""
+"""What a target holds already, and what of a source is not in it: nothing is replaced that nobody asked to replace."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from fmristream.catalog.tables import Participant, decode_participants, encode_participants
-from fmristream.errors import UsageError
+from fmristream.errors import ConflictError, UsageError
 from fmristream.ingest.execute import Engine
 from fmristream.ingest.fingerprint import quick_fingerprint
-from fmristream.ingest.options import ConvertOptions, ConvertReport, MaskChoice, Quarantined
+from fmristream.ingest.options import ConvertOptions, ConvertReport, MaskChoice, Quarantined, UpdateKind
 from fmristream.ingest.plan import Survey, plan_spaces
-from fmristream.ingest.splitting import split_subjects
-from fmristream.ingest.summary import describe_runs
+from fmristream.ingest.sources import Listing
+from fmristream.ingest.splitting import split_record, split_subjects
+from fmristream.ingest.summary import describe_dataset
+from fmristream.ingest.tasks import SurveyedRun
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import FOLDER, newest_generation
+from fmristream.shards.withdrawn import is_withdrawn
 from fmristream.storage import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """How a source differs from what was converted before.
+
+    Attributes:
+        new: runs that the dataset does not hold.
+        changed: runs that it holds with another content of the file.
+        gone: how many of its runs the source does not have; they stay.
+        withdrawn: runs of subjects that were withdrawn from the dataset: they are not taken again.
+        participants: whether rows of its subjects differ.
+        options: what was decided otherwise then, in words.
+    """
+
+    new: tuple[SurveyedRun, ...]
+    changed: tuple[SurveyedRun, ...]
+    gone: int
+    withdrawn: tuple[SurveyedRun, ...]
+    participants: bool
+    options: tuple[str, ...]
+
+    def wanted(self, update: UpdateKind | None) -> tuple[SurveyedRun, ...]:
+        """The runs to convert."""
+        return (*self.new, *self.changed) if update == "all" else self.new
 
 
 def open_present(store: Store) -> Dataset | None:
@@ -28,27 +56,74 @@ def open_present(store: Store) -> Dataset | None:
     return Dataset(store.name, store, newest_generation(store))
 
 
-def require_same(present: Dataset, found: Survey, options: ConvertOptions, participants: Sequence[Participant]) -> None:
-    """Raise UsageError unless the dataset holds these sources, converted with these options."""
-    differences = (
-        _other_runs(present, found)
-        or _other_options(present, found, options)
-        or _other_participants(present, participants)
+def compare(present: Dataset, found: Survey, options: ConvertOptions, participants: Sequence[Participant]) -> Changes:
+    """What of a source is not in the dataset, or is there otherwise."""
+    held = _held(present)
+    skipped = {name for name, _ in present.skipped}
+    withdrawn = tuple(run for run in found.runs if is_withdrawn(present.generation, run.source.subject))
+    excluded = {run.source.name for run in withdrawn}
+    offered = [run for run in found.runs if run.source.name not in excluded]
+    known = [run for run in offered if run.source.name in held]
+    new = [run for run in offered if run.source.name not in held and (run.source.name not in skipped or options.update)]
+    names = {run.source.name for run in offered}
+    return Changes(
+        new=tuple(new),
+        changed=tuple(run for run in known if _differs(run, held[run.source.name])),
+        gone=sum(name not in names for name in held),
+        withdrawn=withdrawn,
+        participants=_other_participants(present, participants),
+        options=tuple(_other_options(present, found, options)),
     )
-    if differences:
-        raise UsageError(
-            f"{present.store.name}: holds a dataset already, with {' and '.join(differences)}; convert into a new folder"
-        )
 
 
-def report_present(present: Dataset, *, source_kind: str) -> ConvertReport:
+def require_allowed(changes: Changes, present: Dataset, options: ConvertOptions) -> None:
+    """Raise UsageError unless these changes may be made to the dataset."""
+    wrong = list(changes.options)
+    counted = {"new": len(changes.new), "changed": len(changes.changed), "missing in the source": changes.gone}
+    is_other = any(counted.values()) if options.update is None else bool(changes.changed) and options.update == "new"
+    if is_other:
+        shown = ", ".join(f"{count} {what}" for what, count in counted.items())
+        wrong.insert(0, f"other runs ({shown})")
+    if changes.participants and options.update is None:
+        wrong.append("another participants table")
+    if not wrong:
+        return
+    remedy = "convert into a new folder"
+    if not changes.options:
+        remedy = "give --update all to replace what changed as well" if options.update else (
+            "give --update new to add what is new, --update all to replace what changed as well, "
+            "or convert into a new folder"
+        )  # fmt: skip
+    raise UsageError(f"{present.store.name}: holds a dataset already, with {' and '.join(wrong)}; {remedy}")
+
+
+def unfinished(store: Store, ours: Sequence[SurveyedRun], base: Dataset | None, options: ConvertOptions) -> Dataset:
+    """The dataset that another writer committed while `ours` were converted, if ours may be added to it.
+
+    Raises:
+        ConflictError: it holds something that does not go together with ours, or objects were removed meanwhile.
+    """
+    present = open_present(store)
+    assert present is not None, "the commit failed because there is one"
+    started = 0 if base is None else base.generation.number
+    remedy = "nothing of it was changed; run the command again to see what is there"
+    if int(present.generation.document.get("barrier", 0)) > started:
+        raise ConflictError(f"{store.name}: unused objects were removed while this conversion ran; {remedy}")
+    held = _held(present)
+    before = {} if base is None else _held(base)
+    theirs = [run for run in ours if run.source.name in held and held[run.source.name] != before.get(run.source.name)]
+    if any(_differs(run, held[run.source.name]) for run in theirs):
+        raise ConflictError(f"{store.name}: another writer committed other versions of the same runs; {remedy}")
+    if base is None and options.update is None and len(theirs) < len(ours):
+        raise ConflictError(f"{store.name}: another writer committed other runs meanwhile; {remedy}")
+    return present
+
+
+def report_present(present: Dataset, listing: Listing) -> ConvertReport:
     """The report of a conversion that found its work done."""
-    parts = {run.subject: run.split for run in present.runs if run.split}
     return replace(
-        describe_runs(present.url, source_kind, present.runs, parts, stored_bytes=0),
+        describe_dataset(present, listing.kind),
         already_there=True,
-        content_digest=present.content_digest,
-        generation_digest=present.generation_digest,
         quarantined=tuple(Quarantined(name=name, reason=reason) for name, reason in present.skipped),
     )
 
@@ -58,42 +133,64 @@ def mask_record(choice: MaskChoice) -> dict[str, str | int]:
     return {"frames": choice.frames, "kind": choice.kind}
 
 
-def _other_runs(present: Dataset, found: Survey) -> list[str]:
-    held = {run.name: (run.source_bytes, run.source_crc) for run in present.runs}
-    skipped = {name for name, _ in present.skipped}
-    offered = {run.source.name: run.source for run in found.runs if run.source.name not in skipped}
-    new, gone = set(offered) - set(held), set(held) - set(offered)
-    prints = {name: quick_fingerprint(source) for name, source in offered.items() if name in held}
-    changed = [name for name, print_ in prints.items() if held[name] != (print_.size, print_.crc)]
-    if not (new or gone or changed):
-        return []
-    return [f"other runs ({len(new)} new, {len(changed)} changed, {len(gone)} missing in the source)"]
+def present_parts(present: Dataset) -> dict[str, str]:
+    """Split of each subject; empty where the dataset is not split."""
+    pairs = present.runs.counts("subject", "split")
+    return {subject: part for subject, part in pairs if part}
 
 
-def _other_participants(present: Dataset, participants: Sequence[Participant]) -> list[str]:
-    subjects = {run.subject for run in present.runs}
+_Held = Mapping[str, tuple[int, str]]  # run name -> size and checksum of its source
+
+
+def _held(present: Dataset) -> _Held:
+    columns = (present.runs.column(name) for name in ("name", "source_bytes", "source_crc"))
+    return {name: (size, crc) for name, size, crc in zip(*columns, strict=True)}
+
+
+def _differs(run: SurveyedRun, held: tuple[int, str]) -> bool:
+    size, crc = held
+    is_file = run.source_bytes > 0  # a synthetic run has no size before it is made
+    if is_file and run.source_bytes != size:
+        return True
+    found = quick_fingerprint(run.source)
+    return (found.size, found.crc) != (size, crc)
+
+
+def _other_participants(present: Dataset, participants: Sequence[Participant]) -> bool:
+    subjects = set(present.runs.column("subject"))
     rows = [row for row in participants if row["subject"] in subjects]
     now = decode_participants(encode_participants(rows)) if rows else []
-    return [] if now == list(present.participants) else ["another participants table"]
+    return now != list(present.participants)
 
 
 def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> list[str]:
     """Each option that would have given other samples, named."""
-    rows = {run.name: run for run in present.runs}
-    kept = [run for run in found.runs if run.source.name in rows]
+    held = set(present.runs.column("name"))
+    rows = {run.source.name: present.run(run.source.name) for run in found.runs if run.source.name in held}
+    kept = [run for run in found.runs if run.source.name in held]
     choice = MaskChoice.parse(options.mask)
-    parts, _ = split_subjects({run.subject for run in present.runs}, options)
+    document = present.generation.document
     differs = {
         "another space": any(rows[run.source.name].space != run.space for run in kept),
         "another tr": any(rows[run.source.name].tr_s != run.tr_s for run in kept),
-        "another split": any(run.split != parts.get(run.subject, "") for run in present.runs),
-        "another mask": present.generation.document["mask"] != mask_record(choice),
+        "another split": document["split"] != split_record(options) or _moved_by_file(present, options),
+        "another mask": document["mask"] != mask_record(choice),
     }
     brings_masks = choice.kind == "auto" and all(run.source.mask_url for run in found.runs)
-    if (choice.kind == "file" or brings_masks) and not differs["another mask"]:
+    is_whole = options.update is None  # a mask that grew would not be the one that is there
+    if (choice.kind == "file" or (brings_masks and is_whole)) and not differs["another mask"]:
         with Engine(workers=1) as engine:
             plan = plan_spaces(found.runs, choice, engine)  # reads the mask files, computes nothing
         differs["another mask"] = any(
             plan.of_run.get(run.source.key) != rows[run.source.name].space_digest for run in kept
         )
     return [name for name, is_so in differs.items() if is_so]
+
+
+def _moved_by_file(present: Dataset, options: ConvertOptions) -> bool:
+    """Whether a given split file puts a subject elsewhere than it is."""
+    if present.generation.document["split"]["kind"] != "file":
+        return False
+    parts = present_parts(present)
+    listed, _ = split_subjects(parts, options)
+    return listed != parts

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fmristream.catalog.split import PARTS, require_no_empty_part, split_as_listed, split_by_hash, split_exactly
@@ -23,17 +23,45 @@ def split_subjects(subjects: Iterable[str], options: ConvertOptions) -> tuple[di
     """
     wanted = set(subjects)
     if options.split == "none":
-        return {}, {"kind": "none"}
+        return {}, split_record(options)
     if options.split not in ("hash", "exact"):
         listed = read_split_file(options.split)
         parts = split_as_listed(wanted, listed)
         named = set(listed.values())
         require_no_empty_part(parts, [float(part in named) for part in PARTS])
-        return parts, {"kind": "file"}
+        return parts, split_record(options)
     function = split_by_hash if options.split == "hash" else split_exactly
     parts = function(wanted, ratios=options.split_ratios, seed=options.split_seed)
     require_no_empty_part(parts, options.split_ratios)
-    return parts, {"kind": options.split, "ratios": list(options.split_ratios), "seed": options.split_seed}
+    return parts, split_record(options)
+
+
+def split_record(options: ConvertOptions) -> dict[str, Any]:
+    """What a generation records of how its split was made."""
+    if options.split == "none":
+        return {"kind": "none"}
+    if options.split not in ("hash", "exact"):
+        return {"kind": "file"}
+    return {"kind": options.split, "ratios": list(options.split_ratios), "seed": options.split_seed}
+
+
+def extended_split(
+    subjects: Iterable[str], present: Mapping[str, str], options: ConvertOptions
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """(subject -> part, how it was decided) for subjects that join others; who is there stays where he is.
+
+    The ranks of an `exact` split would move by new subjects: these are placed by the threshold of their hash instead.
+    """
+    if not present:
+        return split_subjects(subjects, options)
+    new = set(subjects) - set(present)
+    if options.split == "none":
+        parts = {}
+    elif options.split in ("hash", "exact"):
+        parts = split_by_hash(new, ratios=options.split_ratios, seed=options.split_seed)
+    else:
+        parts = split_as_listed(new, read_split_file(options.split))
+    return {**present, **parts}, split_record(options)
 
 
 def read_split_file(url: str) -> dict[str, str]:

@@ -5,14 +5,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fmristream.catalog.run import UNALIGNED, Run
+from fmristream.catalog.run import UNALIGNED
 from fmristream.catalog.tables import Participant
-from fmristream.ingest.commit import Converted
 from fmristream.ingest.options import ConvertOptions, ConvertReport, MaskChoice, Quarantined
 from fmristream.ingest.plan import Survey
 from fmristream.ingest.sources import Listing
 from fmristream.ingest.splitting import split_subjects
 from fmristream.shards.codec import padded_length
+from fmristream.shards.dataset import Dataset
 
 # For a dry run, where masks are not known yet: the MNI brain's share of the 2 mm grid, and what lossless coding leaves
 # of BOLD (measured on int16 and float32 runs with 1.6 % temporal SD).
@@ -24,19 +24,23 @@ FILES_PER_RUN = 9
 FOLDERS_PER_RUN = 9
 
 
-def describe_runs(url: str, kind: str, runs: Sequence[Run], parts: dict[str, str], stored_bytes: int) -> ConvertReport:
-    """The report of a dataset that holds these runs."""
+def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
+    """The report of a dataset, from its tables."""
+    runs = dataset.runs
+    parts = Counter(part for _, part in runs.counts("subject", "split") if part)
     return ConvertReport(
-        url=url,
+        url=dataset.url,
         source_kind=kind,
+        content_digest=dataset.content_digest,
+        generation_digest=dataset.generation_digest,
         runs=len(runs),
-        subjects=len({run.subject for run in runs}),
-        frames=sum(run.frames for run in runs),
-        splits=dict(Counter(parts.values())),
-        spaces=tuple(sorted({run.space for run in runs})),
-        stored_bytes=stored_bytes,
-        source_bytes=sum(run.source_bytes for run in runs),
-        warnings=alignment_warnings((run.space, run.subject) for run in runs),
+        subjects=len(runs.counts("subject")),
+        frames=int(runs.numbers("frames").sum()),
+        splits=dict(parts),
+        spaces=tuple(sorted(runs.counts("space"))),
+        stored_bytes=sum(table.stored()[0] for table in dataset.array_tables),
+        source_bytes=int(runs.numbers("source_bytes").sum()),
+        warnings=alignment_warnings(runs.counts("space", "subject")),
     )
 
 
@@ -87,11 +91,6 @@ def participant_warnings(participants: Sequence[Participant], subjects: set[str]
 def not_chosen(listing: Listing) -> tuple[Quarantined, ...]:
     """Files that are left out on purpose, and which choice left them out."""
     return tuple(Quarantined(name=file.key, reason=file.reason) for file in listing.skipped if file.by_choice)
-
-
-def stored_bytes(converted: Iterable[Converted]) -> int:
-    """Size of all objects of these runs."""
-    return sum(file.bytes for one in converted for array in one.finished.arrays for file in array.files)
 
 
 def alignment_warnings(runs: Iterable[tuple[str, str]]) -> tuple[str, ...]:

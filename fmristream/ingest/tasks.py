@@ -1,7 +1,7 @@
 """What one worker does with one run: find its mask, or convert it. Values in, values out, so that any engine can carry it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,12 +51,22 @@ class MaskTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTask:
-    """Convert a run into a dataset, storing the voxels of a space that lies there already."""
+    """Convert a run into a dataset, storing the voxels of a space that lies there already.
+
+    Attributes:
+        made_after: number of the newest generation, 0 for none.
+        barrier: number of the newest generation before which unused objects were removed: what a record from an
+            earlier time names may be gone.
+        computed_outside: voxels of the run's computed mask that the space lacks, where it joins an older dataset.
+    """
 
     run: SurveyedRun
     store: Store
     space_digest: str
     space_document: dict[str, object]
+    made_after: int = 0
+    barrier: int = 0
+    computed_outside: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +113,17 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
             "space": task.space_digest,
             "tr_s": task.run.tr_s,
         }
-        found = pending.load(store, pending.record_key(source.key, quick_fingerprint(source), decided=decided))
+        key = pending.record_key(source.key, quick_fingerprint(source), decided=decided)
+        found = pending.load(store, key, barrier=task.barrier)
         if found is not None:
             return Resumed(finished=found)
         space = read_space(store, digest=task.space_digest, document=task.space_document)
         finished = _convert(task.run, store, space, own_mask, on_frame)
+        if own_mask is None:
+            finished = replace(finished, outside=task.computed_outside)
         # The content that was read is what is recorded, should the file have changed meanwhile.
-        pending.save(store, pending.record_key(source.key, finished.source, decided=decided), finished)
+        key = pending.record_key(source.key, finished.source, decided=decided)
+        pending.save(store, key, finished, made_after=task.made_after)
         return finished
     except SourceError as error:
         return Quarantined(name=source.name, reason=str(error))

@@ -81,6 +81,11 @@ class Dataset:
         return computed
 
     @property
+    def barrier(self) -> int:
+        """Number of the newest generation before which unused objects were removed; 0 where none was."""
+        return int(self.generation.document.get("barrier", 0))
+
+    @property
     def parameters(self) -> Mapping[str, Any]:
         """Parameters of the conversion that change samples."""
         return dict(self.generation.document["parameters"])

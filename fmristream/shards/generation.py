@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fmristream._version import __version__
-from fmristream.errors import CorruptDataError, FormatError, ObjectExistsError, ObjectMissingError, StorageError
+from fmristream.errors import (
+    ConflictError,
+    CorruptDataError,
+    FormatError,
+    ObjectExistsError,
+    ObjectMissingError,
+    StorageError,
+)
 from fmristream.shards import FORMAT_VERSION
 from fmristream.shards.digest import canonical_json, sha256_json
 from fmristream.storage import Store
@@ -66,7 +73,8 @@ def commit(store: Store, *, number: int, parent: str | None, write_id: str, cont
     A reply that got lost is recognised by the write id: the generation is ours, and all is well.
 
     Raises:
-        StorageError: somebody else committed this generation first.
+        ConflictError: somebody else committed this generation first.
+        StorageError: the store failed.
     """
     document: dict[str, Any] = {
         **content,
@@ -87,7 +95,7 @@ def commit(store: Store, *, number: int, parent: str | None, write_id: str, cont
         if not is_ours and not isinstance(error, ObjectExistsError):
             raise
         if not is_ours:
-            raise StorageError(
+            raise ConflictError(
                 f"{store.name}: another writer committed generation {number} meanwhile; nothing of it was changed, "
                 "run the command again to see what is there"
             ) from error

@@ -151,6 +151,10 @@ class MemoryStore(ReadOnlyStore):
         with self._lock:
             self._fs.pipe_file(self._path(key), bytes(data))
 
+    def list(self, prefix: str) -> list[str]:
+        with self._lock:  # fsspec walks a dictionary that another thread may be writing to
+            return super().list(prefix)
+
 
 class BufferedNewObject:
     """An object that is collected in memory and put at `commit`."""

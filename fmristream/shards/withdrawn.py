@@ -1,0 +1,34 @@
+"""Subjects that were withdrawn, remembered without their labels: so that an update does not take them in again.
+
+A generation holds a random salt and, for each withdrawn subject, HMAC-SHA256(salt, label). Who holds the dataset can
+test whether a label that he guesses is among them, and learns nothing else.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+from fmristream.shards.generation import Generation
+
+_SALT_BYTES = 16
+
+Record = dict[str, Any]
+
+
+def is_withdrawn(generation: Generation, subject: str) -> bool:
+    """Whether a subject was withdrawn from the dataset."""
+    record = generation.document.get("withdrawn")
+    return record is not None and _mark(record["salt"], subject) in record["subjects"]
+
+
+def with_withdrawn(generation: Generation, subjects: Iterable[str]) -> Record:
+    """What the next generation says of withdrawn subjects."""
+    record = generation.document.get("withdrawn") or {"salt": secrets.token_hex(_SALT_BYTES), "subjects": []}
+    marks = {_mark(record["salt"], subject) for subject in subjects}
+    return {"salt": record["salt"], "subjects": sorted(marks.union(record["subjects"]))}
+
+
+def _mark(salt: str, subject: str) -> str:
+    return hmac.new(bytes.fromhex(salt), subject.encode(), hashlib.sha256).hexdigest()
