@@ -7,6 +7,8 @@ from fmristream._version import __version__
 
 if TYPE_CHECKING:
     from fmristream.ingest.convert import convert
+    from fmristream.ingest.gc import gc
+    from fmristream.ingest.withdraw import withdraw
     from fmristream.shards.dataset import Dataset
     from fmristream.shards.dataset import open_dataset as open
     from fmristream.stream.clips import StreamingDataset
@@ -18,10 +20,12 @@ _HOMES = {
     "StreamingDataset": "fmristream.stream.clips",
     "StreamingLoader": "fmristream.stream.loader",
     "convert": "fmristream.ingest.convert",
+    "gc": "fmristream.ingest.gc",
     "open": "fmristream.shards.dataset:open_dataset",
+    "withdraw": "fmristream.ingest.withdraw",
 }
 
-__all__ = ["Dataset", "StreamingDataset", "StreamingLoader", "__version__", "convert", "open"]
+__all__ = ["Dataset", "StreamingDataset", "StreamingLoader", "__version__", "convert", "gc", "open", "withdraw"]
 
 
 def __getattr__(name: str) -> Any:

@@ -128,6 +128,12 @@ class ArrayTable:
         """How many runs have arrays."""
         return len(pc.unique(self._table.column("run_row")))
 
+    def keys(self) -> Iterator[str]:
+        """Every object of all of them."""
+        for start in range(0, len(self._table), _BATCH_ROWS):
+            for array in arrays_of(self._table.slice(start, _BATCH_ROWS)):
+                yield from (file.key_in(array.object) for file in array.files)
+
     def stored(self) -> tuple[int, int]:
         """(bytes, objects) of all of them."""
         files = self._table.column("files").combine_chunks().flatten()

@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--subject-pattern", metavar="REGEX", help="for plain folders: its group is the subject, as in 'S(\\d+)/'"
     )
     parser.add_argument("--tr", type=float, metavar="SECONDS", help="repetition time, over headers and sidecars")
+    parser.add_argument(
+        "--update",
+        choices=("new", "all"),
+        help="bring a dataset that is there up to date: new adds runs, all also replaces those whose source changed",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
 
 
@@ -84,6 +89,7 @@ def _options(arguments: argparse.Namespace) -> "ConvertOptions":
         space=arguments.space,
         subject_pattern=arguments.subject_pattern,
         tr_s=arguments.tr,
+        update=arguments.update,
     )
 
 
@@ -123,6 +129,8 @@ def _facts(report: "ConvertReport") -> list[tuple[str, str]]:
     about = "about " if report.dry_run else ""
     return [
         ("runs", number(report.runs) + (f" ({number(report.resumed)} done before)" if report.resumed else "")),
+        ("added", number(report.added) if report.added not in (0, report.runs) else ""),
+        ("replaced", number(report.replaced) if report.replaced else ""),
         ("subjects", number(report.subjects)),
         ("split", f"{splits} subjects" if splits else "none"),
         ("frames", number(report.frames)),

@@ -22,6 +22,8 @@ COMMANDS = {
     "info": "say what a dataset holds",
     "verify": "check a dataset, or compare it with its source",
     "preview": "picture every run",
+    "withdraw": "take subjects out of a dataset",
+    "gc": "remove what no version of a dataset needs",
 }
 
 EXAMPLES = """\

@@ -10,7 +10,9 @@ from fmristream.storage.sources import source_size
 from fmristream.storage.urls import display_url, local_path, scheme_of
 
 # What an interrupted conversion may have left.
-_OURS = frozenset({"generations", "index", "pending", "runs", "spaces", "stats", "tables", "tmp", "dataset.json"})
+_OURS = frozenset(
+    {"generations", "index", "pending", "runs", "receipts", "spaces", "stats", "tables", "tmp", "dataset.json"}
+)
 
 
 def require_readable_mask(options: ConvertOptions) -> None:

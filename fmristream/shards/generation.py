@@ -67,6 +67,24 @@ def newest_generation(store: Store) -> Generation:
     return found
 
 
+def listed_generations(store: Store) -> list[Generation]:
+    """Every version that is there, the newest first."""
+    return [load_generation(store, number) for number in sorted(_listed(store), reverse=True)]
+
+
+def load_generation(store: Store, number: int) -> Generation:
+    """A version by its number.
+
+    Raises:
+        ObjectMissingError: there is none, or none any more.
+        CorruptDataError: it is damaged.
+    """
+    found = _load(store, number)
+    if found is None:
+        raise ObjectMissingError(f"{store.name}/{key_of(number)}: there is no such version; open the newest one")
+    return found
+
+
 def commit(store: Store, *, number: int, parent: str | None, write_id: str, content: Mapping[str, Any]) -> Generation:
     """Create generation `number`; afterwards every reader sees it, before nobody sees anything of it.
 

@@ -13,6 +13,8 @@ from fmristream.shards.digest import sha256, sha256_json
 from fmristream.signal.grid import Grid
 from fmristream.storage import Store
 
+FOLDER = "spaces"
+
 # A mask holds 0 and 1; a lost one must not look like an empty one in other readers.
 _MASK_DTYPE = np.dtype("uint8")
 
@@ -40,7 +42,7 @@ def write_space(store: Store, space: Space) -> tuple[StoredFile, ...]:
     from fmristream.shards.zarr_metadata import group_metadata, plain_metadata
 
     shape = space.grid.shape
-    folder = f"spaces/{space.digest}"
+    folder = f"{FOLDER}/{space.digest}"
     objects = {
         f"{folder}/zarr.json": group_metadata({"fmristream": {**_document(space), "voxels": space.voxels}}),
         f"{folder}/mask/zarr.json": plain_metadata(
@@ -67,7 +69,7 @@ def read_space(store: Store, *, digest: str, document: Any) -> Space:
         )
     shape = (int(document["shape"][0]), int(document["shape"][1]), int(document["shape"][2]))
     stored = np.empty(shape, dtype=_MASK_DTYPE)
-    key = f"spaces/{digest}/mask/c/0/0/0"
+    key = f"{FOLDER}/{digest}/mask/c/0/0/0"
     codec.decode_into(store.read(key), stored, what=f"{store.name}/{key}")
     space = Space(grid=Grid(shape=shape, affine=tuple(document["affine"])), mask=stored.astype(bool))
     if space.digest != digest:

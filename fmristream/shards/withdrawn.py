@@ -23,11 +23,21 @@ def is_withdrawn(generation: Generation, subject: str) -> bool:
     return record is not None and _mark(record["salt"], subject) in record["subjects"]
 
 
+def last_withdrawal(generation: Generation) -> int:
+    """Number of the version that the last subject was withdrawn by; 0 if nobody was."""
+    record = generation.document.get("withdrawn")
+    return 0 if record is None else int(record["generation"])
+
+
 def with_withdrawn(generation: Generation, subjects: Iterable[str]) -> Record:
     """What the next generation says of withdrawn subjects."""
     record = generation.document.get("withdrawn") or {"salt": secrets.token_hex(_SALT_BYTES), "subjects": []}
     marks = {_mark(record["salt"], subject) for subject in subjects}
-    return {"salt": record["salt"], "subjects": sorted(marks.union(record["subjects"]))}
+    return {
+        "generation": generation.number + 1,
+        "salt": record["salt"],
+        "subjects": sorted(marks.union(record["subjects"])),
+    }
 
 
 def _mark(salt: str, subject: str) -> str:

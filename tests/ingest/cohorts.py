@@ -71,3 +71,9 @@ def objects(url: str) -> set[str]:
     store = open_store(url)
     folders = ("generations", "headers", "index", "pending", "runs", "spaces", "stats", "tables")
     return {key for folder in folders for key in store.list(folder)}
+
+
+def stored(url: str) -> dict[str, bytes]:
+    """The same with their bytes, and what `gc` and others leave beside them."""
+    store = open_store(url)
+    return {key: store.read(key) for key in sorted({*objects(url), *store.list("receipts"), *store.list("notes")})}

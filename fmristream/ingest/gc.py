@@ -1,0 +1,223 @@
+"""Remove what no version of a dataset names; on request older versions, and whatever names a withdrawn subject.
+
+A conversion that runs at the same time is never robbed. Removing is itself a commit: it lists what is unused, commits a
+version that says "unused objects from before me are removed" (`barrier`), and removes only what it had listed. Whoever
+started before then fails to commit, sees the barrier and does his work again under new names; whoever starts after it
+trusts no record from before. No clock is asked.
+"""
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fmristream.errors import ConflictError, ObjectMissingError, StorageError, UsageError
+from fmristream.shards.dataset import Dataset
+from fmristream.shards.digest import canonical_json
+from fmristream.shards.generation import FOLDER, Generation, commit, key_of, listed_generations, newest_generation
+from fmristream.shards.spaces import FOLDER as SPACES
+from fmristream.shards.withdrawn import is_withdrawn, last_withdrawal
+from fmristream.storage import Store, open_store
+
+# Where a dataset has objects; nothing else below the root is looked at, let alone removed.
+FOLDERS = ("runs", "stats", "tables", "index", "spaces", "headers", "confounds", "events", "pending", "tmp", FOLDER)
+RECEIPTS = "receipts"
+
+_ATTEMPTS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadVersion:
+    """A version that can no longer be opened, so that who pinned it finds out."""
+
+    generation: int
+    generation_digest: str
+    content_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcReport:
+    """What was removed, or with `dry_run` would be."""
+
+    url: str
+    dry_run: bool
+    objects: int
+    bytes: int
+    versions: tuple[DeadVersion, ...]  # whose pins are dead now
+    versions_left: int
+    generation: int  # the newest version
+    receipt: str  # key of the receipt, "" where nothing was removed
+
+
+def gc(url: str, *, keep: int | None = None, purge: bool = False, dry_run: bool = False) -> GcReport:
+    """Remove the objects that no kept version of a dataset names.
+
+    Args:
+        url: the dataset.
+        keep: how many versions stay, the newest ones; None for all.
+        purge: older versions that name a withdrawn subject go, with every object that only they name.
+        dry_run: say what would be done, remove nothing.
+
+    Raises:
+        UsageError: `keep` is not positive.
+        StorageError: the store failed; run the command again.
+        CorruptDataError: a version that stays is damaged, so that nobody knows what it needs; nothing was removed.
+    """
+    if keep is not None and keep < 1:
+        raise UsageError(f"--keep {keep}: expected 1 or more versions")
+    store = open_store(url)
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        plan = _Plan.of(store, keep=keep, purge=purge)
+        if dry_run or not plan.keys:
+            return _report(url, plan, dry_run=dry_run, removed=0, receipt="")
+        try:
+            newest = _commit_barrier(store, plan.newest)
+        except ConflictError:
+            if not attempts_left:
+                raise
+            continue
+        removed = _remove(store, plan)
+        receipt = _write_receipt(store, newest, plan)
+        return _report(url, plan, dry_run=False, removed=removed, receipt=receipt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What there was before the barrier."""
+
+    newest: Generation
+    kept: tuple[Generation, ...]
+    dropped: tuple[Generation, ...]
+    keys: tuple[str, ...]  # to remove, versions first: nobody shall open one whose objects are going
+
+    @classmethod
+    def of(cls, store: Store, *, keep: int | None, purge: bool) -> "_Plan":
+        listed = {key for folder in FOLDERS for key in store.list(folder)}
+        newest = newest_generation(store)
+        versions = [one for one in listed_generations(store) if one.number <= newest.number]
+        dropped = [
+            one
+            for age, one in enumerate(versions)
+            if one.number != newest.number
+            and ((keep is not None and age >= keep) or (purge and _names_withdrawn(store, one, newest)))
+        ]
+        kept = [one for one in versions if one not in dropped]
+        needed = {key for one in kept for key in _keys_of(store, one)}
+        unused = sorted(listed - needed - {key_of(one.number) for one in versions})
+        return cls(
+            newest=newest,
+            kept=tuple(kept),
+            dropped=tuple(dropped),
+            keys=(*(key_of(one.number) for one in dropped), *unused),
+        )
+
+
+def _names_withdrawn(store: Store, version: Generation, newest: Generation) -> bool:
+    """Whether a version names a subject that the newest one says is withdrawn, or may do so."""
+    if version.number >= last_withdrawal(newest):
+        return False
+    dataset = Dataset(store.name, store, version)
+    labels = {*dataset.runs.column("subject"), *(str(row["subject"]) for row in dataset.participants)}
+    if any(is_withdrawn(newest, label) for label in labels):
+        return True
+    # Names of files that were left out hold labels in any form: rows that are gone may be those of a withdrawn subject.
+    return not set(dataset.skipped) <= set(Dataset(store.name, store, newest).skipped)
+
+
+def _keys_of(store: Store, version: Generation) -> Iterator[str]:
+    """Every object that a version needs."""
+    document, dataset = version.document, Dataset(store.name, store, version)
+    yield key_of(version.number)
+    entries = [document["participants"], document["skipped"]]
+    for segment in document["segments"]:
+        entries += [segment["runs"], segment["arrays"], segment["index"]]
+    yield from (entry["key"] for entry in entries if entry is not None)
+    for space in document["spaces"].values():
+        yield from (file["name"] for file in space["objects"])
+    for table in dataset.array_tables:
+        yield from table.keys()
+
+
+def _commit_barrier(store: Store, newest: Generation) -> Generation:
+    own = {"digest", "format", "generation", "parent", "requires", "tool", "version", "write_id"}
+    content = {name: value for name, value in newest.document.items() if name not in own}
+    number = newest.number + 1
+    return commit(
+        store,
+        number=number,
+        parent=newest.digest,
+        write_id=secrets.token_hex(16),
+        content={**content, "barrier": number},
+    )
+
+
+def _remove(store: Store, plan: _Plan) -> int:
+    """Remove what was planned; returns its size. Spaces are looked at once more: their names are not new each time."""
+    removed = 0
+    for key in plan.keys:
+        if key.startswith(f"{SPACES}/"):
+            continue
+        removed += _remove_one(store, key)
+    needed = set(_space_keys(newest_generation(store)))
+    for key in plan.keys:
+        if not key.startswith(f"{SPACES}/") or key in needed:
+            continue
+        held = store.read(key)
+        removed += _remove_one(store, key)
+        if key in set(_space_keys(newest_generation(store))):  # committed in this moment by who found the space there
+            store.put_new(key, held)
+    return removed
+
+
+def _space_keys(generation: Generation) -> Iterator[str]:
+    for space in generation.document["spaces"].values():
+        yield from (file["name"] for file in space["objects"])
+
+
+def _remove_one(store: Store, key: str) -> int:
+    try:
+        size = store.size(key)
+    except ObjectMissingError:  # a conversion that ended took its own records with it
+        return 0
+    store.delete(key)
+    try:
+        store.size(key)
+    except ObjectMissingError:
+        return size
+    raise StorageError(f"{store.name}/{key}: is still there after it was deleted; check the store's permissions")
+
+
+def _write_receipt(store: Store, newest: Generation, plan: _Plan) -> str:
+    """What went, for whoever has to prove it: keys and digests, which tell nothing about anybody."""
+    key = f"{RECEIPTS}/{newest.number}.json"
+    body: dict[str, Any] = {
+        "generation": newest.number,
+        "objects": list(plan.keys),
+        "versions": [
+            {"content_digest": one.document["content_digest"], "digest": one.digest, "generation": one.number}
+            for one in plan.dropped
+        ],
+    }
+    store.put_new(key, canonical_json(body))
+    return key
+
+
+def _report(url: str, plan: _Plan, *, dry_run: bool, removed: int, receipt: str) -> GcReport:
+    return GcReport(
+        url=url,
+        dry_run=dry_run,
+        objects=len(plan.keys),
+        bytes=removed,
+        versions=tuple(
+            DeadVersion(
+                generation=one.number,
+                generation_digest=one.digest,
+                content_digest=str(one.document["content_digest"]),
+            )
+            for one in plan.dropped
+        ),
+        versions_left=len(plan.kept) + bool(receipt),
+        generation=plan.newest.number + bool(receipt),
+        receipt=receipt,
+    )
