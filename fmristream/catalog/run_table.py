@@ -1,6 +1,7 @@
 """Runs and arrays of a dataset as columns: what 100,000 of them cost to hold, and rows made when they are asked for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -8,15 +9,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from fmristream.catalog.run import ENTITIES, IDENTITY, Run, StoredArray
-from fmristream.catalog.tables import arrays_of, empty_runs, python_column, read_arrays, read_runs, runs_of
+from fmristream.catalog.run import IDENTITY, Run, StoredArray
+from fmristream.catalog.tables import (
+    arrays_of,
+    empty_runs,
+    python_column,
+    read_arrays,
+    read_file_sizes,
+    read_runs,
+    runs_of,
+)
 
 # Rows that iteration makes at once.
 _BATCH_ROWS = 4096
 # Rows that are kept once made; 2 kB each.
 _KEPT_ROWS = 8192
-# Where a row came from: not columns of the format, and named so that no column of a later release is called the same.
-_SEGMENT, _ROW = "#segment", "#row"
+Places = NDArray[np.int32]  # (2, runs): segment, and row in it, that each run came from
 
 
 class RunTable(Sequence[Run]):
@@ -25,21 +33,32 @@ class RunTable(Sequence[Run]):
     Safe to share between threads.
     """
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, places: Places) -> None:
         self._table = table
+        self._places = places
         self._made: dict[int, Run] = {}  # rows that were asked for one by one: making one takes 90 us
 
     @classmethod
-    def of_segments(cls, segments: Sequence[bytes]) -> "RunTable":
+    def of_segments(cls, segments: Iterable[bytes]) -> "RunTable":
         """From the runs tables of a dataset's segments.
 
         Raises:
             CorruptDataError: one of them is no runs table.
         """
-        tables = [_placed(empty_runs(), 0)]
-        for number, data in enumerate(segments):
-            tables.append(_placed(read_runs(data), number))
-        return cls(_in_base_order(pa.concat_tables(tables)))
+        tables = [read_runs(data) for data in segments]
+        places = np.concatenate(
+            [np.zeros((2, 0), np.int32)]
+            + [
+                np.stack([np.full(len(t), n, np.int32), np.arange(len(t), dtype=np.int32)])
+                for n, t in enumerate(tables)
+            ],
+            axis=1,
+        )
+        table = pa.concat_tables(tables) if tables else empty_runs()
+        order = _base_order(table)
+        if not np.array_equal(order, np.arange(len(order))):  # a copy of everything, which one segment never needs
+            table, places = table.take(pa.array(order)), places[:, order]
+        return cls(table, places)
 
     def column(self, name: str) -> list[Any]:
         """A column of every run, as the values that `Run` has."""
@@ -65,21 +84,24 @@ class RunTable(Sequence[Run]):
             return None
         return str(next(iter(self.counts("name"))))
 
-    def identities(self) -> list[tuple[str, ...]]:
-        """What of each run enters the content digest."""
-        return list(zip(*(self.column(name) for name in IDENTITY), strict=True))
+    def identities(self) -> Iterator[tuple[str, ...]]:
+        """What of each run enters the content digest, in base order."""
+        for start in range(0, len(self), _BATCH_ROWS):
+            batch = self._table.slice(start, _BATCH_ROWS)
+            yield from zip(*(python_column(batch, name) for name in IDENTITY), strict=True)
 
     def select(self, chosen: NDArray[np.bool_]) -> "RunTable":
         """The runs that are marked, in the same order."""
-        return RunTable(self._table.filter(pa.array(chosen)))
+        return RunTable(self._table.filter(pa.array(chosen)), self._places[:, chosen])
 
     def where(self, name: str, value: str) -> "RunTable":
         """The runs that have this value in a column of text."""
-        return RunTable(self._table.filter(pc.equal(self._table.column(name), value)))
+        return self.select(pc.equal(self._table.column(name), value).to_numpy())
 
     def place(self, position: int) -> tuple[int, int]:
         """(segment, row in it) of the run at a position."""
-        return self._table.column(_SEGMENT)[position].as_py(), self._table.column(_ROW)[position].as_py()
+        segment, row = self._places[:, position].tolist()
+        return segment, row
 
     @overload
     def __getitem__(self, position: int) -> Run: ...
@@ -111,43 +133,48 @@ class RunTable(Sequence[Run]):
 
 
 class ArrayTable:
-    """The arrays of one segment, found by the row of their run."""
+    """The arrays of one segment, found by the row of their run. Decoded when the first of them is asked for."""
 
     def __init__(self, data: bytes, *, runs: int) -> None:
-        table = read_arrays(data).sort_by("run_row")
-        self._table = table
-        self._first = np.searchsorted(table.column("run_row").to_numpy(), np.arange(runs + 1))
+        self._data = data
+        self._runs = runs
 
     def of(self, row: int) -> dict[str, StoredArray]:
         """The arrays of the run in a row of the segment's runs table, by name."""
-        start, stop = int(self._first[row]), int(self._first[row + 1])
-        return {array.name: array for array in arrays_of(self._table.slice(start, stop - start))}
+        table, first = self._decoded
+        start, stop = int(first[row]), int(first[row + 1])
+        return {array.name: array for array in arrays_of(table.slice(start, stop - start))}
 
     @property
     def runs(self) -> int:
         """How many runs have arrays."""
-        return len(pc.unique(self._table.column("run_row")))
+        return len(pc.unique(self._decoded[0].column("run_row")))
 
     def keys(self) -> Iterator[str]:
         """Every object of all of them."""
-        for start in range(0, len(self._table), _BATCH_ROWS):
-            for array in arrays_of(self._table.slice(start, _BATCH_ROWS)):
+        table, _ = self._decoded
+        for start in range(0, len(table), _BATCH_ROWS):
+            for array in arrays_of(table.slice(start, _BATCH_ROWS)):
                 yield from (file.key_in(array.object) for file in array.files)
 
     def stored(self) -> tuple[int, int]:
         """(bytes, objects) of all of them."""
-        files = self._table.column("files").combine_chunks().flatten()
-        return int(pc.sum(files.field("bytes")).as_py() or 0), len(files)
+        sizes = read_file_sizes(self._data)
+        return int(pc.sum(sizes).as_py() or 0), len(sizes)
+
+    @cached_property
+    def _decoded(self) -> tuple[pa.Table, NDArray[np.int64]]:
+        """The table by row of the run, and where in it each run begins."""
+        table = read_arrays(self._data)
+        rows = table.column("run_row").to_numpy()
+        if (np.diff(rows) < 0).any():
+            table = table.sort_by("run_row")
+            rows = table.column("run_row").to_numpy()
+        return table, np.searchsorted(rows, np.arange(self._runs + 1))
 
 
-def _placed(table: pa.Table, segment: int) -> pa.Table:
-    """The table and, for each row, where it came from."""
-    rows = np.arange(len(table), dtype=np.int32)
-    return table.append_column(_ROW, pa.array(rows)).append_column(_SEGMENT, pa.array(np.full_like(rows, segment)))
-
-
-def _in_base_order(table: pa.Table) -> pa.Table:
-    """Sorted as runs are everywhere: by labels, by code point, then by digest."""
-    keys = [(name, "ascending") for name in (*ENTITIES, "digest")]
-    plain = table.select([name for name, _ in keys])
-    return table.take(pc.sort_indices(plain, sort_keys=keys)).combine_chunks()
+def _base_order(table: pa.Table) -> NDArray[np.int64]:
+    """Positions of the rows, sorted as runs are everywhere: by labels, by code point, then by digest."""
+    keys = [(name, "ascending") for name in IDENTITY]
+    order: NDArray[np.int64] = pc.sort_indices(table.select([name for name, _ in keys]), sort_keys=keys).to_numpy()
+    return order

@@ -170,6 +170,12 @@ def read_arrays(data: bytes) -> pa.Table:
     return _from_parquet(data, _ARRAYS)
 
 
+def read_file_sizes(data: bytes) -> pa.Array:
+    """Size of every object that an arrays table names; nothing else of it is decoded."""
+    lists = _read(data, ["files"], leaf="files.list.element.bytes").column("files").combine_chunks()
+    return lists.flatten().field("bytes")
+
+
 def arrays_of(table: pa.Table) -> list[StoredArray]:
     """The rows of such a table, in its order, without that of their run."""
     found = []
@@ -252,7 +258,8 @@ def _from_parquet(data: bytes, schema: pa.Schema) -> pa.Table:
             f"a dataset table lacks the columns {', '.join(missing)}; it was not written by fmristream"
         )
     try:
-        return table.select(schema.names).cast(schema)
+        table = table.select(schema.names)
+        return table if table.schema.equals(schema) else table.cast(schema)
     except pa.ArrowException as error:
         raise CorruptDataError(f"a dataset table has columns of other types than FORMAT.md says: {error}") from error
 
@@ -286,9 +293,11 @@ class _Writer:
         return self._sink.getvalue()
 
 
-def _read(data: bytes, names: Sequence[str] | None = None) -> pa.Table:
+def _read(data: bytes, names: Sequence[str] | None = None, leaf: str = "") -> pa.Table:
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if leaf:
+            return file.read(columns=[leaf], use_threads=False)
         # Columns that a later release adds are not ours to judge: what must be understood stands in `requires`.
         wanted = None if names is None else [name for name in file.schema_arrow.names if name in names]
         return file.read(columns=wanted, use_threads=False)

@@ -112,7 +112,7 @@ def commit_addition(store: Store, base: Dataset | None, addition: Addition) -> G
     participants = _participants(base, addition)
     content = {
         **({} if base is None else carried(base.generation)),
-        "content_digest": content_digest(identities, parameters=PARAMETERS),
+        "content_digest": content_digest(sorted(identities), parameters=PARAMETERS),
         "mask": dict(addition.mask),
         "parameters": PARAMETERS,
         "participants": optional_table(store, encode_participants(participants), len(participants)),

@@ -114,7 +114,8 @@ class Dataset:
 
     def arrays_of(self, run: int | str | Run) -> tuple[str, dict[str, StoredArray]]:
         """(key of its index object, its arrays by name) of a run."""
-        segment, row = self.runs.place(self._position[self.run(run).name])
+        position = run if isinstance(run, int) else self._position[self.run(run).name]
+        segment, row = self.runs.place(position)
         return self._segments[segment]["index"]["key"], self.array_tables[segment].of(row)
 
     @cached_property

@@ -67,11 +67,18 @@ def content_digest(identities: Iterable[tuple[str, ...]], *, parameters: Mapping
     """What the dataset says, whoever wrote it, whenever, with whatever codec, library or number of workers.
 
     Args:
-        identities: `Run.identity` of every run, in any order.
+        identities: `Run.identity` of every run, in base order.
         parameters: of the conversion, those that change samples.
     """
-    rows = sorted(identities)
-    return sha256_json({"format": FORMAT_VERSION, "parameters": dict(parameters), "runs": rows})
+    # Piece by piece: the JSON of 100,000 runs at once would be the largest thing in memory.
+    whole = hashlib.sha256(canonical_json({"format": FORMAT_VERSION, "parameters": dict(parameters), "runs": []})[:-2])
+    before: tuple[str, ...] = ()
+    for identity in identities:
+        assert before <= identity, "runs come in base order"
+        whole.update((b"," if before else b"") + canonical_json(identity))
+        before = identity
+    whole.update(b"]}")
+    return whole.hexdigest()
 
 
 def objects_digest(arrays: Iterable[StoredArray]) -> str:

@@ -90,7 +90,7 @@ def recommit(
     segment["index"] = _put(present, data, 0)
     content |= {
         "segments": [segment],
-        "content_digest": content_digest([row.identity for row in runs], parameters=present.parameters),
+        "content_digest": content_digest(sorted(row.identity for row in runs), parameters=present.parameters),
     }
     document(content)
     number = present.generation.number + 1

@@ -153,7 +153,7 @@ def generation_content(store: Store, *segments: Sequence[TinyRun]) -> dict[str, 
         rows += more
         listed.append(segment)
     return {
-        "content_digest": content_digest([row.identity for row in rows], parameters=PARAMETERS),
+        "content_digest": content_digest(sorted(row.identity for row in rows), parameters=PARAMETERS),
         "parameters": PARAMETERS,
         "participants": put_table(store, encode_participants(PARTICIPANTS), len(PARTICIPANTS)),
         "segments": listed,
