@@ -1,7 +1,8 @@
 """Runs and arrays of a dataset as columns: what 100,000 of them cost to hold, and rows made when they are asked for."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -10,33 +11,23 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fmristream.catalog.run import IDENTITY, Run, StoredArray
-from fmristream.catalog.tables import (
-    arrays_of,
-    empty_runs,
-    python_column,
-    read_arrays,
-    read_file_sizes,
-    read_runs,
-    runs_of,
-)
+from fmristream.catalog.tables import RunsFile, arrays_of, read_arrays, read_file_sizes, to_python, type_of_column
 
-# Rows that iteration makes at once.
+# Rows that are handled at once.
 _BATCH_ROWS = 4096
-# Rows that are kept once made; 2 kB each.
-_KEPT_ROWS = 8192
-Places = NDArray[np.int32]  # (2, runs): segment, and row in it, that each run came from
+
+Positions = NDArray[np.int64]
 
 
 class RunTable(Sequence[Run]):
-    """The runs of a dataset in base order; a sequence whose items are made on access, and columns that are not.
+    """The runs of a dataset in base order: a sequence whose items are made on access, and columns that are not.
 
-    Safe to share between threads.
+    Columns and row groups are decoded when they are asked for first, and kept. Safe to share between threads.
     """
 
-    def __init__(self, table: pa.Table, places: Places) -> None:
-        self._table = table
-        self._places = places
-        self._made: dict[int, Run] = {}  # rows that were asked for one by one: making one takes 90 us
+    def __init__(self, source: "_Segments", rows: Positions) -> None:
+        self._source = source
+        self._rows = rows  # of the source, one for each run
 
     @classmethod
     def of_segments(cls, segments: Iterable[bytes]) -> "RunTable":
@@ -45,34 +36,23 @@ class RunTable(Sequence[Run]):
         Raises:
             CorruptDataError: one of them is no runs table.
         """
-        tables = [read_runs(data) for data in segments]
-        places = np.concatenate(
-            [np.zeros((2, 0), np.int32)]
-            + [
-                np.stack([np.full(len(t), n, np.int32), np.arange(len(t), dtype=np.int32)])
-                for n, t in enumerate(tables)
-            ],
-            axis=1,
-        )
-        table = pa.concat_tables(tables) if tables else empty_runs()
-        order = _base_order(table)
-        if not np.array_equal(order, np.arange(len(order))):  # a copy of everything, which one segment never needs
-            table, places = table.take(pa.array(order)), places[:, order]
-        return cls(table, places)
+        source = _Segments([RunsFile(data) for data in segments])
+        return cls(source, source.base_order())
 
     def column(self, name: str) -> list[Any]:
         """A column of every run, as the values that `Run` has."""
-        return python_column(self._table, name)
+        return to_python(self._chunks(name), name)
 
     def numbers(self, name: str) -> NDArray[Any]:
         """A column of numbers; NaN where there is none."""
-        values: NDArray[Any] = self._table.column(name).to_numpy()
+        values: NDArray[Any] = self._chunks(name).to_numpy()
         return values
 
     def counts(self, *names: str) -> dict[Any, int]:
         """How many runs have each value (of one column), or each tuple of values; the most frequent first."""
-        groups = self._table.group_by(list(names)).aggregate([([], "count_all")])
-        columns = [python_column(groups, name) for name in names]
+        table = pa.table({name: self._chunks(name) for name in names})
+        groups = table.group_by(list(names), use_threads=False).aggregate([([], "count_all")])
+        columns = [to_python(groups.column(name), name) for name in names]
         keys = columns[0] if len(names) == 1 else list(zip(*columns, strict=True))
         found = zip(keys, groups.column("count_all").to_pylist(), strict=True)
         return dict(sorted(found, key=lambda pair: (-pair[1], str(pair[0]))))
@@ -80,28 +60,25 @@ class RunTable(Sequence[Run]):
     @property
     def repeated_name(self) -> str | None:
         """A name that two runs have, if there is one: no dataset is so."""
-        if len(pc.unique(self._table.column("name"))) == len(self):
+        if len(set(self.column("name"))) == len(self):  # pyarrow's count_distinct takes 68 MB for 100,000 names
             return None
         return str(next(iter(self.counts("name"))))
 
     def identities(self) -> Iterator[tuple[str, ...]]:
         """What of each run enters the content digest, in base order."""
-        for start in range(0, len(self), _BATCH_ROWS):
-            batch = self._table.slice(start, _BATCH_ROWS)
-            yield from zip(*(python_column(batch, name) for name in IDENTITY), strict=True)
+        return _tuples({name: self._chunks(name) for name in IDENTITY})
 
     def select(self, chosen: NDArray[np.bool_]) -> "RunTable":
         """The runs that are marked, in the same order."""
-        return RunTable(self._table.filter(pa.array(chosen)), self._places[:, chosen])
+        return RunTable(self._source, self._rows[chosen])
 
     def where(self, name: str, value: str) -> "RunTable":
         """The runs that have this value in a column of text."""
-        return self.select(pc.equal(self._table.column(name), value).to_numpy())
+        return self.select(pc.equal(self._chunks(name), value).to_numpy())
 
     def place(self, position: int) -> tuple[int, int]:
         """(segment, row in it) of the run at a position."""
-        segment, row = self._places[:, position].tolist()
-        return segment, row
+        return self._source.place(int(self._rows[position]))
 
     @overload
     def __getitem__(self, position: int) -> Run: ...
@@ -111,25 +88,68 @@ class RunTable(Sequence[Run]):
 
     def __getitem__(self, position: int | slice) -> Run | tuple[Run, ...]:
         if isinstance(position, slice):
-            wanted = np.arange(len(self))[position]
-            return tuple(runs_of(self._table.take(pa.array(wanted))))
+            return tuple(self._source.run(row) for row in self._rows[position].tolist())
         if not -len(self) <= position < len(self):
             raise IndexError(f"run {position} was asked for, there are {len(self)}")
-        position %= len(self)
-        run = self._made.get(position)
-        if run is None:
-            run = runs_of(self._table.slice(position, 1))[0]
-            if len(self._made) >= _KEPT_ROWS:
-                self._made.clear()
-            self._made[position] = run
-        return run
+        return self._source.run(int(self._rows[position]))
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[Run]:
-        for start in range(0, len(self), _BATCH_ROWS):
-            yield from runs_of(self._table.slice(start, _BATCH_ROWS))
+        return (self._source.run(row) for row in self._rows.tolist())
+
+    def _chunks(self, name: str) -> pa.ChunkedArray:
+        column = self._source.column(name)
+        return column if self._source.is_in_order(self._rows) else column.take(pa.array(self._rows))
+
+
+class _Segments:
+    """The rows of several runs tables, one after the other."""
+
+    def __init__(self, files: Sequence[RunsFile]) -> None:
+        self._files = files
+        self._first = np.concatenate([[0], np.cumsum([file.rows for file in files])]).astype(np.int64)
+        self._columns: dict[str, pa.ChunkedArray] = {}
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column of all of them."""
+        found = self._columns.get(name)
+        if found is None:
+            chunks = [chunk for file in self._files for chunk in file.column(name).chunks]
+            found = self._columns[name] = pa.chunked_array(chunks, type_of_column(name))
+        return found
+
+    def place(self, row: int) -> tuple[int, int]:
+        """(file, row in it)."""
+        number = int(np.searchsorted(self._first, row, side="right")) - 1
+        return number, row - int(self._first[number])
+
+    def run(self, row: int) -> Run:
+        """The run in a row."""
+        number, row = self.place(row)
+        return self._files[number].run(row)
+
+    def base_order(self) -> Positions:
+        """The rows, sorted as runs are everywhere: by labels, by code point, then by digest."""
+        columns = {name: self.column(name) for name in IDENTITY}
+        if all(before <= after for before, after in pairwise(_tuples(columns))):  # so our writer leaves one segment
+            return np.arange(self._first[-1], dtype=np.int64)
+        keys = [(name, "ascending") for name in IDENTITY]
+        order: Positions = pc.sort_indices(pa.table(columns), sort_keys=keys).to_numpy().astype(np.int64)
+        return order
+
+    def is_in_order(self, rows: Positions) -> bool:
+        """Whether these are all rows, as they stand."""
+        return len(rows) == self._first[-1] and bool((np.diff(rows) == 1).all())
+
+
+def _tuples(columns: Mapping[str, pa.ChunkedArray]) -> Iterator[tuple[Any, ...]]:
+    """The rows of some columns, made a batch at a time."""
+    rows = len(next(iter(columns.values())))
+    for start in range(0, rows, _BATCH_ROWS):
+        batch = [to_python(column.slice(start, _BATCH_ROWS), name) for name, column in columns.items()]
+        yield from zip(*batch, strict=True)
 
 
 class ArrayTable:

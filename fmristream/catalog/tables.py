@@ -1,7 +1,9 @@
 """The Parquet tables: rows of frozen values in, bytes out, and back. With `run_table` the only importer of pyarrow."""
 
 import io
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -107,30 +109,62 @@ def encode_runs(runs: Sequence[Run]) -> bytes:
 
 def decode_runs(data: bytes) -> list[Run]:
     """Rows of a runs table."""
-    return runs_of(read_runs(data))
+    file = RunsFile(data)
+    return [file.run(row) for row in range(file.rows)]
 
 
-def read_runs(data: bytes) -> pa.Table:
-    """A runs table as columns."""
-    return _from_parquet(data, _RUNS)
+class RunsFile:
+    """A runs table that is decoded in parts: a column, or the row group that a row is in; rows are kept once made.
+
+    Raises:
+        CorruptDataError: it is no Parquet, or columns are missing or of other types.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._file = _opened(data)
+        _require_columns(self._file.schema_arrow, _RUNS)
+        groups = self._file.metadata
+        sizes = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
+        self._first: list[int] = [0, *accumulate(sizes)]
+        self._made: dict[int, list[Run]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RunsFile, (self._data,)
+
+    @property
+    def rows(self) -> int:
+        """How many runs it holds."""
+        return self._first[-1]
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column of all rows."""
+        return _selected(self._file, _RUNS, [name]).column(name)
+
+    def run(self, row: int) -> Run:
+        """The run in a row."""
+        group = bisect_right(self._first, row) - 1
+        made = self._made.get(group)
+        if made is None:
+            made = self._made[group] = self._rows_of(group)
+        return made[row - self._first[group]]
+
+    def _rows_of(self, group: int) -> list[Run]:
+        table = _selected(self._file, _RUNS, _RUNS.names, row_group=group)
+        columns = [to_python(table.column(name), name) for name in _RUNS.names]
+        return [Run(**dict(zip(_RUNS.names, values, strict=True))) for values in zip(*columns, strict=True)]
 
 
-def empty_runs() -> pa.Table:
-    """A runs table without rows."""
-    return _RUNS.empty_table()
-
-
-def runs_of(table: pa.Table) -> list[Run]:
-    """The rows of such a table, in its order."""
-    columns = [python_column(table, name) for name in _RUNS.names]
-    return [Run(**dict(zip(_RUNS.names, row, strict=True))) for row in zip(*columns, strict=True)]
-
-
-def python_column(table: pa.Table, name: str) -> list[Any]:
-    """A column as the values that `Run` has."""
-    values = table.column(name).to_pylist()
+def to_python(column: pa.ChunkedArray, name: str) -> list[Any]:
+    """A column of the runs table as the values that `Run` has."""
+    values = column.to_pylist()
     convert = _FROM_COLUMN.get(name)
     return values if convert is None else [convert(value) for value in values]
+
+
+def type_of_column(name: str) -> pa.DataType:
+    """The type of a column of the runs table."""
+    return _RUNS.field(name).type
 
 
 class ArraysEncoder:
@@ -172,7 +206,7 @@ def read_arrays(data: bytes) -> pa.Table:
 
 def read_file_sizes(data: bytes) -> pa.Array:
     """Size of every object that an arrays table names; nothing else of it is decoded."""
-    lists = _read(data, ["files"], leaf="files.list.element.bytes").column("files").combine_chunks()
+    lists = _opened(data).read(columns=["files.list.element.bytes"], use_threads=False).column("files").combine_chunks()
     return lists.flatten().field("bytes")
 
 
@@ -251,16 +285,40 @@ def _column(values: list[str | float | None]) -> pa.Array:
 
 
 def _from_parquet(data: bytes, schema: pa.Schema) -> pa.Table:
-    table = _read(data, schema.names)
-    missing = [name for name in schema.names if name not in table.column_names]
+    file = _opened(data)
+    _require_columns(file.schema_arrow, schema)
+    return _selected(file, schema, schema.names)
+
+
+def _opened(data: bytes) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptDataError(f"a dataset table is not readable as Parquet: {error}") from error
+
+
+def _require_columns(found: pa.Schema, schema: pa.Schema) -> None:
+    """Raise CorruptDataError unless a table has these columns; what a later release adds is not ours to judge."""
+    missing = [name for name in schema.names if name not in found.names]
     if missing:
         raise CorruptDataError(
             f"a dataset table lacks the columns {', '.join(missing)}; it was not written by fmristream"
         )
+
+
+def _selected(
+    file: pq.ParquetFile, schema: pa.Schema, names: Sequence[str], *, row_group: int | None = None
+) -> pa.Table:
+    """Some columns, of all rows or of one row group, in the types that FORMAT.md says."""
+    wanted = pa.schema([schema.field(name) for name in names])
     try:
-        table = table.select(schema.names)
-        return table if table.schema.equals(schema) else table.cast(schema)
-    except pa.ArrowException as error:
+        if row_group is None:
+            table = file.read(columns=list(names), use_threads=False)
+        else:
+            table = file.read_row_group(row_group, columns=list(names), use_threads=False)
+        table = table.select(list(names))
+        return table if table.schema.equals(wanted) else table.cast(wanted)
+    except (pa.ArrowException, OSError) as error:
         raise CorruptDataError(f"a dataset table has columns of other types than FORMAT.md says: {error}") from error
 
 
@@ -293,13 +351,8 @@ class _Writer:
         return self._sink.getvalue()
 
 
-def _read(data: bytes, names: Sequence[str] | None = None, leaf: str = "") -> pa.Table:
+def _read(data: bytes) -> pa.Table:
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        if leaf:
-            return file.read(columns=[leaf], use_threads=False)
-        # Columns that a later release adds are not ours to judge: what must be understood stands in `requires`.
-        wanted = None if names is None else [name for name in file.schema_arrow.names if name in names]
-        return file.read(columns=wanted, use_threads=False)
+        return _opened(data).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise CorruptDataError(f"a dataset table is not readable as Parquet: {error}") from error
