@@ -26,6 +26,7 @@ class WrittenRun:
     statistics: Statistics
     arrays: tuple[StoredArray, ...]
     lengths: tuple[int, ...]
+    removed: tuple[str, ...] = ()  # header fields that held something and were not stored
 
 
 class RunWriter:
