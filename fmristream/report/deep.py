@@ -118,7 +118,9 @@ def _read_through_zarr(dataset: Dataset, reader: RunReader, found: Findings) -> 
         group: Any = dataset.zarr(run)
         for frame in sorted({0, run.frames // 2, run.frames - 1}):
             values = np.asarray(group[name][frame])
-            if reader.is_difference:
+            if reader.is_volume:
+                values = np.ascontiguousarray(values.transpose(2, 1, 0))  # (z, y, x) to the order of voxels
+            elif reader.is_difference:
                 with np.errstate(over="ignore"):
                     values = values + np.asarray(group["reference"][:])
             if values.tobytes() != reader.read_stored(frame, frame + 1).tobytes():
