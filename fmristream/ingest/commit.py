@@ -27,9 +27,6 @@ from fmristream.shards.index import encode_block
 from fmristream.shards.spaces import Space, space_document, write_space
 from fmristream.storage import Store
 
-# What of a conversion changes samples, and so the content digest.
-PARAMETERS = {"codec": "lossless", "layout": "voxels"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
@@ -57,7 +54,7 @@ def run_row(converted: Converted, *, split: str) -> Run:
         frames=header.frames,
         tr_s=converted.surveyed.tr_s,
         shape=header.shape,
-        voxels=done.arrays[0].shape[-1],
+        voxels=math.prod(done.arrays[0].shape[1:]),
         space_digest=done.space_digest,
         affine=converted.surveyed.affine,
         dtype=header.dtype.str,
@@ -82,6 +79,8 @@ def commit_dataset(
     quarantined: Sequence[Quarantined],
     split: Mapping[str, Any],
     mask: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    headers: Mapping[str, Any],
 ) -> tuple[Generation, tuple[Run, ...]]:
     """Write the tables and commit generation 1.
 
@@ -94,6 +93,8 @@ def commit_dataset(
         quarantined: what was not.
         split: how the split was made, for the record.
         mask: how the masks were chosen, likewise.
+        parameters: what of the conversion enters the content digest.
+        headers: what was stored of NIfTI headers, for the record.
     """
     ordered = sorted(
         ((run_row(one, split=parts.get(one.surveyed.source.subject, "")), one) for one in converted),
@@ -102,9 +103,10 @@ def commit_dataset(
     runs = tuple(run for run, _ in ordered)
     index, arrays = _index_and_arrays([one.finished for _, one in ordered])
     content = {
-        "content_digest": content_digest(runs, parameters=PARAMETERS),
+        "content_digest": content_digest(runs, parameters=parameters),
+        "headers": dict(headers),
         "mask": dict(mask),
-        "parameters": PARAMETERS,
+        "parameters": dict(parameters),
         "participants": _put_table(store, encode_participants(participants), len(participants)),
         "segments": [
             {

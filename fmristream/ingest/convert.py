@@ -10,7 +10,6 @@ from fmristream.ingest.execute import Engine
 from fmristream.ingest.options import (
     ConvertOptions,
     ConvertReport,
-    MaskChoice,
     Progress,
     ProgressCallback,
     Quarantined,
@@ -19,7 +18,14 @@ from fmristream.ingest.plan import SpacePlan, Survey, plan_spaces, survey
 from fmristream.ingest.present import mask_record, open_present, report_present, require_same
 from fmristream.ingest.sources import Listing, find_runs
 from fmristream.ingest.splitting import split_subjects
-from fmristream.ingest.summary import describe_runs, estimate, not_chosen, participant_warnings, stored_bytes
+from fmristream.ingest.summary import (
+    describe_runs,
+    estimate,
+    headers_record,
+    not_chosen,
+    participant_warnings,
+    stored_bytes,
+)
 from fmristream.ingest.target import require_readable_mask, require_writable
 from fmristream.ingest.tasks import Resumed, RunTask, SurveyedRun, convert_run
 from fmristream.shards.generation import repair_hint
@@ -91,13 +97,13 @@ def convert_into(
 
 
 def _convert(store: Store, listing: Listing, found: Survey, options: ConvertOptions, meter: "_Meter") -> ConvertReport:
-    choice = MaskChoice.parse(options.mask)
+    choice = options.mask_choice
     with Engine(options.workers) as engine:
         meter.start("computing masks", runs=0, frames=sum(run.header.frames for run in found.runs))
         plan = plan_spaces(found.runs, choice, engine, meter.frames_done)
         for space in plan.spaces.values():
             write_space(store, space)
-        done = _convert_runs(store, found.runs, plan, engine, meter)
+        done = _convert_runs(store, found.runs, plan, engine, meter, options)
     quarantined = (*found.quarantined, *plan.quarantined, *done.quarantined)
     _require_some(done.converted, quarantined, listing.root)
     subjects = {one.surveyed.source.subject for one in done.converted}
@@ -111,9 +117,13 @@ def _convert(store: Store, listing: Listing, found: Survey, options: ConvertOpti
         quarantined=quarantined,
         split=how,
         mask=mask_record(choice),
+        parameters=options.parameters,
+        headers=headers_record(options, [one.finished.removed for one in done.converted]),
     )
     pending.clear(store)
-    report = describe_runs(store.name, listing.kind, runs, parts, stored_bytes(done.converted))
+    report = describe_runs(
+        store.name, listing.kind, runs, parts, stored_bytes(done.converted), generation.document["headers"]
+    )
     return replace(
         report,
         content_digest=str(generation.document["content_digest"]),
@@ -140,10 +150,24 @@ class _Done:
     resumed: int = 0
 
 
-def _convert_runs(store: Store, runs: Sequence[SurveyedRun], plan: SpacePlan, engine: Engine, meter: "_Meter") -> _Done:
+def _convert_runs(
+    store: Store,
+    runs: Sequence[SurveyedRun],
+    plan: SpacePlan,
+    engine: Engine,
+    meter: "_Meter",
+    options: ConvertOptions,
+) -> _Done:
     wanted = [run for run in runs if run.source.key in plan.of_run]
     tasks = [
-        RunTask(run=run, store=store, space_digest=digest, space_document=space_document(plan.spaces[digest]))
+        RunTask(
+            run=run,
+            store=store,
+            space_digest=digest,
+            space_document=space_document(plan.spaces[digest]),
+            layout=options.layout,
+            header=options.header,
+        )
         for run in wanted
         for digest in [plan.of_run[run.source.key]]
     ]

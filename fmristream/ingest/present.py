@@ -10,7 +10,7 @@ from fmristream.ingest.fingerprint import quick_fingerprint
 from fmristream.ingest.options import ConvertOptions, ConvertReport, MaskChoice, Quarantined
 from fmristream.ingest.plan import Survey, plan_spaces
 from fmristream.ingest.splitting import split_subjects
-from fmristream.ingest.summary import describe_runs
+from fmristream.ingest.summary import describe_runs, headers_mode, headers_of
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import FOLDER, newest_generation
 from fmristream.storage import Store
@@ -45,7 +45,7 @@ def report_present(present: Dataset, *, source_kind: str) -> ConvertReport:
     """The report of a conversion that found its work done."""
     parts = {run.subject: run.split for run in present.runs if run.split}
     return replace(
-        describe_runs(present.url, source_kind, present.runs, parts, stored_bytes=0),
+        describe_runs(present.url, source_kind, present.runs, parts, 0, present.generation.document.get("headers", {})),
         already_there=True,
         content_digest=present.content_digest,
         generation_digest=present.generation_digest,
@@ -81,12 +81,14 @@ def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> 
     """Each option that would have given other samples, named."""
     rows = {run.name: run for run in present.runs}
     kept = [run for run in found.runs if run.source.name in rows]
-    choice = MaskChoice.parse(options.mask)
+    choice = options.mask_choice
     parts, _ = split_subjects({run.subject for run in present.runs}, options)
     differs = {
         "another space": any(rows[run.source.name].space != run.space for run in kept),
         "another tr": any(rows[run.source.name].tr_s != run.tr_s for run in kept),
         "another split": any(run.split != parts.get(run.subject, "") for run in present.runs),
+        "another layout": present.parameters != options.parameters,
+        "other headers": headers_of(present.generation.document) != headers_mode(options),
         "another mask": present.generation.document["mask"] != mask_record(choice),
     }
     brings_masks = choice.kind == "auto" and all(run.source.mask_url for run in found.runs)

@@ -1,14 +1,15 @@
 """What a conversion amounts to, in numbers: afterwards from the tables, beforehand as an estimate."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from fmristream.catalog.run import UNALIGNED, Run
 from fmristream.catalog.tables import Participant
 from fmristream.ingest.commit import Converted
-from fmristream.ingest.options import ConvertOptions, ConvertReport, MaskChoice, Quarantined
+from fmristream.ingest.options import ConvertOptions, ConvertReport, Quarantined
 from fmristream.ingest.plan import Survey
 from fmristream.ingest.sources import Listing
 from fmristream.ingest.splitting import split_subjects
@@ -24,8 +25,17 @@ FILES_PER_RUN = 9
 FOLDERS_PER_RUN = 9
 
 
-def describe_runs(url: str, kind: str, runs: Sequence[Run], parts: dict[str, str], stored_bytes: int) -> ConvertReport:
-    """The report of a dataset that holds these runs."""
+# Beside the other warnings of a conversion, where it was asked for.
+ORIGINAL_HEADERS = (
+    "original NIfTI headers are stored with every byte: descriptions, comments and extensions may name a person, a place "
+    "or a date; read them before the dataset is shared, or convert with --header scrub"
+)
+
+
+def describe_runs(
+    url: str, kind: str, runs: Sequence[Run], parts: dict[str, str], stored_bytes: int, headers: Mapping[str, Any]
+) -> ConvertReport:
+    """The report of a dataset that holds these runs; `headers` is what its generation records of them."""
     return ConvertReport(
         url=url,
         source_kind=kind,
@@ -36,14 +46,19 @@ def describe_runs(url: str, kind: str, runs: Sequence[Run], parts: dict[str, str
         spaces=tuple(sorted({run.space for run in runs})),
         stored_bytes=stored_bytes,
         source_bytes=sum(run.source_bytes for run in runs),
-        warnings=alignment_warnings((run.space, run.subject) for run in runs),
+        headers=headers.get("mode", "none"),
+        headers_removed=dict(headers.get("removed", {})),
+        warnings=(
+            *alignment_warnings((run.space, run.subject) for run in runs),
+            *([ORIGINAL_HEADERS] if headers.get("contains_original_headers") else []),
+        ),
     )
 
 
 def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions) -> ConvertReport:
     """What a conversion would do, from headers alone."""
     parts, _ = split_subjects({run.source.subject for run in found.runs}, options)
-    share = 1.0 if MaskChoice.parse(options.mask).kind == "none" else TYPICAL_MASK_SHARE
+    share = 1.0 if options.mask_choice.kind == "none" else TYPICAL_MASK_SHARE
     stored = 0.0
     for run in found.runs:
         voxels = padded_length(round(share * float(np.prod(run.header.shape))))
@@ -63,12 +78,30 @@ def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions)
         folders=FOLDERS_PER_RUN * len(found.runs) + 8,
         quarantined=tuple(found.quarantined),
         not_chosen=not_chosen(listing),
+        headers=headers_mode(options),
         warnings=(
             *listing.notes,
             *found.warnings,
             *alignment_warnings((run.space, run.source.subject) for run in found.runs),
         ),
     )
+
+
+def headers_mode(options: ConvertOptions) -> str:
+    """What will be stored of NIfTI headers: nothing, what is left of them, or all."""
+    return "none" if options.layout == "voxels" else options.header
+
+
+def headers_of(document: Mapping[str, Any]) -> str:
+    """The same of a generation; releases that stored no headers recorded nothing."""
+    return str(document.get("headers", {}).get("mode", "none"))
+
+
+def headers_record(options: ConvertOptions, removed: Iterable[Iterable[str]]) -> dict[str, Any]:
+    """What a generation records of headers: how they were treated, and in how many runs a field held something."""
+    mode = headers_mode(options)
+    counts = Counter(name for fields in removed for name in fields)
+    return {"contains_original_headers": mode == "keep", "mode": mode, "removed": dict(sorted(counts.items()))}
 
 
 def participant_warnings(participants: Sequence[Participant], subjects: set[str]) -> tuple[str, ...]:
