@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +11,16 @@ from fmristream.errors import CorruptDataError, SourceError
 from fmristream.ingest import pending
 from fmristream.ingest.epi_mask import compute_mask
 from fmristream.ingest.fingerprint import quick_fingerprint
+from fmristream.ingest.header_bytes import Scrubbed, is_big_endian, make_prefix, scrub
 from fmristream.ingest.mask_file import read_mask
-from fmristream.ingest.options import Quarantined
+from fmristream.ingest.options import HeaderMode, Layout, Quarantined
 from fmristream.ingest.pending import FinishedRun
-from fmristream.ingest.run_stream import RunHeader, open_run
+from fmristream.ingest.run_stream import RunHeader, RunStream, open_run
 from fmristream.ingest.sources import SourceRun
 from fmristream.shards.digest import sha256
 from fmristream.shards.run_writer import RunWriter
 from fmristream.shards.spaces import Space, read_space
+from fmristream.shards.volume import NiftiPrefix, VolumeRunWriter
 from fmristream.signal import kernels
 from fmristream.signal.grid import fortran_positions
 from fmristream.storage import Store
@@ -57,6 +60,8 @@ class RunTask:
     store: Store
     space_digest: str
     space_document: dict[str, object]
+    layout: Layout = "voxels"
+    header: HeaderMode = "scrub"  # of layout volume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,12 +107,13 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
             "own_mask": None if own_mask is None else sha256(np.packbits(own_mask).tobytes()),
             "space": task.space_digest,
             "tr_s": task.run.tr_s,
+            **({"header": task.header, "layout": task.layout} if task.layout != "voxels" else {}),
         }
         found = pending.load(store, pending.record_key(source.key, quick_fingerprint(source), decided=decided))
         if found is not None:
             return Resumed(finished=found)
         space = read_space(store, digest=task.space_digest, document=task.space_document)
-        finished = _convert(task.run, store, space, own_mask, on_frame)
+        finished = _convert(task, space, own_mask, on_frame)
         # The content that was read is what is recorded, should the file have changed meanwhile.
         pending.save(store, pending.record_key(source.key, finished.source, decided=decided), finished)
         return finished
@@ -116,27 +122,17 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
 
 
 def _convert(
-    run: SurveyedRun,
-    store: Store,
+    task: RunTask,
     space: Space,
     own_mask: NDArray[np.bool_] | None,
     on_frame: FrameCallback | None,
 ) -> FinishedRun:
-    header = run.header
+    run, header = task.run, task.run.header
     positions = fortran_positions(space.mask)
     values = np.empty(len(positions), dtype=header.dtype)
     with (
-        open_run(run.source) as stream,
-        RunWriter(
-            store,
-            space,
-            frames=header.frames,
-            dtype=header.dtype,
-            slope=header.slope,
-            inter=header.inter,
-            affine=run.affine,
-            tr_s=run.tr_s,
-        ) as writer,
+        open_run(run.source, with_prefix=task.layout == "volume") as stream,
+        _writer(task, space, stream) as writer,
     ):
         if stream.header != header:
             raise SourceError(f"{run.source.key}: its header changed while the conversion ran; convert it again")
@@ -152,6 +148,40 @@ def _convert(
             outside=0 if own_mask is None else int((own_mask & ~space.mask).sum()),
             source=stream.fingerprint(),
         )
+
+
+def _writer(task: RunTask, space: Space, stream: RunStream) -> RunWriter | VolumeRunWriter:
+    """The writer of the layout that was asked for."""
+    header = task.run.header
+    is_volume = task.layout == "volume"
+    writer = partial(VolumeRunWriter, prefix=_prefix(task, stream)) if is_volume else RunWriter
+    return writer(
+        task.store,
+        space,
+        frames=header.frames,
+        dtype=header.dtype,
+        slope=header.slope,
+        inter=header.inter,
+        affine=task.run.affine,
+        tr_s=task.run.tr_s,
+    )
+
+
+def _prefix(task: RunTask, stream: RunStream) -> NiftiPrefix:
+    """What is stored of the source's header; one made for it where the run comes from no file."""
+    run, header = task.run, task.run.header
+    original = stream.prefix or make_prefix(
+        shape=header.shape,
+        frames=header.frames,
+        dtype=header.dtype,
+        slope=header.slope,
+        inter=header.inter,
+        affine=run.affine,
+        tr_s=run.tr_s,
+        space=run.space,
+    )
+    kept = Scrubbed(prefix=original, removed=()) if task.header == "keep" else scrub(original)
+    return NiftiPrefix(data=kept.prefix, big_endian=is_big_endian(original), mode=task.header, removed=kept.removed)
 
 
 def _own_mask(run: SurveyedRun) -> NDArray[np.bool_] | None:
