@@ -22,6 +22,7 @@ COMMANDS = {
     "info": "say what a dataset holds",
     "verify": "check a dataset, or compare it with its source",
     "preview": "picture every run",
+    "export": "write runs as NIfTI files again",
 }
 
 EXAMPLES = """\

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fmristream.ingest.nifti_header import DTYPES, HEADER_BYTES, MAGIC
+from fmristream.errors import SourceError
+from fmristream.ingest.nifti_header import DTYPES, HEADER_BYTES, MAGIC, header_length
 from fmristream.signal.grid import voxel_sizes_mm
 
 EXTENDER_BYTES = 4
@@ -72,6 +73,18 @@ class Scrubbed:
 
     prefix: bytes
     removed: tuple[str, ...]
+
+
+def header_of(prefix: bytes, name: str) -> bytes:
+    """The header alone, of bytes that nobody checked.
+
+    Raises:
+        SourceError: they do not begin with a whole header.
+    """
+    size = header_length(prefix[:4], name)
+    if len(prefix) < size + EXTENDER_BYTES:
+        raise SourceError(f"{name}: {len(prefix)} bytes, where a header takes {size + EXTENDER_BYTES}")
+    return prefix[:size]
 
 
 def version_of(prefix: bytes) -> int:

@@ -19,7 +19,7 @@ from fmristream.shards.digest import RunDigest, run_header, sha256
 from fmristream.shards.frames import FramesWriter
 from fmristream.shards.run_writer import WrittenRun
 from fmristream.shards.spaces import Space
-from fmristream.signal.grid import volume_of, voxel_sizes_mm
+from fmristream.signal.grid import in_byte_order, volume_of, voxel_sizes_mm
 from fmristream.signal.measure import REFERENCE_FRAMES, RunMeasure, Statistics, moments_of, reference_of
 from fmristream.storage import Store
 
@@ -192,13 +192,6 @@ class VolumeRunWriter:
             "fmristream": own,
             "ome": ome_attributes(affine=tuple(self._header["affine"]), tr_s=self._header["tr_s"]),
         }
-
-
-def in_byte_order(frame: NDArray[Any], *, big_endian: bool) -> NDArray[Any]:
-    """A contiguous little-endian frame with its bytes in the order of a file; bits of NaN are moved, never computed with."""
-    if not big_endian or frame.dtype.itemsize == 1:
-        return frame
-    return frame.view(f"<u{frame.dtype.itemsize}").byteswap()
 
 
 def ome_attributes(*, affine: tuple[float, ...], tr_s: float | None) -> dict[str, Any]:

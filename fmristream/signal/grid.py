@@ -60,6 +60,13 @@ def volume_of(values: NDArray[Any], shape: Shape3) -> NDArray[Any]:
     return values.reshape(shape).transpose(2, 1, 0)
 
 
+def in_byte_order(frame: NDArray[Any], *, big_endian: bool) -> NDArray[Any]:
+    """A contiguous little-endian frame with its bytes in the order of a file; bits of NaN are moved, never computed with."""
+    if not big_endian or frame.dtype.itemsize == 1:
+        return frame
+    return frame.view(f"<u{frame.dtype.itemsize}").byteswap()
+
+
 def stored_order(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Positions of the mask's voxels in a C-ordered (x, y, z) grid, z fastest: the order of the last axis on disk."""
     return np.flatnonzero(np.ascontiguousarray(mask).reshape(-1))
