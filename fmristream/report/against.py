@@ -11,7 +11,7 @@ from fmristream.catalog.run import Run
 from fmristream.errors import CorruptDataError, FormatError, ObjectMissingError, SourceError
 from fmristream.ingest.nibabel_reader import SourceImage, open_with_nibabel
 from fmristream.ingest.sources import Listing, SourceRun
-from fmristream.report.deep import frame_blocks
+from fmristream.report.blocks import frame_blocks
 from fmristream.report.findings import Findings, first_few
 from fmristream.report.threads import Counter, in_threads
 from fmristream.shards.dataset import Dataset

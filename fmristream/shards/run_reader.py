@@ -152,8 +152,10 @@ class RunReader:
         Raises:
             CorruptDataError: it is not the object that was committed.
         """
-        document = json.loads(self._whole(self.arrays[""], "zarr.json"))
-        return dict(document["attributes"]["fmristream"])
+        try:
+            return dict(json.loads(self._whole(self.arrays[""], "zarr.json"))["attributes"]["fmristream"])
+        except (ValueError, LookupError, TypeError) as error:  # its sha256 is right: somebody else wrote it so
+            raise CorruptDataError(f"{self._what}: its group does not say what a run's group says") from error
 
     @property
     def nifti_prefix(self) -> bytes | None:

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import os
 import stat
 from pathlib import Path
@@ -272,6 +273,28 @@ def test_a_header_of_another_image_is_refused(tmp_path):
     lying = recommit(dataset.url, array=other)
     with pytest.raises(CorruptDataError, match="of another image"):
         export_run(lying, 0, tmp_path / "back.nii")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda nifti: nifti.update(stream_sha256="0" * 64), "image comes to"),
+        (lambda nifti: nifti.pop("stream_sha256"), "does not say what its image"),
+        (lambda nifti: nifti.clear(), "does not say what its image"),
+    ],
+)
+def test_attributes_that_say_another_image_are_refused_and_found(tmp_path, change, what):
+    dataset = dataset_of(tmp_path, nifti_bytes(brain_like()), KEEP)
+    document = json.loads((Path(dataset.url) / dataset.runs[0].object / "zarr.json").read_text())
+    change(document["attributes"]["fmristream"]["nifti"])
+    data = json.dumps(document).encode()
+    lying = recommit(
+        dataset.url,
+        array=lambda array: array if array.name else with_values(array, Path(dataset.url), "zarr.json", data),
+    )
+    with pytest.raises(CorruptDataError, match=what):
+        export_run(lying, 0, tmp_path / "back.nii")
+    assert any(what in fault.what for fault in verify(dataset.url, deep=True).faults)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
