@@ -1,8 +1,9 @@
 """What one worker does with one run: find its mask, or convert it. Values in, values out, so that any engine can carry it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from fmristream.ingest.mask_file import read_mask
 from fmristream.ingest.options import HeaderMode, Layout, Quarantined
 from fmristream.ingest.pending import FinishedRun
 from fmristream.ingest.run_stream import RunHeader, RunStream, open_run
+from fmristream.ingest.sidecar import read_sidecar
 from fmristream.ingest.sources import SourceRun
 from fmristream.shards.digest import sha256
 from fmristream.shards.run_writer import RunWriter
@@ -102,18 +104,19 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
     """
     store, source = task.store, task.run.source
     try:
-        own_mask = _own_mask(task.run)
+        own_mask, sidecar = _own_mask(task.run), read_sidecar(source.sidecar_urls)
         decided = {
             "own_mask": None if own_mask is None else sha256(np.packbits(own_mask).tobytes()),
             "space": task.space_digest,
             "tr_s": task.run.tr_s,
+            **({"sidecar": sidecar} if sidecar else {}),
             **({"header": task.header, "layout": task.layout} if task.layout != "voxels" else {}),
         }
         found = pending.load(store, pending.record_key(source.key, quick_fingerprint(source), decided=decided))
         if found is not None:
             return Resumed(finished=found)
         space = read_space(store, digest=task.space_digest, document=task.space_document)
-        finished = _convert(task, space, own_mask, on_frame)
+        finished = _convert(task, space, own_mask, sidecar, on_frame)
         # The content that was read is what is recorded, should the file have changed meanwhile.
         pending.save(store, pending.record_key(source.key, finished.source, decided=decided), finished)
         return finished
@@ -125,6 +128,7 @@ def _convert(
     task: RunTask,
     space: Space,
     own_mask: NDArray[np.bool_] | None,
+    sidecar: Mapping[str, Any],
     on_frame: FrameCallback | None,
 ) -> FinishedRun:
     run, header = task.run, task.run.header
@@ -141,7 +145,7 @@ def _convert(
             writer.add(values)
             if on_frame is not None:
                 on_frame(1)
-        written = writer.finish(own_mask=None if own_mask is None else own_mask[space.mask])
+        written = writer.finish(own_mask=None if own_mask is None else own_mask[space.mask], sidecar=sidecar)
         return FinishedRun.of(
             written,
             space_digest=space.digest,

@@ -158,6 +158,15 @@ class RunReader:
             raise CorruptDataError(f"{self._what}: its group does not say what a run's group says") from error
 
     @property
+    def sidecar(self) -> Mapping[str, Any]:
+        """What is stored of the run's BIDS sidecar; empty where it had none.
+
+        Raises:
+            CorruptDataError: it is not what was committed.
+        """
+        return dict(self.attributes.get("sidecar", {}))
+
+    @property
     def nifti_prefix(self) -> bytes | None:
         """What an exported NIfTI file begins with: header, extensions, padding; None in layouts that keep no header.
 

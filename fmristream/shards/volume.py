@@ -7,6 +7,7 @@ space, as in the layout `voxels`.
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -111,11 +112,14 @@ class VolumeRunWriter:
                 self._measure.add(held, self._residual)
             self._held.clear()
 
-    def finish(self, *, own_mask: NDArray[np.bool_] | None = None) -> WrittenRun:
+    def finish(
+        self, *, own_mask: NDArray[np.bool_] | None = None, sidecar: Mapping[str, Any] | None = None
+    ) -> WrittenRun:
         """Publish everything that belongs to the run; it becomes part of the dataset when a generation names it.
 
         Args:
             own_mask: (v,) which of the stored voxels lie in the run's own brain mask, where it has one.
+            sidecar: what may be stored of its BIDS sidecar.
         """
         assert self._measure is not None
         assert self._reference is not None
@@ -132,7 +136,7 @@ class VolumeRunWriter:
         with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, and their z-scores 0
             arrays.append(self._objects.put_stats(np.stack([statistics.delta, statistics.sd]).astype("<f4")))
         digest = self._digest.hexdigest()
-        arrays.append(self._objects.put_group(self._attributes(digest, statistics), dtype=self._dtype))
+        arrays.append(self._objects.put_group(self._attributes(digest, statistics, sidecar or {}), dtype=self._dtype))
         self._finished = True
         return WrittenRun(
             object=self.object,
@@ -173,7 +177,7 @@ class VolumeRunWriter:
             frames_per_shard=per_shard,
         )
 
-    def _attributes(self, digest: str, statistics: Statistics) -> dict[str, Any]:
+    def _attributes(self, digest: str, statistics: Statistics, sidecar: Mapping[str, Any]) -> dict[str, Any]:
         own = {
             **self._header,
             "encoding": VOLUME_ENCODING,
@@ -184,6 +188,7 @@ class VolumeRunWriter:
                 "stream_sha256": self._stream.hexdigest(),
             },
             "run_digest": digest,
+            **({"sidecar": dict(sidecar)} if sidecar else {}),
             "space": self._space.digest,
             "valid_range": _range(statistics, self._dtype),
             "version": FORMAT_VERSION,
