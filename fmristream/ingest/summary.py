@@ -50,7 +50,7 @@ def describe_runs(
         headers_removed=dict(headers.get("removed", {})),
         warnings=(
             *alignment_warnings((run.space, run.subject) for run in runs),
-            *([ORIGINAL_HEADERS] if headers.get("contains_original_headers") else []),
+            *([ORIGINAL_HEADERS] if has_original_headers({"headers": headers}) else []),
         ),
     )
 
@@ -95,6 +95,11 @@ def headers_mode(options: ConvertOptions) -> str:
 def headers_of(document: Mapping[str, Any]) -> str:
     """The same of a generation; releases that stored no headers recorded nothing."""
     return str(document.get("headers", {}).get("mode", "none"))
+
+
+def has_original_headers(document: Mapping[str, Any]) -> bool:
+    """Whether a generation holds NIfTI headers with every byte."""
+    return bool(document.get("headers", {}).get("contains_original_headers"))
 
 
 def headers_record(options: ConvertOptions, removed: Iterable[Iterable[str]]) -> dict[str, Any]:

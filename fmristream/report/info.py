@@ -10,7 +10,7 @@ import numpy as np
 
 from fmristream.catalog.run import Run
 from fmristream.catalog.split import PARTS
-from fmristream.ingest.summary import alignment_warnings
+from fmristream.ingest.summary import ORIGINAL_HEADERS, alignment_warnings, has_original_headers, headers_of
 from fmristream.report.findings import first_few
 from fmristream.report.objects import objects_of_generation, objects_of_runs
 from fmristream.report.orientation import axis_codes, voxel_sizes_mm
@@ -80,6 +80,7 @@ class Info:
     tool: str
     layout: str
     codec: str
+    headers: str  # what is stored of NIfTI headers: none, scrub or keep
     runs: int
     subjects: int
     participants: int
@@ -124,6 +125,7 @@ def describe(dataset: Dataset) -> Info:
         tool=document["tool"],
         layout=document["parameters"]["layout"],
         codec=document["parameters"]["codec"],
+        headers=headers_of(document),
         runs=len(runs),
         subjects=len({run.subject for run in runs}),
         participants=len(dataset.participants),
@@ -143,7 +145,7 @@ def describe(dataset: Dataset) -> Info:
         source_bytes=sum(run.source_bytes for run in runs),
         objects=objects,
         quarantined=len(dataset.skipped),
-        warnings=_warnings(runs),
+        warnings=(*_warnings(runs), *([ORIGINAL_HEADERS] if has_original_headers(document) else [])),
     )
 
 

@@ -11,6 +11,7 @@ import tensorstore
 import zarr
 
 import fmristream
+from fmristream.cli.main import main
 from fmristream.errors import CorruptDataError, FormatError, UsageError
 from fmristream.ingest.options import ConvertOptions
 from fmristream.report.info import describe
@@ -89,6 +90,15 @@ def test_info_names_the_layout(tmp_path):
     voxels, volume = both(tmp_path, {"sub-1_bold.nii": brain_like()})
     assert (describe(voxels).layout, describe(volume).layout) == ("voxels", "volume")
     assert describe(volume).grids == describe(voxels).grids
+    assert (describe(voxels).headers, describe(volume).headers) == ("none", "scrub")
+
+
+def test_info_warns_of_original_headers(tmp_path, capsys):
+    _, url = two_runs(tmp_path, dataclasses.replace(VOLUME, header="keep"))
+    assert main(["info", str(url)]) == 0
+    text = capsys.readouterr().out
+    assert "original, every byte" in text
+    assert "may name a person" in text
 
 
 def test_a_dataset_on_any_store_verifies_in_every_depth(tmp_path, dataset_url):
@@ -291,6 +301,7 @@ def test_runs_of_another_layout_or_with_other_headers_are_not_taken_over(tmp_pat
     assert verify(memory_url, deep=True, against=source).faults == ()
 
 
+@pytest.mark.full
 def test_two_workers_write_the_same_dataset_as_one(tmp_path):
     source = six_runs(tmp_path / "in")
     digests = {
