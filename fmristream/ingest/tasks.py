@@ -12,13 +12,14 @@ from fmristream.errors import CorruptDataError, SourceError
 from fmristream.ingest import pending
 from fmristream.ingest.epi_mask import compute_mask
 from fmristream.ingest.fingerprint import quick_fingerprint
-from fmristream.ingest.header_bytes import Scrubbed, is_big_endian, make_prefix, scrub
+from fmristream.ingest.header_bytes import Scrubbed, header_of, is_big_endian, make_prefix, scrub
 from fmristream.ingest.mask_file import read_mask
 from fmristream.ingest.options import HeaderMode, Layout, Quarantined
 from fmristream.ingest.pending import FinishedRun
 from fmristream.ingest.run_stream import RunHeader, RunStream, open_run
 from fmristream.ingest.sidecar import read_sidecar
 from fmristream.ingest.sources import SourceRun
+from fmristream.ingest.sources.synth import is_synth
 from fmristream.shards.digest import sha256
 from fmristream.shards.run_writer import RunWriter
 from fmristream.shards.spaces import Space, read_space
@@ -174,16 +175,20 @@ def _writer(task: RunTask, space: Space, stream: RunStream) -> RunWriter | Volum
 def _prefix(task: RunTask, stream: RunStream) -> NiftiPrefix:
     """What is stored of the source's header; one made for it where the run comes from no file."""
     run, header = task.run, task.run.header
-    original = stream.prefix or make_prefix(
-        shape=header.shape,
-        frames=header.frames,
-        dtype=header.dtype,
-        slope=header.slope,
-        inter=header.inter,
-        affine=run.affine,
-        tr_s=run.tr_s,
-        space=run.space,
-    )
+    if is_synth(run.source.url):
+        original = make_prefix(
+            shape=header.shape,
+            frames=header.frames,
+            dtype=header.dtype,
+            slope=header.slope,
+            inter=header.inter,
+            affine=run.affine,
+            tr_s=run.tr_s,
+            space=run.space,
+        )
+    else:
+        original = stream.prefix
+        header_of(original, run.source.key)  # raises where there is none: never a made one in place of the source's
     kept = Scrubbed(prefix=original, removed=()) if task.header == "keep" else scrub(original)
     return NiftiPrefix(data=kept.prefix, big_endian=is_big_endian(original), mode=task.header, removed=kept.removed)
 
