@@ -31,6 +31,7 @@ examples:
   fmristream info s3://lab/study
   fmristream verify s3://lab/study --against /data/bids
   fmristream preview s3://lab/study --out pictures
+  fmristream export s3://lab/study nifti --all
 """
 
 

@@ -86,9 +86,9 @@ class VolumeRunWriter:
             dtype=dtype,
             chunk_shape=space.grid.shape[::-1],
         )
-        self._residual = (
-            None if dtype.kind == "f" else np.empty(voxels, dtype=dtype)
-        )  # of one frame, for statistics only
+        self.values: NDArray[Any] = np.empty(voxels, dtype=dtype)  # fill this with the next frame, then call append()
+        # Of one frame; statistics are taken of differences, which are stored in the other layout only.
+        self._residual = None if dtype.kind == "f" else np.empty(voxels, dtype=dtype)
         self._held: list[NDArray[Any]] = []
         self._hold = min(REFERENCE_FRAMES, frames)
         self._reference: NDArray[Any] | None = None
@@ -97,12 +97,17 @@ class VolumeRunWriter:
 
     def add(self, values: NDArray[Any]) -> None:
         """Write the next frame, (v,); the array may be reused afterwards."""
-        self._digest.add(values.data)
-        self._write(values)
+        self.values[:] = values
+        self.append()
+
+    def append(self) -> None:
+        """Write what stands in `values` as the next frame."""
+        self._digest.add(self.values.data)
+        self._write(self.values)
         if self._measure is not None:
-            self._measure.add(values, self._residual)
+            self._measure.add(self.values, self._residual)
             return
-        self._held.append(values.copy())
+        self._held.append(self.values.copy())
         if len(self._held) == self._hold:
             self._reference = reference_of(self._held)
             self._measure = RunMeasure(
