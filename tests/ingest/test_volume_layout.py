@@ -101,7 +101,9 @@ def test_info_warns_of_original_headers(tmp_path, capsys):
     assert "may name a person" in text
 
 
-def test_a_dataset_on_any_store_verifies_in_every_depth(tmp_path, dataset_url):
+@pytest.mark.parametrize("kind", ["local", "memory", pytest.param("s3", marks=pytest.mark.full)])
+def test_a_dataset_on_any_store_verifies_in_every_depth(tmp_path, request, kind):
+    dataset_url = str(tmp_path / "out") if kind == "local" else request.getfixturevalue(f"{kind}_url")
     source = write_runs(tmp_path / "in", {"sub-1_bold.nii.gz": brain_like(), "sub-2_bold.nii": bold_like(SHAPE, "f8")})
     fmristream.convert(str(source), dataset_url, options=VOLUME)
     report = verify(dataset_url, deep=True, against=str(source))

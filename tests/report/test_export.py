@@ -18,6 +18,7 @@ from fmristream.ingest.options import ConvertOptions
 from fmristream.ingest.sources import find_runs
 from fmristream.report.export import Exported, export_run, file_names
 from fmristream.report.verify import verify
+from fmristream.shards import codec
 from fmristream.shards.dataset import Dataset
 from tests.ingest.nifti_files import AFFINE, bold_like, comment_extension, gzip_members, nifti_bytes
 from tests.ingest.odd_files import KINDS, odd_file, odd_run_name
@@ -41,7 +42,7 @@ def loaded(path: str) -> nibabel.Nifti1Image:
     return nibabel.load(path)
 
 
-def round_trips(tmp_path: Path, numbers: range) -> None:
+def round_trips(tmp_path: Path, url: str, numbers: range) -> None:
     """Convert the odd files, export them, compare every byte; and their stored values with what was put in."""
     source = tmp_path / "in"
     source.mkdir()
@@ -51,9 +52,9 @@ def round_trips(tmp_path: Path, numbers: range) -> None:
             (source / f"{name}.nii.gz").write_bytes(gzip_members(file.image, level=1))
         else:
             (source / f"{name}.nii").write_bytes(file.image)
-    report = fmristream.convert(str(source), str(tmp_path / "out"), options=KEEP)
+    report = fmristream.convert(str(source), url, options=KEEP)
     assert not report.quarantined
-    dataset = fmristream.open(str(tmp_path / "out"))
+    dataset = fmristream.open(url)
     assert {run.name for run in dataset.runs} == set(files)
     for name, file in files.items():
         exported = export_run(dataset, name, tmp_path / "back" / f"{name}.nii")
@@ -64,13 +65,13 @@ def round_trips(tmp_path: Path, numbers: range) -> None:
         assert volumes.tobytes() == file.stored.tobytes("F")
 
 
-def test_odd_files_come_out_byte_for_byte(tmp_path):
-    round_trips(tmp_path, range(len(KINDS)))
+def test_odd_files_come_out_byte_for_byte(tmp_path, memory_url):
+    round_trips(tmp_path, memory_url, range(len(KINDS)))
 
 
 @pytest.mark.full
 def test_three_hundred_odd_files_come_out_byte_for_byte(tmp_path):
-    round_trips(tmp_path, range(1000, 1300))
+    round_trips(tmp_path, str(tmp_path / "out"), range(1000, 1300))
 
 
 @pytest.mark.parametrize("number", [3, 12, 21, 30])
@@ -84,14 +85,17 @@ def test_a_compressed_export_holds_the_same_image(tmp_path, number):
     assert (exported.bytes, exported.stream_bytes) == (len(data), len(file.image))
 
 
-def test_a_scrubbed_export_has_the_voxels_affine_timing_and_scaling_of_the_source(tmp_path):
-    for number in range(16):
-        file = odd_file(number, well_formed=True)
-        (tmp_path / f"{number}").mkdir()
-        dataset = dataset_of(tmp_path / f"{number}", file.image, SCRUB)
-        exported = export_run(dataset, 0, tmp_path / f"{number}" / "back.nii")
+def test_a_scrubbed_export_has_the_voxels_affine_timing_and_scaling_of_the_source(tmp_path, memory_url):
+    files = {odd_run_name(number): odd_file(number, well_formed=True) for number in range(16)}
+    (tmp_path / "in").mkdir()
+    for name, file in files.items():
+        (tmp_path / "in" / f"{name}.nii").write_bytes(file.image)
+    fmristream.convert(str(tmp_path / "in"), memory_url, options=SCRUB)
+    dataset = fmristream.open(memory_url)
+    for name, file in files.items():
+        exported = export_run(dataset, name, tmp_path / f"{name}.nii")
         assert exported.header == "scrubbed"
-        back, source = loaded(exported.path), loaded(str(tmp_path / f"{number}" / "in" / "sub-1_bold.nii"))
+        back, source = loaded(exported.path), loaded(str(tmp_path / "in" / f"{name}.nii"))
         np.testing.assert_array_equal(back.affine, source.affine)
         assert back.header.get_zooms() == source.header.get_zooms()
         for field in (
@@ -265,8 +269,6 @@ def test_a_header_of_another_image_is_refused(tmp_path):
     def other(array):
         if array.name != "nifti":
             return array
-        from fmristream.shards import codec
-
         header = np.frombuffer(nifti_bytes(brain_like((5, 4, 6, 8)))[:352], dtype=np.uint8)
         return with_values(array, Path(dataset.url), "c/0", codec.encode(header))
 
@@ -295,6 +297,24 @@ def test_attributes_that_say_another_image_are_refused_and_found(tmp_path, chang
     with pytest.raises(CorruptDataError, match=what):
         export_run(lying, 0, tmp_path / "back.nii")
     assert any(what in fault.what for fault in verify(dataset.url, deep=True).faults)
+
+
+def test_only_the_source_tells_of_a_kept_header_that_was_changed_with_all_its_digests(tmp_path):
+    dataset = dataset_of(tmp_path, nifti_bytes(brain_like()), KEEP)
+    url, source = Path(dataset.url), str(tmp_path / "in")
+    assert verify(dataset.url, deep=True, against=source).is_sound
+    image = bytearray(nifti_bytes(brain_like()))
+    image[150] ^= 1
+    document = json.loads((url / dataset.runs[0].object / "zarr.json").read_text())
+    document["attributes"]["fmristream"]["nifti"]["stream_sha256"] = hashlib.sha256(image).hexdigest()
+    changed = {
+        "nifti": ("c/0", codec.encode(np.frombuffer(bytes(image[:352]), dtype=np.uint8))),
+        "": ("zarr.json", json.dumps(document).encode()),
+    }
+    recommit(url, array=lambda one: with_values(one, url, *changed[one.name]) if one.name in changed else one)
+    assert verify(dataset.url, deep=True).is_sound
+    [fault] = verify(dataset.url, against=source).faults
+    assert "not that of the source: from byte 150 on" in fault.what
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
