@@ -42,6 +42,7 @@ LIGHT_MODULES = (
     "fmristream.shards.run_reader",
     "fmristream.shards.run_writer",
     "fmristream.shards.spaces",
+    "fmristream.shards.volume",
     "fmristream.signal.grid",
     "fmristream.signal.measure",
     "fmristream.storage",

@@ -85,7 +85,7 @@ def measure(out: Path, count: int) -> dict[str, Any]:
     converted = [Converted(surveyed=run, finished=_finished(space.digest, draw)) for run in surveyed]
     addition = Addition(
         converted=converted, parts=parts, spaces=plan.spaces, split=split_record(ConvertOptions()),
-        mask={"frames": 0, "kind": "none"},
+        mask={"frames": 0, "kind": "none"}, parameters=ConvertOptions().parameters, headers={},
     )  # fmt: skip
     with _timed(figures, "commit_s"):
         commit_addition(open_store(url), None, addition)

@@ -35,6 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split-ratios", type=_ratios, metavar="A,B,C", help="shares (default: 0.7,0.15,0.15)")
     parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="another seed, another split")
+    parser.add_argument(
+        "--layout",
+        default="voxels",
+        choices=("voxels", "volume"),
+        help="voxels (those of the mask, for training) or volume (whole frames as OME-Zarr, for viewers and export; "
+        "streams slower) (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--header",
+        default="scrub",
+        choices=("scrub", "keep"),
+        help="NIfTI headers in layout volume: scrub (no free text, no extensions; reported) or keep (every byte, so that "
+        "export gives back the very file) (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs converted at the same time")
     parser.add_argument("--space", metavar="NAME", help="the space that all runs are in, where files do not tell")
     parser.add_argument(
@@ -90,6 +104,8 @@ def _options(arguments: argparse.Namespace) -> "ConvertOptions":
         subject_pattern=arguments.subject_pattern,
         tr_s=arguments.tr,
         update=arguments.update,
+        layout=arguments.layout,
+        header=arguments.header,
     )
 
 
@@ -141,6 +157,7 @@ def _facts(report: "ConvertReport") -> list[tuple[str, str]]:
             "objects",
             f"{plural(report.objects, 'file')} in {plural(report.folders, 'folder')}" if report.objects else "",
         ),
+        ("headers", _headers(report)),
         ("quarantined", number(len(report.quarantined))),
         ("not chosen", _not_chosen(report)),
         ("content", report.content_digest),
@@ -157,6 +174,15 @@ def _not_chosen(report: "ConvertReport") -> str:
     """How many files were left out on purpose, by reason."""
     reasons = Counter(file.reason for file in report.not_chosen)
     return "; ".join(f"{plural(count, 'file')}: {reason}" for reason, count in reasons.most_common())
+
+
+def _headers(report: "ConvertReport") -> str:
+    """What became of NIfTI headers, where any are stored."""
+    if report.headers == "keep":
+        return "kept, every byte"
+    removed = ", ".join(f"{name} ({plural(runs, 'run')})" for name, runs in report.headers_removed.items())
+    scrubbed = f"scrubbed; held and removed: {removed or 'nothing'}"
+    return {"none": "", "scrub": "to be scrubbed" if report.dry_run else scrubbed}[report.headers]
 
 
 def _next_steps(report: "ConvertReport", arguments: argparse.Namespace) -> list[str]:

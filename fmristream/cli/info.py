@@ -72,6 +72,7 @@ def _facts(info: "Info") -> list[tuple[str, str]]:
         ("dtype", ", ".join(f"{dtype} ({plural(runs, 'run')})" for dtype, runs in info.dtypes.items())),
         ("stored", f"{size(info.stored_bytes)} in {plural(info.objects, 'object')}{ratio}{source}"),
         ("layout", f"{info.layout}, codec {info.codec}, format {info.format_version}, written by {info.tool}"),
+        ("headers", {"none": "", "scrub": "scrubbed", "keep": "original, every byte"}.get(info.headers, info.headers)),
         ("split", str(info.split["kind"])),
         ("quarantined", number(info.quarantined)),
         ("content", info.content_digest),

@@ -24,6 +24,7 @@ COMMANDS = {
     "preview": "picture every run",
     "withdraw": "take subjects out of a dataset",
     "gc": "remove what no version of a dataset needs",
+    "export": "write runs as NIfTI files again",
 }
 
 EXAMPLES = """\
@@ -32,6 +33,7 @@ examples:
   fmristream info s3://lab/study
   fmristream verify s3://lab/study --against /data/bids
   fmristream preview s3://lab/study --out pictures
+  fmristream export s3://lab/study nifti --all
 """
 
 

@@ -22,9 +22,6 @@ from fmristream.shards.segments import Entry, SegmentWriter, kept_segments, put_
 from fmristream.shards.spaces import Space, space_document, write_space
 from fmristream.storage import Store
 
-# What of a conversion changes samples, and so the content digest.
-PARAMETERS = {"codec": "lossless", "layout": "voxels"}
-
 # What a generation says that later ones carry on.
 CARRIED = ("barrier", "withdrawn")
 
@@ -49,6 +46,8 @@ class Addition:
         quarantined: inputs that were not converted.
         split: how the split was made, for the record.
         mask: how the masks were chosen, likewise.
+        parameters: what of the conversion enters the content digest.
+        headers: what was stored of NIfTI headers, for the record.
     """
 
     converted: Sequence[Converted]
@@ -58,6 +57,8 @@ class Addition:
     quarantined: Sequence[Quarantined] = ()
     split: Mapping[str, Any]
     mask: Mapping[str, Any]
+    parameters: Mapping[str, Any]
+    headers: Mapping[str, Any]
 
 
 def run_row(converted: Converted, *, split: str) -> Run:
@@ -78,7 +79,7 @@ def run_row(converted: Converted, *, split: str) -> Run:
         frames=header.frames,
         tr_s=converted.surveyed.tr_s,
         shape=header.shape,
-        voxels=done.arrays[0].shape[-1],
+        voxels=math.prod(done.arrays[0].shape[1:]),
         space_digest=done.space_digest,
         affine=converted.surveyed.affine,
         dtype=header.dtype.str,
@@ -112,9 +113,10 @@ def commit_addition(store: Store, base: Dataset | None, addition: Addition) -> G
     participants = _participants(base, addition)
     content = {
         **({} if base is None else carried(base.generation)),
-        "content_digest": content_digest(sorted(identities), parameters=PARAMETERS),
+        "content_digest": content_digest(sorted(identities), parameters=addition.parameters),
+        "headers": dict(addition.headers),
         "mask": dict(addition.mask),
-        "parameters": PARAMETERS,
+        "parameters": dict(addition.parameters),
         "participants": optional_table(store, encode_participants(participants), len(participants)),
         "segments": [*kept, *_new_segment(store, rows)],
         "skipped": optional_table(store, encode_skipped(skipped), len(skipped)),

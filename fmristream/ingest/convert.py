@@ -11,7 +11,6 @@ from fmristream.ingest.execute import Engine
 from fmristream.ingest.options import (
     ConvertOptions,
     ConvertReport,
-    MaskChoice,
     Progress,
     ProgressCallback,
     Quarantined,
@@ -29,7 +28,7 @@ from fmristream.ingest.present import (
 )
 from fmristream.ingest.sources import Listing, find_runs
 from fmristream.ingest.splitting import extended_split, split_subjects
-from fmristream.ingest.summary import describe_dataset, estimate, not_chosen, participant_warnings
+from fmristream.ingest.summary import describe_dataset, estimate, headers_record, not_chosen, participant_warnings
 from fmristream.ingest.target import require_readable_mask, require_writable
 from fmristream.ingest.tasks import Resumed, RunTask, convert_run
 from fmristream.shards.dataset import Dataset
@@ -141,7 +140,7 @@ def _update_notes(changes: Changes, options: ConvertOptions) -> Iterator[str]:
 
 def _convert(job: _Job, base: Dataset | None = None) -> ConvertReport:
     store, found, options = job.store, job.found, job.options
-    choice = MaskChoice.parse(options.mask)
+    choice = options.mask_choice
     with Engine(options.workers) as engine:
         job.meter.start("computing masks", runs=0, frames=sum(run.header.frames for run in found.runs))
         plan = plan_spaces(found.runs, choice, engine, job.meter.frames_done, spaces_by_runs(base))
@@ -190,7 +189,13 @@ def _commit(
             participants=_participants(job, base, subjects),
             quarantined=quarantined,
             split=how,
-            mask=mask_record(MaskChoice.parse(job.options.mask)),
+            mask=mask_record(job.options.mask_choice),
+            parameters=job.options.parameters,
+            headers=headers_record(
+                job.options,
+                [one.finished.removed for one in converted],
+                {} if base is None else base.generation.document,
+            ),
         )
         try:
             return Dataset(store.name, store, commit_addition(store, base, addition))
@@ -234,6 +239,8 @@ def _convert_runs(job: _Job, base: Dataset | None, plan: SpacePlan, engine: Engi
             made_after=made_after,
             barrier=barrier,
             computed_outside=plan.outside.get(run.source.key, 0),
+            layout=job.options.layout,
+            header=job.options.header,
         )
         for run in wanted
         for digest in [plan.of_run[run.source.key]]

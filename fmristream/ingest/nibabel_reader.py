@@ -34,6 +34,7 @@ class SourceImage:
     inter: float
     affine: tuple[tuple[float, ...], ...]
     frames: Iterator[NDArray[Any]]  # (x, y, z), stored dtype, unscaled; once
+    prefix: bytes = b""  # every byte before the first voxel; empty where there is no file
 
     def scaled(self, stored: NDArray[Any]) -> NDArray[Any]:
         """Stored values in the units of the source, as `get_fdata` gives them."""
@@ -84,6 +85,7 @@ def _nifti(path: str, name: str) -> Iterator[SourceImage]:
     if len(declared.shape) != 4:
         raise SourceError(f"{name}: nibabel reads {len(declared.shape)} dimensions, a run has 4")
     with ImageOpener(path) as file:
+        prefix = file.read(declared.offset)
         # nibabel's own reader without the scaling, over one open file: a gzip stream is decoded once, front to back.
         unscaled = ArrayProxy(file, (declared.shape, declared.dtype, declared.offset), mmap=False)
         yield SourceImage(
@@ -93,6 +95,7 @@ def _nifti(path: str, name: str) -> Iterator[SourceImage]:
             inter=float(declared.inter),
             affine=affine_rows(image.affine),
             frames=_frames(unscaled),
+            prefix=prefix,
         )
 
 

@@ -34,9 +34,17 @@ class NiftiStream:
     """An open single-file NIfTI image (a `RunStream`)."""
 
     def __init__(
-        self, source: SourceBytes, header: RunHeader, *, name: str, is_swapped: bool, content_bytes: int
+        self,
+        source: SourceBytes,
+        header: RunHeader,
+        *,
+        name: str,
+        is_swapped: bool,
+        content_bytes: int,
+        prefix: bytes = b"",
     ) -> None:
         self.content_bytes = content_bytes  # of the file, decompressed: header, extensions and voxels
+        self.prefix = prefix  # every byte before the first voxel; empty unless it was asked for
         self._source = source
         self._header = header
         self._name = name
@@ -90,8 +98,12 @@ class NiftiStream:
         self.close()
 
 
-def open_nifti(url: str, *, name: str, max_run_bytes: int = MAX_RUN_BYTES, is_mask: bool = False) -> NiftiStream:
+def open_nifti(
+    url: str, *, name: str, max_run_bytes: int = MAX_RUN_BYTES, is_mask: bool = False, with_prefix: bool = False
+) -> NiftiStream:
     """Open a `.nii` or `.nii.gz` file with a 4-D run, or with a 3-D mask (which then has one frame).
+
+    `with_prefix` keeps the bytes before the first voxel, header and extensions, as they are.
 
     Raises:
         SourceError: it is not such a file, and why.
@@ -103,10 +115,11 @@ def open_nifti(url: str, *, name: str, max_run_bytes: int = MAX_RUN_BYTES, is_ma
     source = open_bytes(url, name)
     try:
         _check_suffix(suffix, is_gzip=source.is_gzip, name=name)
-        nifti = parse_header(_read_header(source, name), name)
+        raw = _read_header(source, name)
+        nifti = parse_header(raw, name)
         (check_is_mask if is_mask else check_is_run)(nifti.dims, name)
         _check_sizes(nifti, source, name=name, max_run_bytes=max_run_bytes)
-        _skip(source, nifti, name)
+        rest = _pass_over(source, nifti, name, kept=with_prefix)
     except BaseException:
         source.close()
         raise
@@ -116,6 +129,7 @@ def open_nifti(url: str, *, name: str, max_run_bytes: int = MAX_RUN_BYTES, is_ma
         name=name,
         is_swapped=not nifti.dtype.isnative,
         content_bytes=nifti.data_offset + nifti.data_bytes,
+        prefix=raw + rest if with_prefix else b"",
     )
 
 
@@ -168,16 +182,20 @@ def _frame_bytes(nifti: NiftiHeader) -> int:
     return x * y * z * int(nifti.dtype.itemsize)
 
 
-def _skip(source: SourceBytes, nifti: NiftiHeader, name: str) -> None:
-    """Pass over header extensions; nothing in them is believed or kept."""
+def _pass_over(source: SourceBytes, nifti: NiftiHeader, name: str, *, kept: bool) -> bytes:
+    """Read up to the first voxel; nothing in header extensions is believed, and they are kept only where asked for."""
     scratch = memoryview(bytearray(_SKIP_BYTES))
+    rest = bytearray()  # grows as bytes come, not by what the header says
     # The header itself is as long as its version says: 352 and 544 are the least offsets (checked).
     left = nifti.data_offset - nifti.header_bytes
     while left > 0:
         wanted = min(left, _SKIP_BYTES)
         if source.read_into(scratch[:wanted]) < wanted:
             raise SourceError(f"{name}: the file ends before byte {nifti.data_offset}, where its voxels should start")
+        if kept:
+            rest += scratch[:wanted]
         left -= wanted
+    return bytes(rest)
 
 
 def _run_header(nifti: NiftiHeader) -> RunHeader:

@@ -9,17 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fmristream.errors import SourceError
+from fmristream.shards import MAX_PREFIX_BYTES
 from fmristream.signal.grid import Grid, corner_shift_mm
 
 HEADER_BYTES = {1: 348, 2: 540}  # by NIfTI version; the header's first field says so itself
-_MAGIC = {1: b"n+1\0", 2: b"n+2\0\r\n\x1a\n"}
+MAGIC = {1: b"n+1\0", 2: b"n+2\0\r\n\x1a\n"}
 _PAIR_MAGIC = {1: b"ni1\0", 2: b"ni2\0\r\n\x1a\n"}
 _EXTENDER_BYTES = 4
 
-# A CIFTI file's description of its rows is some 10 MB; whole megabytes of it before a volume are not believed.
-_MAX_EXTENSION_BYTES = 64 * 2**20
-
-_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _REFUSED_DTYPES = {
     0: "of unknown type",
     1: "single bits",
@@ -120,9 +118,9 @@ def _check_magic(raw: bytes, version: int, name: str) -> None:
     found = raw[place]
     if found == _PAIR_MAGIC[version]:
         raise SourceError(f"{name}: the header of a .hdr/.img pair; write the image as one .nii or .nii.gz file")
-    if found != _MAGIC[version]:
+    if found != MAGIC[version]:
         kind = "an ANALYZE 7.5 header or a damaged one" if version == 1 else "a damaged NIfTI-2 header"
-        raise SourceError(f"{name}: {kind}: its magic is {found!r}, that of NIfTI is {_MAGIC[version]!r}")
+        raise SourceError(f"{name}: {kind}: its magic is {found!r}, that of NIfTI is {MAGIC[version]!r}")
 
 
 def _dims(fields: Any, version: int, name: str) -> tuple[int, ...]:
@@ -168,10 +166,10 @@ def check_is_mask(dims: tuple[int, ...], name: str) -> None:
 
 def _dtype(fields: Any, endianness: str, name: str) -> np.dtype[Any]:
     code = int(fields["datatype"])
-    if code not in _DTYPES:
+    if code not in DTYPES:
         what = _REFUSED_DTYPES.get(code, f"of a type that NIfTI does not know (code {code})")
         raise SourceError(f"{name}: its voxels are {what}; integers and floats of 8 to 64 bits are converted")
-    return np.dtype(_DTYPES[code]).newbyteorder(endianness)  # type: ignore[arg-type]
+    return np.dtype(DTYPES[code]).newbyteorder(endianness)  # type: ignore[arg-type]
 
 
 def _data_offset(fields: Any, version: int, name: str) -> int:
@@ -181,10 +179,10 @@ def _data_offset(fields: Any, version: int, name: str) -> int:
         raise SourceError(
             f"{name}: the header says that voxels start at byte {stored}; expected a whole number of at least {least}"
         )
-    if stored > _MAX_EXTENSION_BYTES:
+    if stored > MAX_PREFIX_BYTES:
         raise SourceError(
             f"{name}: the header says that voxels start at byte {int(stored)}; "
-            f"more than {_MAX_EXTENSION_BYTES} bytes of header extensions are not believed"
+            f"more than {MAX_PREFIX_BYTES} bytes of header extensions are not believed"
         )
     return int(stored)
 

@@ -9,6 +9,11 @@ from fmristream.errors import UsageError
 
 MaskKind = Literal["auto", "none", "first", "file"]
 UpdateKind = Literal["new", "all"]
+Layout = Literal["voxels", "volume"]
+HeaderMode = Literal["scrub", "keep"]
+
+LAYOUTS = ("voxels", "volume")
+HEADER_MODES = ("scrub", "keep")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,9 @@ class ConvertOptions:
         tr_s: repetition time in seconds, over whatever sidecars and headers say.
         update: what may be done to a dataset that is there: `new` adds runs that it does not hold, `all` also replaces
             those whose source changed; None changes nothing.
+        layout: `voxels` (those of the mask, for training), or `volume` (whole frames as OME-Zarr, exported bit for bit).
+        header: of layout `volume`, what is stored of NIfTI headers: `scrub` (without free text, unused bytes and
+            extensions) or `keep` (every byte, whoever it may name).
     """
 
     mask: str = "auto"
@@ -64,9 +72,19 @@ class ConvertOptions:
     subject_pattern: str | None = None
     tr_s: float | None = None
     update: UpdateKind | None = None
+    layout: Layout = "voxels"
+    header: HeaderMode = "scrub"
 
     def __post_init__(self) -> None:
-        MaskChoice.parse(self.mask)
+        if self.layout not in LAYOUTS:
+            raise UsageError(f"--layout {self.layout}: expected {' or '.join(LAYOUTS)}")
+        if self.header not in HEADER_MODES:
+            raise UsageError(f"--header {self.header}: expected {' or '.join(HEADER_MODES)}")
+        if self.header == "keep" and self.layout == "voxels":
+            raise UsageError("--header keep: the layout voxels stores no headers; add --layout volume")
+        choice = MaskChoice.parse(self.mask)
+        if self.layout == "volume" and choice.kind in ("first", "file"):
+            raise UsageError(f"--mask {self.mask}: the layout volume stores whole volumes; leave --mask out")
         checked_ratios(self.split_ratios)
         if self.workers < 1:
             raise UsageError(f"--workers {self.workers}: expected 1 or more")
@@ -74,6 +92,16 @@ class ConvertOptions:
             raise UsageError(f"--update {self.update}: expected new or all")
         if self.tr_s is not None and not 0 < self.tr_s < float("inf"):
             raise UsageError(f"--tr {self.tr_s}: expected seconds above 0")
+
+    @property
+    def mask_choice(self) -> MaskChoice:
+        """Which voxels are stored: all of them where whole volumes are."""
+        return MaskChoice(kind="none") if self.layout == "volume" else MaskChoice.parse(self.mask)
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What of a conversion enters the content digest."""
+        return {"codec": "lossless", "layout": self.layout}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +150,8 @@ class ConvertReport:
     folders: int = 0
     quarantined: tuple[Quarantined, ...] = ()
     not_chosen: tuple[Quarantined, ...] = ()  # other forms of the same runs, other spaces: left out on purpose
+    headers: str = "none"  # what is stored of NIfTI headers: none, scrub or keep
+    headers_removed: dict[str, int] = field(default_factory=dict)  # scrubbed: field -> runs in which it held something
     warnings: tuple[str, ...] = ()
 
     @property

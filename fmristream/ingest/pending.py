@@ -43,6 +43,7 @@ class FinishedRun:
     arrays: tuple[StoredArray, ...]
     lengths: bytes  # of its chunks in frame order, little-endian u32: a driver holds those of all runs
     source: Fingerprint
+    removed: tuple[str, ...] = ()  # header fields that held something and were not stored
 
     @classmethod
     def of(cls, written: WrittenRun, *, space_digest: str, outside: int, source: Fingerprint) -> "FinishedRun":
@@ -56,6 +57,7 @@ class FinishedRun:
             arrays=written.arrays,
             lengths=np.asarray(written.lengths, dtype="<u4").tobytes(),
             source=source,
+            removed=written.removed,
         )
 
 
@@ -115,6 +117,7 @@ def load(store: Store, key: str, *, barrier: int) -> FinishedRun | None:
         arrays=arrays,
         lengths=base64.b64decode(body["lengths"]),
         source=Fingerprint(**body["source"]),
+        removed=tuple(body.get("removed", ())),
     )
 
 

@@ -46,6 +46,8 @@ class RunHeader:
 class RunStream(Protocol):
     """An open run. Use it as a context manager."""
 
+    prefix: bytes  # of a NIfTI file every byte before the first voxel, where that was asked for; else empty
+
     @property
     def header(self) -> RunHeader: ...
 
@@ -72,8 +74,10 @@ class RunStream(Protocol):
     ) -> None: ...
 
 
-def open_run(run: SourceRun, *, max_run_bytes: int = MAX_RUN_BYTES) -> RunStream:
+def open_run(run: SourceRun, *, max_run_bytes: int = MAX_RUN_BYTES, with_prefix: bool = False) -> RunStream:
     """Open a run and check its header; nothing is allocated by what the header says.
+
+    `with_prefix` keeps the bytes that a NIfTI file has before its first voxel.
 
     Raises:
         SourceError: it is not a run that can be converted, and why.
@@ -86,4 +90,4 @@ def open_run(run: SourceRun, *, max_run_bytes: int = MAX_RUN_BYTES) -> RunStream
         return SynthStream(run.url)
     from fmristream.ingest.nifti import open_nifti
 
-    return open_nifti(run.url, name=run.key, max_run_bytes=max_run_bytes)
+    return open_nifti(run.url, name=run.key, max_run_bytes=max_run_bytes, with_prefix=with_prefix)

@@ -1,13 +1,14 @@
 """What a conversion amounts to, in numbers: afterwards from the tables, beforehand as an estimate."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from fmristream.catalog.run import UNALIGNED
 from fmristream.catalog.tables import Participant
-from fmristream.ingest.options import ConvertOptions, ConvertReport, MaskChoice, Quarantined
+from fmristream.ingest.options import ConvertOptions, ConvertReport, Quarantined
 from fmristream.ingest.plan import Survey
 from fmristream.ingest.sources import Listing
 from fmristream.ingest.splitting import split_subjects
@@ -24,10 +25,18 @@ FILES_PER_RUN = 9
 FOLDERS_PER_RUN = 9
 
 
+# Beside the other warnings of a conversion, where it was asked for.
+ORIGINAL_HEADERS = (
+    "original NIfTI headers are stored with every byte: descriptions, comments and extensions may name a person, a place "
+    "or a date; read them before the dataset is shared, or convert with --header scrub"
+)
+
+
 def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
     """The report of a dataset, from its tables."""
-    runs = dataset.runs
+    runs, document = dataset.runs, dataset.generation.document
     parts = Counter(part for _, part in runs.counts("subject", "split") if part)
+    headers = document.get("headers", {})
     return ConvertReport(
         url=dataset.url,
         source_kind=kind,
@@ -40,14 +49,19 @@ def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
         spaces=tuple(sorted(runs.counts("space"))),
         stored_bytes=sum(table.stored()[0] for table in dataset.array_tables),
         source_bytes=int(runs.numbers("source_bytes").sum()),
-        warnings=alignment_warnings(runs.counts("space", "subject")),
+        headers=headers_of(document),
+        headers_removed=dict(headers.get("removed", {})),
+        warnings=(
+            *alignment_warnings(runs.counts("space", "subject")),
+            *([ORIGINAL_HEADERS] if has_original_headers(document) else []),
+        ),
     )
 
 
 def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions) -> ConvertReport:
     """What a conversion would do, from headers alone."""
     parts, _ = split_subjects({run.source.subject for run in found.runs}, options)
-    share = 1.0 if MaskChoice.parse(options.mask).kind == "none" else TYPICAL_MASK_SHARE
+    share = 1.0 if options.mask_choice.kind == "none" else TYPICAL_MASK_SHARE
     stored = 0.0
     for run in found.runs:
         voxels = padded_length(round(share * float(np.prod(run.header.shape))))
@@ -67,12 +81,44 @@ def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions)
         folders=FOLDERS_PER_RUN * len(found.runs) + 8,
         quarantined=tuple(found.quarantined),
         not_chosen=not_chosen(listing),
+        headers=headers_mode(options),
         warnings=(
             *listing.notes,
             *found.warnings,
             *alignment_warnings((run.space, run.source.subject) for run in found.runs),
         ),
     )
+
+
+def headers_mode(options: ConvertOptions) -> str:
+    """What will be stored of NIfTI headers: nothing, what is left of them, or all."""
+    return "none" if options.layout == "voxels" else options.header
+
+
+def headers_of(document: Mapping[str, Any]) -> str:
+    """The same of a generation; releases that stored no headers recorded nothing."""
+    return str(document.get("headers", {}).get("mode", "none"))
+
+
+def has_original_headers(document: Mapping[str, Any]) -> bool:
+    """Whether a generation holds NIfTI headers with every byte."""
+    return bool(document.get("headers", {}).get("contains_original_headers"))
+
+
+def headers_record(
+    options: ConvertOptions, removed: Iterable[Iterable[str]], before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a generation records of headers: how they were treated, and in how many runs a field held something.
+
+    Args:
+        options: of the conversion.
+        removed: names of the fields of each run that comes in.
+        before: the generation that they are added to.
+    """
+    mode = headers_mode(options)
+    counts = Counter(before.get("headers", {}).get("removed", {}))
+    counts.update(name for fields in removed for name in fields)
+    return {"contains_original_headers": mode == "keep", "mode": mode, "removed": dict(sorted(counts.items()))}
 
 
 def participant_warnings(participants: Sequence[Participant], subjects: set[str]) -> tuple[str, ...]:

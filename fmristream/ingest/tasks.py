@@ -1,7 +1,9 @@
 """What one worker does with one run: find its mask, or convert it. Values in, values out, so that any engine can carry it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +12,18 @@ from fmristream.errors import CorruptDataError, SourceError
 from fmristream.ingest import pending
 from fmristream.ingest.epi_mask import compute_mask
 from fmristream.ingest.fingerprint import quick_fingerprint
+from fmristream.ingest.header_bytes import Scrubbed, header_of, is_big_endian, make_prefix, scrub
 from fmristream.ingest.mask_file import read_mask
-from fmristream.ingest.options import Quarantined
+from fmristream.ingest.options import HeaderMode, Layout, Quarantined
 from fmristream.ingest.pending import FinishedRun
-from fmristream.ingest.run_stream import RunHeader, open_run
+from fmristream.ingest.run_stream import RunHeader, RunStream, open_run
+from fmristream.ingest.sidecar import read_sidecar
 from fmristream.ingest.sources import SourceRun
+from fmristream.ingest.sources.synth import is_synth
 from fmristream.shards.digest import sha256
 from fmristream.shards.run_writer import RunWriter
 from fmristream.shards.spaces import Space, read_space
+from fmristream.shards.volume import NiftiPrefix, VolumeRunWriter
 from fmristream.signal import kernels
 from fmristream.signal.grid import fortran_positions
 from fmristream.storage import Store
@@ -67,6 +73,8 @@ class RunTask:
     made_after: int = 0
     barrier: int = 0
     computed_outside: int = 0
+    layout: Layout = "voxels"
+    header: HeaderMode = "scrub"  # of layout volume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,18 +115,20 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
     """
     store, source = task.store, task.run.source
     try:
-        own_mask = _own_mask(task.run)
+        own_mask, sidecar = _own_mask(task.run), read_sidecar(source.sidecar_urls)
         decided = {
             "own_mask": None if own_mask is None else sha256(np.packbits(own_mask).tobytes()),
             "space": task.space_digest,
             "tr_s": task.run.tr_s,
+            **({"sidecar": sidecar} if sidecar else {}),
+            **({"header": task.header, "layout": task.layout} if task.layout != "voxels" else {}),
         }
         key = pending.record_key(source.key, quick_fingerprint(source), decided=decided)
         found = pending.load(store, key, barrier=task.barrier)
         if found is not None:
             return Resumed(finished=found)
         space = read_space(store, digest=task.space_digest, document=task.space_document)
-        finished = _convert(task.run, store, space, own_mask, on_frame)
+        finished = _convert(task, space, own_mask, sidecar, on_frame)
         if own_mask is None:
             finished = replace(finished, outside=task.computed_outside)
         # The content that was read is what is recorded, should the file have changed meanwhile.
@@ -130,27 +140,18 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
 
 
 def _convert(
-    run: SurveyedRun,
-    store: Store,
+    task: RunTask,
     space: Space,
     own_mask: NDArray[np.bool_] | None,
+    sidecar: Mapping[str, Any],
     on_frame: FrameCallback | None,
 ) -> FinishedRun:
-    header = run.header
+    run, header = task.run, task.run.header
     positions = fortran_positions(space.mask)
     values = np.empty(len(positions), dtype=header.dtype)
     with (
-        open_run(run.source) as stream,
-        RunWriter(
-            store,
-            space,
-            frames=header.frames,
-            dtype=header.dtype,
-            slope=header.slope,
-            inter=header.inter,
-            affine=run.affine,
-            tr_s=run.tr_s,
-        ) as writer,
+        open_run(run.source, with_prefix=task.layout == "volume") as stream,
+        _writer(task, space, stream) as writer,
     ):
         if stream.header != header:
             raise SourceError(f"{run.source.key}: its header changed while the conversion ran; convert it again")
@@ -159,13 +160,51 @@ def _convert(
             writer.add(values)
             if on_frame is not None:
                 on_frame(1)
-        written = writer.finish(own_mask=None if own_mask is None else own_mask[space.mask])
+        written = writer.finish(own_mask=None if own_mask is None else own_mask[space.mask], sidecar=sidecar)
         return FinishedRun.of(
             written,
             space_digest=space.digest,
             outside=0 if own_mask is None else int((own_mask & ~space.mask).sum()),
             source=stream.fingerprint(),
         )
+
+
+def _writer(task: RunTask, space: Space, stream: RunStream) -> RunWriter | VolumeRunWriter:
+    """The writer of the layout that was asked for."""
+    header = task.run.header
+    is_volume = task.layout == "volume"
+    writer = partial(VolumeRunWriter, prefix=_prefix(task, stream)) if is_volume else RunWriter
+    return writer(
+        task.store,
+        space,
+        frames=header.frames,
+        dtype=header.dtype,
+        slope=header.slope,
+        inter=header.inter,
+        affine=task.run.affine,
+        tr_s=task.run.tr_s,
+    )
+
+
+def _prefix(task: RunTask, stream: RunStream) -> NiftiPrefix:
+    """What is stored of the source's header; one made for it where the run comes from no file."""
+    run, header = task.run, task.run.header
+    if is_synth(run.source.url):
+        original = make_prefix(
+            shape=header.shape,
+            frames=header.frames,
+            dtype=header.dtype,
+            slope=header.slope,
+            inter=header.inter,
+            affine=run.affine,
+            tr_s=run.tr_s,
+            space=run.space,
+        )
+    else:
+        original = stream.prefix
+        header_of(original, run.source.key)  # raises where there is none: never a made one in place of the source's
+    kept = Scrubbed(prefix=original, removed=()) if task.header == "keep" else scrub(original)
+    return NiftiPrefix(data=kept.prefix, big_endian=is_big_endian(original), mode=task.header, removed=kept.removed)
 
 
 def _own_mask(run: SurveyedRun) -> NDArray[np.bool_] | None:

@@ -113,6 +113,7 @@ def _commit_without(base: Dataset, leaving: _Leaving) -> Generation:
     content = {
         **carried(base.generation),
         "content_digest": content_digest([identity for _, identity in kept], parameters=base.parameters),
+        "headers": document.get("headers", {}),
         "mask": document["mask"],
         "parameters": document["parameters"],
         "participants": optional_table(store, encode_participants(leaving.participants), len(leaving.participants)),

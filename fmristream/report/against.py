@@ -11,7 +11,7 @@ from fmristream.catalog.run import Run
 from fmristream.errors import CorruptDataError, FormatError, ObjectMissingError, SourceError
 from fmristream.ingest.nibabel_reader import SourceImage, open_with_nibabel
 from fmristream.ingest.sources import Listing, SourceRun
-from fmristream.report.deep import frame_blocks
+from fmristream.report.blocks import frame_blocks
 from fmristream.report.findings import Findings, first_few
 from fmristream.report.threads import Counter, in_threads
 from fmristream.shards.dataset import Dataset
@@ -39,6 +39,7 @@ def compare_run(dataset: Dataset, run: Run, source: SourceRun, counter: Counter)
             if found.faults:
                 return found
             _compare_frames(dataset, run, image, found, counter)
+            _compare_prefix(dataset, run, image, found)
             found.runs_compared = 1
     except (SourceError, CorruptDataError, ObjectMissingError, FormatError) as error:
         found.fault(str(error), run=run.name)
@@ -76,6 +77,18 @@ def _compare_header(run: Run, image: SourceImage, found: Findings) -> None:
     for name, value in stored.items():
         if value != original[name]:
             found.fault(f"{name} is {value}, the source has {original[name]}", run=run.name)
+
+
+def _compare_prefix(dataset: Dataset, run: Run, image: SourceImage, found: Findings) -> None:
+    """Header and extensions, byte for byte, where the dataset says that it keeps them."""
+    reader = dataset.reader(run)
+    stored = reader.nifti_prefix
+    if stored is None or not image.prefix or reader.attributes.get("nifti", {}).get("headers") != "keep":
+        return
+    if stored != image.prefix:
+        same = next((i for i, (one, other) in enumerate(zip(stored, image.prefix, strict=False)) if one != other), None)
+        place = f"from byte {same} on" if same is not None else f"{len(stored)} bytes, {len(image.prefix)} there"
+        found.fault(f"the stored NIfTI header is not that of the source: {place}", run=run.name)
 
 
 @dataclass(slots=True)

@@ -1,7 +1,8 @@
 """Decode everything of a run again: its digest, its statistics, and the same bytes through zarr-python."""
 
+import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ from numpy.typing import NDArray
 
 from fmristream.catalog.run import Run
 from fmristream.errors import CorruptDataError, FormatError, ObjectMissingError
+from fmristream.report.blocks import frame_blocks
 from fmristream.report.findings import Findings
-from fmristream.report.objects import PIECE_BYTES
+from fmristream.report.image import image_of
 from fmristream.report.threads import Counter, in_threads
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import RunDigest, run_header
@@ -39,17 +41,12 @@ def check_run_deeply(dataset: Dataset, run: Run, counter: Counter) -> Findings:
             found.fault(f"its stored values have digest {digest[:12]}, its row says {run.digest[:12]}", run=run.name)
         _compare_scalars(run, statistics, found)
         _compare_vectors(reader, statistics, found)
+        if reader.is_volume:
+            _check_image(dataset, run, found)
         _read_through_zarr(dataset, reader, found)
     except (CorruptDataError, ObjectMissingError, FormatError) as error:
         found.fault(str(error), run=run.name)
     return found
-
-
-def frame_blocks(run: Run) -> Iterator[tuple[int, int]]:
-    """[start, stop) of consecutive frames that fit a piece of memory."""
-    step = max(1, PIECE_BYTES // max(1, run.voxels * run.numpy_dtype.itemsize))
-    for start in range(0, run.frames, step):
-        yield start, min(start + step, run.frames)
 
 
 def _decode_all(reader: RunReader, found: Findings, counter: Counter) -> tuple[str, Statistics]:
@@ -73,6 +70,19 @@ def _decode_all(reader: RunReader, found: Findings, counter: Counter) -> tuple[s
         found.frames_decoded += stop - start
         counter.add(stop - start)
     return digest.hexdigest(), measure.finish()
+
+
+def _check_image(dataset: Dataset, run: Run, found: Findings) -> None:
+    """The NIfTI image that an export would write, against the digest that was taken when the source was read."""
+    image = image_of(dataset, run)
+    digest = hashlib.sha256(image.prefix)
+    for frame in image.frames:
+        digest.update(frame)
+    if digest.hexdigest() != image.stream_sha256:
+        found.fault(
+            f"its NIfTI image comes to sha256 {digest.hexdigest()[:12]}, {image.stream_sha256[:12]} was recorded",
+            run=run.name,
+        )
 
 
 def _compare_scalars(run: Run, statistics: Statistics, found: Findings) -> None:
@@ -118,7 +128,9 @@ def _read_through_zarr(dataset: Dataset, reader: RunReader, found: Findings) -> 
         group: Any = dataset.zarr(run)
         for frame in sorted({0, run.frames // 2, run.frames - 1}):
             values = np.asarray(group[name][frame])
-            if reader.is_difference:
+            if reader.is_volume:
+                values = np.ascontiguousarray(values.transpose(2, 1, 0))  # (z, y, x) to the order of voxels
+            elif reader.is_difference:
                 with np.errstate(over="ignore"):
                     values = values + np.asarray(group["reference"][:])
             if values.tobytes() != reader.read_stored(frame, frame + 1).tobytes():

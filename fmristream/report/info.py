@@ -10,7 +10,7 @@ import numpy as np
 from fmristream.catalog.run import Run
 from fmristream.catalog.run_table import RunTable
 from fmristream.catalog.split import PARTS
-from fmristream.ingest.summary import alignment_warnings
+from fmristream.ingest.summary import ORIGINAL_HEADERS, alignment_warnings, has_original_headers, headers_of
 from fmristream.report.findings import first_few
 from fmristream.report.objects import objects_of_generation
 from fmristream.report.orientation import axis_codes, voxel_sizes_mm
@@ -80,6 +80,7 @@ class Info:
     tool: str
     layout: str
     codec: str
+    headers: str  # what is stored of NIfTI headers: none, scrub or keep
     runs: int
     subjects: int
     participants: int
@@ -126,6 +127,7 @@ def describe(dataset: Dataset) -> Info:
         tool=document["tool"],
         layout=document["parameters"]["layout"],
         codec=document["parameters"]["codec"],
+        headers=headers_of(document),
         runs=len(runs),
         subjects=len(runs.counts("subject")),
         participants=len(dataset.participants),
@@ -145,7 +147,7 @@ def describe(dataset: Dataset) -> Info:
         source_bytes=int(runs.numbers("source_bytes").sum()),
         objects=objects,
         quarantined=len(dataset.skipped),
-        warnings=_warnings(runs),
+        warnings=(*_warnings(runs), *([ORIGINAL_HEADERS] if has_original_headers(document) else [])),
     )
 
 

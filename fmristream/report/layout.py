@@ -11,7 +11,7 @@ from fmristream.catalog.run import Run, StoredArray
 from fmristream.errors import CorruptDataError, FormatError, ObjectMissingError
 from fmristream.report.findings import Findings
 from fmristream.report.threads import Counter, in_threads
-from fmristream.shards import codec
+from fmristream.shards import VOLUME_ENCODING, VOLUMES, codec
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import run_header
 from fmristream.shards.frames import ABSENT
@@ -58,14 +58,17 @@ def check_layout(dataset: Dataset, run: Run, damaged: set[str]) -> Findings:
 def _check_rows(dataset: Dataset, run: Run, found: Findings) -> None:
     """The runs table against the arrays table and the generation's spaces."""
     _, arrays = dataset.arrays_of(run)
-    frames = "residual" if run.numpy_dtype.kind in "iu" else "bold"
-    needed = {"", frames, "moments", "stats"} | ({"reference"} if frames == "residual" else set())
+    is_whole, is_integer = VOLUMES in arrays, run.numpy_dtype.kind in "iu"
+    frames = VOLUMES if is_whole else "residual" if is_integer else "bold"
+    needed = {"", frames, "moments", "stats"}
+    needed |= ({"reference"} if is_integer else set()) | ({"nifti"} if is_whole else set())
     if missing := needed - set(arrays):
         named = ", ".join(sorted(name or "the group" for name in missing))
         found.fault(f"the arrays table names no {named}", run=run.name)
         return
-    expected = {frames: (run.frames, run.voxels), "reference": (run.voxels,), "moments": (2, run.voxels)}
+    expected: dict[str, tuple[int, ...]] = {"reference": (run.voxels,), "moments": (2, run.voxels)}
     expected |= {"stats": (2, run.voxels), "mask": (run.voxels,)}
+    expected[frames] = (run.frames, *(run.shape[::-1] if is_whole else (run.voxels,)))
     for name, shape in expected.items():
         if name in arrays and arrays[name].shape != shape:
             found.fault(f"array {name} has shape {arrays[name].shape}, the run needs {shape}", run=run.name)
@@ -108,7 +111,7 @@ def _group_attributes(reader: RunReader) -> dict[str, Any]:
     ends = [run.valid_min, run.valid_max]
     return {
         **header,
-        "encoding": "difference" if reader.is_difference else "direct",
+        "encoding": reader.frames_array.encoding,
         "run_digest": run.digest,
         "space": run.space_digest,
         "valid_range": ends if np.isfinite(ends).all() else None,
@@ -117,8 +120,10 @@ def _group_attributes(reader: RunReader) -> dict[str, Any]:
 
 def _written(reader: RunReader, array: StoredArray) -> bytes:
     """The zarr.json that an array of this row would be given."""
-    from fmristream.shards.zarr_metadata import frames_metadata, plain_metadata
+    from fmristream.shards.zarr_metadata import frames_metadata, plain_metadata, volumes_metadata
 
+    if array.encoding == VOLUME_ENCODING:
+        return volumes_metadata(shape=array.shape, dtype=array.dtype, frames_per_shard=array.frames_per_shard)
     if array.frames_per_shard:
         return frames_metadata(
             frames=reader.run.frames,
@@ -152,10 +157,11 @@ def _check_shards(reader: RunReader, damaged: set[str], found: Findings) -> None
     array, per_shard = reader.frames_array, reader.frames_array.frames_per_shard
     sizes = {file.name: file.bytes for file in array.files}
     for number, expected in enumerate(_expected_entries(reader.lengths, per_shard)):
-        key = f"{array.object}/c/{number}/0"
+        name = f"c/{number}" + "/0" * (len(array.shape) - 1)
+        key = f"{array.object}/{name}"
         if key in damaged:
             continue
-        size = sizes.get(f"c/{number}/0")
+        size = sizes.get(name)
         footer_bytes = per_shard * ENTRY_BYTES + codec.CRC_BYTES
         if size is None or size < footer_bytes:
             found.fault("the arrays table does not name this shard, or not its size", run=reader.run.name, key=key)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmristream.catalog.run import Run
-from fmristream.report.deep import frame_blocks
+from fmristream.report.blocks import frame_blocks
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.run_reader import RunReader
 

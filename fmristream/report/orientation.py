@@ -3,14 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from fmristream.signal.grid import voxel_sizes_mm
+
+__all__ = ["axis_codes", "to_world_order", "voxel_sizes_mm", "world_axes"]
+
 # World axes of NIfTI: x to the right, y to the front, z up.
 _NAMES = (("L", "R"), ("P", "A"), ("I", "S"))
-
-
-def voxel_sizes_mm(affine: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Edge lengths of a voxel."""
-    x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    return float(x), float(y), float(z)
 
 
 def world_axes(affine: NDArray[np.float64]) -> tuple[tuple[int, int], ...]:

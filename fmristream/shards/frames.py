@@ -65,14 +65,26 @@ class FramesWriter:
         frames: how many frames will come; fewer or more is an error of the caller.
         voxels: length of a frame.
         dtype: little-endian stored dtype.
+        chunk_shape: axes of a frame where it has more than one; such frames are not padded.
     """
 
-    def __init__(self, store: Store, folder: str, *, frames: int, voxels: int, dtype: "np.dtype[Any]") -> None:
+    def __init__(
+        self,
+        store: Store,
+        folder: str,
+        *,
+        frames: int,
+        voxels: int,
+        dtype: "np.dtype[Any]",
+        chunk_shape: tuple[int, ...] | None = None,
+    ) -> None:
         self.frames_per_shard = frames_per_shard(frames=frames, voxels=voxels, itemsize=dtype.itemsize)
         self._store = store
         self._folder = folder
         self._frames = frames
-        self._chunk = np.full(codec.padded_length(voxels), codec.fill_value(dtype), dtype=dtype)
+        elements = codec.padded_length(voxels) if chunk_shape is None else voxels
+        self._place = "/0" * (1 if chunk_shape is None else len(chunk_shape))  # of a shard along the axes of a frame
+        self._chunk = np.full(elements, codec.fill_value(dtype), dtype=dtype)
         self.frame: NDArray[Any] = self._chunk[:voxels]  # fill this, then call append()
         self._shard: _Shard | None = None
         self._lengths: list[int] = []
@@ -81,7 +93,7 @@ class FramesWriter:
     def append(self) -> None:
         """Encode and write what stands in `frame`."""
         if self._shard is None:
-            name = f"c/{len(self._files)}/0"
+            name = f"c/{len(self._files)}{self._place}"
             self._shard = _Shard(self._store.stream_new(f"{self._folder}/{name}"), name)
         data = codec.encode(self._chunk)
         self._shard.entries.append((self._shard.size, len(data)))

@@ -1,6 +1,7 @@
 """The arrays of one run, read by byte range and checked: index block, frames, reference, moments."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -9,9 +10,10 @@ from numpy.typing import NDArray
 
 from fmristream.catalog.run import Run, StoredArray
 from fmristream.errors import CorruptDataError, FormatError, UsageError
-from fmristream.shards import codec
+from fmristream.shards import MAX_PREFIX_BYTES, VOLUME_ENCODING, VOLUMES, codec
 from fmristream.shards.digest import sha256
 from fmristream.shards.index import decode_block, ranges_of
+from fmristream.signal.grid import volume_of
 from fmristream.storage import Store
 
 T = TypeVar("T")
@@ -48,8 +50,8 @@ class RunReader:
 
     @property
     def frames_array(self) -> StoredArray:
-        """The array that holds the frames: `residual` or `bold`."""
-        for name, encoding in (("residual", "difference"), ("bold", "direct")):
+        """The array that holds the frames: `residual`, `bold`, or `0` where they are whole volumes."""
+        for name, encoding in (("residual", "difference"), ("bold", "direct"), (VOLUMES, VOLUME_ENCODING)):
             array = self.arrays.get(name)
             if array is not None and array.encoding == encoding:
                 return array
@@ -60,8 +62,13 @@ class RunReader:
 
     @property
     def is_difference(self) -> bool:
-        """Whether frames are stored as residuals against a reference."""
-        return self.frames_array.encoding == "difference"
+        """Whether `read_chunks` gives residuals against a reference: for integers, in either layout."""
+        return self.frames_array.encoding == "difference" or (self.is_volume and self.run.numpy_dtype.kind != "f")
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether frames are stored as whole volumes, unchanged."""
+        return self.frames_array.encoding == VOLUME_ENCODING
 
     @property
     def padded_voxels(self) -> int:
@@ -104,26 +111,79 @@ class RunReader:
         return self._vector("mask").astype(np.bool_) if "mask" in self.arrays else None
 
     def read_chunks(self, start: int, stop: int, out: NDArray[Any]) -> NDArray[Any]:
-        """Decode frames [start, stop) as stored (residuals or values) into `out`, (t, padded_voxels), and return it.
+        """Decode frames [start, stop) into `out`, (t, padded_voxels), and return it: residuals or, for floats, values.
 
-        One byte range per shard that the window touches. Every chunk's checksum is verified.
+        One byte range per shard that the window touches. Every chunk's checksum is verified. What stands in the padding
+        is nothing to go by.
 
         Raises:
             CorruptDataError: stored bytes have changed.
             ObjectMissingError: a shard is gone.
         """
-        array = self.frames_array
-        row = 0
-        for part in ranges_of(self.lengths, start=start, stop=stop, frames_per_shard=array.frames_per_shard):
-            key = f"{array.object}/c/{part.shard}/0"
-            data = memoryview(self.store.read_range(key, part.start, part.stop))
-            at = 0
-            for length in part.lengths:
-                what = f"{self.store.name}/{key}, frame {start + row} of {self.run.name}"
-                codec.decode_into(data[at : at + length], out[row], what=what)
-                at += length
-                row += 1
+        if self.is_volume:
+            self._read_packed(start, stop, out)
+            if self.is_difference:
+                with np.errstate(over="ignore"):
+                    out[:, : self.run.voxels] -= self.reference
+            return out
+        for row, (data, what) in enumerate(self._chunks(start, stop)):
+            codec.decode_into(data, out[row], what=what)
         return out
+
+    def read_volumes(self, start: int, stop: int) -> NDArray[Any]:
+        """Frames [start, stop) of a run that is stored as volumes: (t, z, y, x) as the source stored them, unscaled.
+
+        Raises:
+            UsageError: the run is stored in another layout.
+            CorruptDataError: stored bytes have changed.
+            ObjectMissingError: a shard is gone.
+        """
+        if not self.is_volume:
+            raise UsageError(f"{self._what}: its voxels are stored, not volumes; read the frames and place them")
+        out = np.empty((stop - start, *self.run.shape[::-1]), dtype=self.run.dtype)
+        for row, (data, what) in enumerate(self._chunks(start, stop)):
+            codec.decode_into(data, out[row], what=what)
+        return out
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """What the run's Zarr group says of itself in `fmristream`.
+
+        Raises:
+            CorruptDataError: it is not the object that was committed.
+        """
+        try:
+            return dict(json.loads(self._whole(self.arrays[""], "zarr.json"))["attributes"]["fmristream"])
+        except (ValueError, LookupError, TypeError) as error:  # its sha256 is right: somebody else wrote it so
+            raise CorruptDataError(f"{self._what}: its group does not say what a run's group says") from error
+
+    @property
+    def sidecar(self) -> Mapping[str, Any]:
+        """What is stored of the run's BIDS sidecar; empty where it had none.
+
+        Raises:
+            CorruptDataError: it is not what was committed.
+        """
+        return dict(self.attributes.get("sidecar", {}))
+
+    @property
+    def nifti_prefix(self) -> bytes | None:
+        """What an exported NIfTI file begins with: header, extensions, padding; None in layouts that keep no header.
+
+        Raises:
+            CorruptDataError: it is not what was committed.
+        """
+        array = self.arrays.get("nifti")
+        if array is None:
+            return None
+        if len(array.shape) != 1 or not 0 < array.shape[0] <= MAX_PREFIX_BYTES:
+            raise CorruptDataError(
+                f"{self._what}: the arrays table says shape {array.shape} of the NIfTI header, expected 1 to "
+                f"{MAX_PREFIX_BYTES} bytes; restore the table from a copy"
+            )
+        padded = np.empty(codec.padded_length(array.shape[0]), dtype=np.uint8)
+        codec.decode_into(self._whole(array, "c/0"), padded, what=f"{self.store.name}/{array.object}/c/0")
+        return padded[: array.shape[0]].tobytes()
 
     def read_stored(self, start: int, stop: int) -> NDArray[Any]:
         """Frames [start, stop) as the source stored them, (t, v): reference added in the stored dtype, unscaled.
@@ -137,6 +197,8 @@ class RunReader:
                 "give 0 <= start < stop <= frames"
             )
         out = np.empty((stop - start, self.padded_voxels), dtype=self.run.dtype)
+        if self.is_volume:
+            return self._read_packed(start, stop, out)[:, : self.run.voxels]
         values = self.read_chunks(start, stop, out)[:, : self.run.voxels]
         if self.is_difference:
             with np.errstate(over="ignore"):  # wrap-around is how residuals of a full-range source add up
@@ -146,6 +208,32 @@ class RunReader:
     @property
     def _what(self) -> str:
         return f"{self.store.name}: run {self.run.name}"
+
+    def _chunks(self, start: int, stop: int) -> Iterator[tuple[memoryview, str]]:
+        """The encoded chunks of frames [start, stop), and what to call them."""
+        array = self.frames_array
+        frame = start
+        for part in ranges_of(self.lengths, start=start, stop=stop, frames_per_shard=array.frames_per_shard):
+            key = f"{array.object}/c/{part.shard}" + "/0" * (len(array.shape) - 1)
+            data = memoryview(self.store.read_range(key, part.start, part.stop))
+            at = 0
+            for length in part.lengths:
+                yield data[at : at + length], f"{self.store.name}/{key}, frame {frame} of {self.run.name}"
+                at += length
+                frame += 1
+
+    def _read_packed(self, start: int, stop: int, out: NDArray[Any]) -> NDArray[Any]:
+        """Volumes [start, stop) with their values in the order of the space's voxels, into `out` (t, padded_voxels)."""
+        if self.run.voxels != int(np.prod(self.run.shape)):
+            raise CorruptDataError(
+                f"{self._what}: stored as whole volumes of {self.run.shape}, but its row says {self.run.voxels} voxels; "
+                "restore the tables from a copy"
+            )
+        decoded = np.empty(self.run.shape[::-1], dtype=self.run.dtype)
+        for row, (data, what) in enumerate(self._chunks(start, stop)):
+            codec.decode_into(data, decoded, what=what)
+            volume_of(out[row, : self.run.voxels], self.run.shape)[...] = decoded
+        return out
 
     def _vector(self, name: str) -> NDArray[Any]:
         array = self.arrays.get(name)

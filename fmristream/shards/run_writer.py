@@ -26,6 +26,7 @@ class WrittenRun:
     statistics: Statistics
     arrays: tuple[StoredArray, ...]
     lengths: tuple[int, ...]
+    removed: tuple[str, ...] = ()  # header fields that held something and were not stored
 
 
 class RunWriter:
@@ -92,11 +93,14 @@ class RunWriter:
                 self._write(held)
             self._held.clear()
 
-    def finish(self, *, own_mask: NDArray[np.bool_] | None = None) -> WrittenRun:
+    def finish(
+        self, *, own_mask: NDArray[np.bool_] | None = None, sidecar: Mapping[str, Any] | None = None
+    ) -> WrittenRun:
         """Publish everything that belongs to the run; it becomes part of the dataset when a generation names it.
 
         Args:
             own_mask: (v,) which of the stored voxels lie in the run's own brain mask, where it has one.
+            sidecar: what may be stored of its BIDS sidecar.
         """
         assert self._measure is not None
         assert self._reference is not None
@@ -110,7 +114,7 @@ class RunWriter:
             arrays.append(self._put_array("mask", own_mask.astype(np.uint8), names=("voxel",)))
         arrays.append(self._put_stats(statistics))
         digest = self._digest.hexdigest()
-        arrays.append(self._put_group(digest, statistics))
+        arrays.append(self._put_group(digest, statistics, sidecar or {}))
         self._finished = True
         return WrittenRun(
             object=self.object, digest=digest, statistics=statistics, arrays=tuple(arrays), lengths=tuple(lengths)
@@ -175,13 +179,14 @@ class RunWriter:
             shape=values.shape, files=(file,),
         )  # fmt: skip
 
-    def _put_group(self, digest: str, statistics: Statistics) -> StoredArray:
+    def _put_group(self, digest: str, statistics: Statistics, sidecar: Mapping[str, Any]) -> StoredArray:
         from fmristream.shards.zarr_metadata import group_metadata
 
         attributes: Mapping[str, Any] = {
             **self._header,
             "encoding": "direct" if self._direct else "difference",
             "run_digest": digest,
+            **({"sidecar": dict(sidecar)} if sidecar else {}),
             "space": self._space.digest,
             "valid_range": _range(statistics, self._dtype),
             "version": FORMAT_VERSION,

@@ -27,6 +27,18 @@ def frames_metadata(*, frames: int, voxels: int, dtype: str, frames_per_shard: i
 
 
 @lru_cache(maxsize=256)
+def volumes_metadata(*, shape: tuple[int, ...], dtype: str, frames_per_shard: int) -> bytes:
+    """zarr.json of a (t, z, y, x) array: one whole frame a chunk, sharded as frames of voxels are."""
+    return _array_metadata(
+        shape=shape,
+        chunks=(1, *shape[1:]),
+        shards=(frames_per_shard, *shape[1:]),
+        dtype=dtype,
+        names=("t", "z", "y", "x"),
+    )
+
+
+@lru_cache(maxsize=256)
 def plain_metadata(*, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, names: tuple[str, ...]) -> bytes:
     """zarr.json of an array that is one compressed, checksummed chunk."""
     return _array_metadata(shape=shape, chunks=chunks, shards=None, dtype=dtype, names=names)

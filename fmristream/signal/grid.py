@@ -49,6 +49,24 @@ def is_believable(mask: NDArray[np.bool_]) -> bool:
     return inside >= MIN_MASK_VOXELS and inside >= MIN_MASK_FRACTION * mask.size
 
 
+def voxel_sizes_mm(affine: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Edge lengths of a voxel under a (4, 4) affine."""
+    x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    return float(x), float(y), float(z)
+
+
+def volume_of(values: NDArray[Any], shape: Shape3) -> NDArray[Any]:
+    """(v,) values of a whole grid, C order of (x, y, z), seen as a (z, y, x) volume, which is a NIfTI file's order; no copy."""
+    return values.reshape(shape).transpose(2, 1, 0)
+
+
+def in_byte_order(frame: NDArray[Any], *, big_endian: bool) -> NDArray[Any]:
+    """A contiguous little-endian frame with its bytes in the order of a file; bits of NaN are moved, never computed with."""
+    if not big_endian or frame.dtype.itemsize == 1:
+        return frame
+    return frame.view(f"<u{frame.dtype.itemsize}").byteswap()
+
+
 def stored_order(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Positions of the mask's voxels in a C-ordered (x, y, z) grid, z fastest: the order of the last axis on disk."""
     return np.flatnonzero(np.ascontiguousarray(mask).reshape(-1))

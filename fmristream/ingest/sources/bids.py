@@ -55,11 +55,19 @@ def find_bids_runs(root: str, keys: Sequence[str], *, space: str | None) -> List
     if not taken:
         raise UsageError(_nothing_found(root, keys, skipped))
     sidecars = index_sidecars(own)
-    times, time_notes = repetition_times(root, [applicable(sidecars, bold.key, bold.name) for bold in taken])
+    applied = [applicable(sidecars, bold.key, bold.name) for bold in taken]
+    times, time_notes = repetition_times(root, applied)
     masks = _masks(own) if is_derivative else {}
     runs = [
-        _source_run(root, bold, tr_s=tr_s, space=declared or bold.label("space") or NATIVE, mask=_mask_of(bold, masks))
-        for bold, tr_s in zip(taken, times, strict=True)
+        _source_run(
+            root,
+            bold,
+            tr_s=tr_s,
+            space=declared or bold.label("space") or NATIVE,
+            mask=_mask_of(bold, masks),
+            sidecars=keys,
+        )
+        for bold, tr_s, keys in zip(taken, times, applied, strict=True)
     ]
     participants, participant_notes = read_participants(root, own)
     return Listing(
@@ -156,7 +164,9 @@ def _select_space(
     return kept, others, ""
 
 
-def _source_run(root: str, bold: _Bold, *, tr_s: float | None, space: str, mask: str | None) -> SourceRun:
+def _source_run(
+    root: str, bold: _Bold, *, tr_s: float | None, space: str, mask: str | None, sidecars: Sequence[str]
+) -> SourceRun:
     return SourceRun(
         key=bold.key,
         name=_stem(bold.key),
@@ -166,6 +176,7 @@ def _source_run(root: str, bold: _Bold, *, tr_s: float | None, space: str, mask:
         space=space,
         tr_s=tr_s,
         mask_url=join_url(root, mask) if mask else None,
+        sidecar_urls=tuple(join_url(root, key) for key in sidecars),
     )
 
 

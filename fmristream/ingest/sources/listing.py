@@ -26,6 +26,7 @@ class SourceRun:
     space: str = ""  # declared space; "" = take the header's
     tr_s: float | None = None  # from the sidecar; wins over the header
     mask_url: str | None = None  # the brain mask that belongs to this run
+    sidecar_urls: tuple[str, ...] = ()  # BIDS sidecars that apply, nearest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

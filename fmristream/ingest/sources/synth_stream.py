@@ -14,6 +14,8 @@ from fmristream.ingest.sources.synth import SPACE, affine_rows, locate_synth, sy
 class SynthStream:
     """An open synthetic run (a `RunStream`)."""
 
+    prefix = b""  # there is no file
+
     def __init__(self, url: str) -> None:
         self._url = url
         self._cohort, self._subject, self._run = locate_synth(url)
