@@ -7,6 +7,7 @@ FmriStreamError
 ├── StorageError          the store failed, or cannot do what is needed (also an OSError)
 │   ├── ObjectMissingError    an object that the dataset names is not there (also a FileNotFoundError)
 │   └── ObjectExistsError     an object that is written once is there already (also a FileExistsError)
+├── EngineError           the processes or machines that do the work died, cannot be reached, or differ from this one
 ├── CorruptDataError      stored bytes are not what was written: checksum, length or digest differ
 ├── FormatError           not an fmristream dataset, or one that needs a newer reader
 ├── SplitError            a split with an empty part, or a subject in two parts
@@ -43,6 +44,10 @@ class ObjectMissingError(StorageError, FileNotFoundError):
 
 class ObjectExistsError(StorageError, FileExistsError):
     """An object that is written once is there already."""
+
+
+class EngineError(FmriStreamError):
+    """The processes or machines that do the work died, cannot be reached, or differ from this one."""
 
 
 class CorruptDataError(FmriStreamError):

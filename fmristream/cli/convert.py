@@ -36,6 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split-ratios", type=_ratios, metavar="A,B,C", help="shares (default: 0.7,0.15,0.15)")
     parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="another seed, another split")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs converted at the same time")
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="let the workers of a running dask scheduler do it: tcp://host:8786"
+    )
+    parser.add_argument("--cluster", choices=("slurm",), help="submit --workers N jobs that do it (needs dask-jobqueue)")
+    parser.add_argument(
+        "--cluster-options", metavar="FILE", help="TOML: queue, account, walltime, memory, ...; see docs/cluster.md"
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="do the I-th of N shares of the runs and commit nothing, for array jobs"
+    )
     parser.add_argument("--space", metavar="NAME", help="the space that all runs are in, where files do not tell")
     parser.add_argument(
         "--subject-pattern", metavar="REGEX", help="for plain folders: its group is the subject, as in 'S(\\d+)/'"
@@ -81,6 +91,10 @@ def _options(arguments: argparse.Namespace) -> "ConvertOptions":
         split_ratios=DEFAULT_RATIOS if arguments.split_ratios is None else checked_ratios(arguments.split_ratios),
         split_seed=arguments.split_seed,
         workers=arguments.workers,
+        scheduler=arguments.scheduler,
+        cluster=arguments.cluster,
+        cluster_options=arguments.cluster_options,
+        shard=arguments.shard,
         space=arguments.space,
         subject_pattern=arguments.subject_pattern,
         tr_s=arguments.tr,
@@ -88,7 +102,9 @@ def _options(arguments: argparse.Namespace) -> "ConvertOptions":
 
 
 def _tell(shown: "Meter", now: "Progress") -> None:
-    if now.frames:
+    if now.note:
+        shown.note(now.note)
+    elif now.frames:
         detail = f"run {min(now.runs_done + 1, now.runs)} of {number(now.runs)}" if now.runs else ""
         shown.update(now.stage, done=now.frames_done, total=now.frames, unit="frames", detail=detail)
     else:

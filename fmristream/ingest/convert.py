@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from fmristream.errors import SourceError, UsageError
 from fmristream.ingest import pending
 from fmristream.ingest.commit import Converted, commit_dataset
-from fmristream.ingest.execute import Engine
+from fmristream.ingest.execute import Engine, open_engine
 from fmristream.ingest.options import (
     ConvertOptions,
     ConvertReport,
@@ -68,7 +68,7 @@ def convert_into(
 ) -> ConvertReport:
     """The same into an open store."""
     options = options or ConvertOptions()
-    if options.workers > 1 and scheme_of(store.name) == "memory":
+    if options.needs_shared_target and scheme_of(store.name) == "memory":
         raise UsageError(f"{store.name}: lies in this process's memory, where no other can write; use --workers 1")
     require_readable_mask(options)
     listing = find_runs(source, space=options.space, subject_pattern=options.subject_pattern)
@@ -92,7 +92,7 @@ def convert_into(
 
 def _convert(store: Store, listing: Listing, found: Survey, options: ConvertOptions, meter: "_Meter") -> ConvertReport:
     choice = MaskChoice.parse(options.mask)
-    with Engine(options.workers) as engine:
+    with open_engine(options, meter.note) as engine:
         meter.start("computing masks", runs=0, frames=sum(run.header.frames for run in found.runs))
         plan = plan_spaces(found.runs, choice, engine, meter.frames_done)
         for space in plan.spaces.values():
@@ -183,6 +183,11 @@ class _Meter:
     def frames_done(self, count: int) -> None:
         self._within += count
         self._tell(replace(self._now, frames_done=self._now.frames_done + count))
+
+    def note(self, text: str) -> None:
+        """Something that people should know."""
+        if self._callback is not None:
+            self._callback(replace(self._now, note=text))
 
     def run_done(self, count: int, *, frames: int = 0) -> None:
         """A run is finished; its frames count once, whether they were counted one by one or not."""

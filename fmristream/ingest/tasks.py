@@ -48,6 +48,11 @@ class MaskTask:
     run: SurveyedRun
     frames: int
 
+    @property
+    def name(self) -> str:
+        """For messages: the run's."""
+        return self.run.source.name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTask:
@@ -57,6 +62,11 @@ class RunTask:
     store: Store
     space_digest: str
     space_document: dict[str, object]
+
+    @property
+    def name(self) -> str:
+        """For messages: the run's."""
+        return self.run.source.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
