@@ -5,6 +5,7 @@ The only importer of dask and dask-jobqueue. Whoever does it, results are the sa
 
 import getpass
 import logging
+import pydoc
 import secrets
 import subprocess
 import sys
@@ -151,11 +152,14 @@ class _Crew:
         self._patience_s = patience_s
         self._last_seen = self._last_resubmit = time.monotonic()
         self._is_waiting = False
+        self._is_checked = False
 
     def run(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         finished: SimpleQueue[Future] = SimpleQueue()
         in_work: dict[str, tuple[int, Future]] = {}
         position = 0
+        if tasks:
+            self._check_workers()
         try:
             while position < len(tasks) or in_work:
                 while position < len(tasks) and len(in_work) < self._window():
@@ -175,6 +179,24 @@ class _Crew:
             self._client.close(timeout=2)
             if self._opened.cluster is not None:
                 self._opened.cluster.close(timeout=10)
+
+    def _check_workers(self) -> None:
+        """Wait for a first worker, and see that those that are there can do the work.
+
+        Asked with nothing but the standard library: a worker that cannot unpickle a task closes without a word.
+        """
+        if self._is_checked:
+            return
+        while not self._workers_now():
+            time.sleep(_TICK_S / 10)
+            self._tend()
+        try:
+            found = self._client.run(pydoc.locate, "fmristream._version.__version__", on_error="return")
+        except OSError as error:
+            raise self._gone() from error
+        for version in found.values():
+            _require_same({"fmristream": __version__}, {"fmristream": version if isinstance(version, str) else "missing"}, self._opened.name)
+        self._is_checked = True
 
     def _submit(self, function: Callable[..., Any], task: Task) -> "Future":
         # The key is what dashboards and logs show: no subject, no path.
@@ -244,13 +266,6 @@ class _Crew:
             ) from error
         except (CancelledError, FutureCancelledError) as error:
             raise self._gone() from error
-        except (ImportError, AttributeError, RuntimeError) as error:
-            if _is_ours(error):
-                raise
-            raise EngineError(
-                f"{self._opened.name}: its workers cannot run fmristream {__version__}: {error}; give them the environment "
-                "of this process"
-            ) from error
 
     def _gone(self) -> EngineError:
         return EngineError(
@@ -276,7 +291,7 @@ class _Sealed:
 
 def _perform(versions: Mapping[str, str], function: Callable[..., Any], sealed: _Sealed) -> Any:
     """On a worker: do a task, if the worker is what the driver is."""
-    _require_same(versions, _versions(), "a worker")
+    _require_same(versions, _versions(), "dask")
     return function(sealed.task, None)
 
 
@@ -288,11 +303,7 @@ def _require_same(here: Mapping[str, str], there: Mapping[str, str], who: str) -
     differing = [name for name, version in here.items() if there.get(name) != version]
     if differing:
         found = ", ".join(f"{name} {there.get(name, 'missing')} (here {here[name]})" for name in differing)
-        raise EngineError(f"{who} has {found}; install the same versions on both sides")
-
-
-def _is_ours(error: BaseException) -> bool:
-    return type(error).__module__.startswith("fmristream.")
+        raise EngineError(f"{who}: a worker or the scheduler has {found}; install the same versions on both sides")
 
 
 def _start_processes(workers: int) -> _Opened:
