@@ -94,7 +94,7 @@ def _convert(store: Store, listing: Listing, found: Survey, options: ConvertOpti
     choice = MaskChoice.parse(options.mask)
     with open_engine(options, meter.note) as engine:
         meter.start("computing masks", runs=0, frames=sum(run.header.frames for run in found.runs))
-        plan = plan_spaces(found.runs, choice, engine, meter.frames_done)
+        plan = plan_spaces(found.runs, choice, engine, meter.frames_done, store=store)
         for space in plan.spaces.values():
             write_space(store, space)
         done = _convert_runs(store, found.runs, plan, engine, meter)
