@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="let the workers of a running dask scheduler do it: tcp://host:8786"
     )
-    parser.add_argument("--cluster", choices=("slurm",), help="submit --workers N jobs that do it (needs dask-jobqueue)")
+    parser.add_argument(
+        "--cluster", choices=("slurm",), help="submit --workers N jobs that do it (needs dask-jobqueue)"
+    )
     parser.add_argument(
         "--cluster-options", metavar="FILE", help="TOML: queue, account, walltime, memory, ...; see docs/cluster.md"
     )
@@ -118,6 +120,10 @@ def _document(report: "ConvertReport") -> dict[str, Any]:
 def _print(report: "ConvertReport", arguments: argparse.Namespace) -> None:
     from fmristream.cli.tables import print_facts, print_lines, print_table
 
+    if report.shard:
+        print_facts(_shard_headline(report), _shard_facts(report))
+        print_table("quarantined", ("input", "reason"), [(q.name, q.reason) for q in report.quarantined])
+        return
     print_facts(_headline(report, shown_url(arguments.source), shown_url(report.url)), _facts(report))
     print_table("quarantined", ("input", "reason"), [(q.name, q.reason) for q in report.quarantined])
     print_lines("warnings", report.warnings, style="bold yellow")
@@ -130,6 +136,27 @@ def _headline(report: "ConvertReport", source: str, url: str) -> str:
     if report.already_there:
         return f"{url} holds exactly this already; nothing was written"
     return f"converted {source} into {url}"
+
+
+def _shard_headline(report: "ConvertReport") -> str:
+    where = f"shard {report.shard} of {shown_url(report.url)}"
+    if report.stage == "committed":
+        return f"{where}: there is a dataset already; nothing was done"
+    if report.stage == "masks":
+        return (
+            f"{where}: masks of {plural(report.runs, 'run')} recorded; run the shards again when all have got here "
+            f"({number(report.missing_shards)} have not)"
+        )
+    return f"{where}: {plural(report.runs, 'run')} converted; when all shards are done, run the command without --shard"
+
+
+def _shard_facts(report: "ConvertReport") -> list[tuple[str, str]]:
+    return [
+        ("done before", number(report.resumed) if report.resumed else ""),
+        ("frames", number(report.frames) if report.frames else ""),
+        ("source", size(report.source_bytes) if report.source_bytes else ""),
+        ("quarantined", number(len(report.quarantined))),
+    ]
 
 
 def _facts(report: "ConvertReport") -> list[tuple[str, str]]:

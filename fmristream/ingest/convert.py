@@ -17,6 +17,7 @@ from fmristream.ingest.options import (
 )
 from fmristream.ingest.plan import SpacePlan, Survey, plan_spaces, survey
 from fmristream.ingest.present import mask_record, open_present, report_present, require_same
+from fmristream.ingest.shard_jobs import convert_shard
 from fmristream.ingest.sources import Listing, find_runs
 from fmristream.ingest.splitting import split_subjects
 from fmristream.ingest.summary import describe_runs, estimate, not_chosen, participant_warnings, stored_bytes
@@ -73,6 +74,8 @@ def convert_into(
     require_readable_mask(options)
     listing = find_runs(source, space=options.space, subject_pattern=options.subject_pattern)
     meter = _Meter(progress)
+    if options.shard is not None and not dry_run:
+        return convert_shard(store, listing, options, meter=meter, convert_runs=_convert_runs)
     meter.start("reading headers", runs=len(listing.runs), frames=0)
     found = survey(listing, options, meter.run_done)
     _require_some(found.runs, found.quarantined, source)

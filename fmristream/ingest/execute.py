@@ -195,7 +195,11 @@ class _Crew:
         except OSError as error:
             raise self._gone() from error
         for version in found.values():
-            _require_same({"fmristream": __version__}, {"fmristream": version if isinstance(version, str) else "missing"}, self._opened.name)
+            _require_same(
+                {"fmristream": __version__},
+                {"fmristream": version if isinstance(version, str) else "missing"},
+                self._opened.name,
+            )
         self._is_checked = True
 
     def _submit(self, function: Callable[..., Any], task: Task) -> "Future":
@@ -394,7 +398,7 @@ def _configured() -> Any:
     return dask.config.set(dict(_CONFIG))
 
 
-class _quiet(warnings.catch_warnings):  # noqa: N801 a context manager, read as a word
+class _quiet(warnings.catch_warnings):
     """What dask warns about on the way is checked by us, or of no use to who converts."""
 
     def __enter__(self) -> Any:

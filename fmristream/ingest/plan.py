@@ -1,5 +1,6 @@
 """Decide before any voxel is stored: which inputs are runs, which grids they share, which voxels of each grid are kept."""
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from fmristream.ingest.sources import Listing, SourceRun
 from fmristream.ingest.sources.synth import is_synth
 from fmristream.ingest.tasks import MaskTask, SurveyedRun, find_run_mask
 from fmristream.shards.spaces import Space
-from fmristream.signal.grid import Grid, Shape3, is_believable, same_grid
+from fmristream.signal.grid import SAME_GRID_MM, Grid, Shape3, is_believable, same_grid
 from fmristream.storage import Store
 from fmristream.storage.sources import source_size
 from fmristream.storage.urls import scheme_of
@@ -112,16 +113,24 @@ def _surveyed(source: SourceRun, options: ConvertOptions) -> SurveyedRun | Quara
 
 def group_by_grid(runs: Sequence[SurveyedRun]) -> list[tuple[Grid, list[SurveyedRun]]]:
     """Runs that share a grid, in the order of their keys; a group's grid is that of its first run."""
-    groups: list[tuple[Grid, list[SurveyedRun]]] = []
-    by_shape: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: run.source.key):
-        grid = Grid(shape=run.header.shape, affine=run.affine)
-        home = next((i for i in by_shape[grid.shape] if same_grid(groups[i][0], grid)), None)
+    ordered = sorted(runs, key=lambda run: run.source.key)
+    return group_grids((Grid(shape=run.header.shape, affine=run.affine), run) for run in ordered)
+
+
+def group_grids(items: Iterable[tuple[Grid, T]]) -> list[tuple[Grid, list[T]]]:
+    """Items whose grids are the same as that of the first of their group, in the order given."""
+    groups: list[tuple[Grid, list[T]]] = []
+    # Where x begins tells most grids apart: native space has as many as there are runs, and not every pair is compared.
+    near: dict[tuple[Shape3, int], list[int]] = defaultdict(list)
+    for grid, item in items:
+        place = math.floor(grid.affine[3] / SAME_GRID_MM)
+        candidates = sorted(group for step in range(-2, 3) for group in near.get((grid.shape, place + step), ()))
+        home = next((group for group in candidates if same_grid(groups[group][0], grid)), None)
         if home is None:
-            by_shape[grid.shape].append(len(groups))
-            groups.append((grid, [run]))
+            near[grid.shape, place].append(len(groups))
+            groups.append((grid, [item]))
         else:
-            groups[home][1].append(run)
+            groups[home][1].append(item)
     return groups
 
 
@@ -143,13 +152,15 @@ def plan_spaces(
         store: where computed masks are recorded, and those of an interrupted conversion found again.
     """
     plan = SpacePlan()
-    for grid, members in group_by_grid(runs):
-        if choice.kind == "none":
-            plan.assign(members, whole_space(grid))
-        elif choice.kind == "file":
-            _use_given_mask(plan, grid, members, choice.path)
-        else:
-            _use_union(plan, grid, find_masks(members, choice, engine, on_frame, store=store))
+    groups = group_by_grid(runs)
+    if choice.kind in ("none", "file"):
+        for grid, members in groups:
+            if choice.kind == "none":
+                plan.assign(members, whole_space(grid))
+            else:
+                _use_given_mask(plan, grid, members, choice.path)
+        return plan
+    _use_unions(plan, groups, find_masks(runs, choice, engine, on_frame, store=store))
     return plan
 
 
@@ -216,21 +227,25 @@ def _use_given_mask(plan: SpacePlan, grid: Grid, members: list[SurveyedRun], pat
     plan.assign(members, Space(grid=grid, mask=mask))
 
 
-def _use_union(plan: SpacePlan, grid: Grid, found: Iterable[RunMask]) -> None:
-    """One mask for the grid: the union of its runs' masks; a run whose mask is not believed is stored whole."""
-    union = np.zeros(grid.shape, dtype=bool)
-    masked: list[SurveyedRun] = []
+def _use_unions(plan: SpacePlan, groups: Sequence[tuple[Grid, list[SurveyedRun]]], found: Iterable[RunMask]) -> None:
+    """One mask for each grid: the union of its runs' masks; a run whose mask is not believed is stored whole."""
+    home = {run.source.key: group for group, (_, members) in enumerate(groups) for run in members}
+    unions: dict[int, NDArray[np.uint8]] = {}  # packed: in native space there is one for every run
+    masked: dict[int, list[SurveyedRun]] = defaultdict(list)
     for one in found:
+        group = home[one.run.source.key]
         if one.quarantined is not None:
             plan.quarantined.append(one.quarantined)
         elif one.mask is not None:
-            union |= one.mask
-            masked.append(one.run)
+            bits = np.packbits(one.mask.reshape(-1))
+            unions[group] = unions[group] | bits if group in unions else bits
+            masked[group].append(one.run)
         else:
             plan.warnings.append(one.warning)
-            plan.assign([one.run], whole_space(grid))
-    if masked:
-        plan.assign(masked, Space(grid=grid, mask=union))
+            plan.assign([one.run], whole_space(groups[group][0]))
+    for group, bits in unions.items():
+        grid = groups[group][0]
+        plan.assign(masked[group], Space(grid=grid, mask=unpack_mask(bits, grid.shape)))
 
 
 def _rows(grid: Grid) -> tuple[tuple[float, ...], ...]:

@@ -110,6 +110,7 @@ def test_a_run_that_kills_its_workers_again_and_again_is_named_and_stops_the_wor
         assert answers(engine, engine_tasks.double, items(5)) == {n: 2 * n for n in range(5)}
 
 
+@pytest.mark.full
 def test_what_a_task_raises_arrives_as_it_is(tmp_path):
     source, target = six_runs(tmp_path / "in"), tmp_path / "out"
     target.mkdir()
@@ -141,7 +142,9 @@ def test_what_a_scheduler_sees_of_a_run_tells_no_subject_and_no_path(tmp_path):
             thread.start()
             seen = ""
             while "sleep-" not in seen:
-                seen = str(spy.run_on_scheduler(lambda dask_scheduler: [repr(t) for t in dask_scheduler.tasks.values()]))
+                seen = str(
+                    spy.run_on_scheduler(lambda dask_scheduler: [repr(t) for t in dask_scheduler.tasks.values()])
+                )
             seen += str(spy.call_stack()) + str(spy.scheduler_info())
             thread.join()
     assert re.search(r"sleep-[0-9a-f]{16}", seen)
@@ -170,6 +173,7 @@ def test_a_worker_without_our_package_is_reported(tmp_path):
         answers(engine, engine_tasks.double, items(3))
 
 
+@pytest.mark.full
 def test_a_worker_of_another_version_is_reported(tmp_path):
     other = "import fmristream._version as v; v.__version__ = '0.0.1'"
     with (
@@ -194,6 +198,7 @@ def test_a_scheduler_that_dies_is_reported(tmp_path):
             next(running)
 
 
+@pytest.mark.full
 def test_a_scheduler_that_is_not_there_is_reported():
     with pytest.raises(EngineError, match="cannot be reached"), Engine(scheduler="tcp://127.0.0.1:9"):
         pass
@@ -223,6 +228,7 @@ def test_other_processes_cannot_write_into_memory():
             convert("synth://", "memory://never", **options)
 
 
+@pytest.mark.full
 def test_ctrl_c_ends_a_conversion_by_several_processes_at_once_and_quietly(tmp_path):
     command = [sys.executable, "-m", "tests.ingest.interrupted_engine", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT)
