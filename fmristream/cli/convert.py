@@ -145,7 +145,7 @@ def _shard_headline(report: "ConvertReport") -> str:
     if report.stage == "masks":
         return (
             f"{where}: masks of {plural(report.runs, 'run')} recorded; run the shards again when all have got here "
-            f"({number(report.missing_shards)} have not)"
+            f"(still missing: {number(report.missing_shards)} of them)"
         )
     return f"{where}: {plural(report.runs, 'run')} converted; when all shards are done, run the command without --shard"
 

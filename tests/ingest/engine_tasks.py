@@ -50,3 +50,9 @@ def trace_and_sleep(item: Item, on_frame=None) -> int:
     leave_a_trace(item)
     time.sleep(120)
     return item.value
+
+
+def trace_and_sleep_shortly(item: Item, on_frame=None) -> int:
+    leave_a_trace(item)
+    time.sleep(2)
+    return item.value

@@ -210,7 +210,8 @@ def test_the_command_says_the_stage_of_a_shard(tmp_path, capsys):
     command = ["convert", source, url, "--split", "none", "--quiet", "--shard"]
     assert main([*command, "1/2"]) == 0
     assert (
-        "masks of 1 run recorded; run the shards again when all have got here (1 have not)" in capsys.readouterr().out
+        "masks of 1 run recorded; run the shards again when all have got here (still missing: 1 of them)"
+        in capsys.readouterr().out
     )
     assert main([*command, "2/2", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
