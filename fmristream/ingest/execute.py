@@ -237,7 +237,7 @@ class _Crew:
         if workers or (self._opened.has_jobs and not self._is_waiting):
             self._last_seen = now
         if not workers and not self._is_waiting:
-            self._tell(f"{self._opened.name}: waiting for a first worker")
+            self._tell(f"{self._opened.name}: waiting for a worker")
         self._is_waiting = not workers
         # Jobs may wait in a queue for days; that they are in it is looked after above.
         if not self._opened.has_jobs and now - self._last_seen > self._patience_s:
@@ -249,6 +249,8 @@ class _Crew:
     def _require_jobs(self) -> None:
         ours = {str(job.job_id) for job in self._opened.cluster.workers.values() if job.job_id}
         queued = _queued_jobs()
+        if not ours and time.monotonic() - self._last_seen < self._patience_s:
+            return  # the next ones are being submitted
         if queued is not None and not ours & queued:
             raise EngineError(
                 f"{self._opened.name}: not one of {len(ours)} jobs is waiting or running any more and none reached this "
@@ -373,6 +375,7 @@ def _submit_jobs(jobs: SlurmJobs, count: int) -> _Opened:
             **{name: value for name, value in optional.items() if value},
         )
         try:
+            _require_accepted(cluster.job_script())
             cluster.scale(jobs=count)
             client = distributed.Client(cluster, set_as_default=False)
         except BaseException:
@@ -417,6 +420,19 @@ def _dask_versions(found: Any) -> dict[str, str]:
     packages = found["packages"]
     python = ".".join(str(packages["python"]).split(".")[:2])
     return {"Python": python, "dask": packages["dask"], "distributed": packages["distributed"]}
+
+
+def _require_accepted(script: str) -> None:
+    """Ask Slurm before a job is submitted: what dask-jobqueue is told then goes into a log, and nobody hears of it."""
+    try:
+        answer = subprocess.run(
+            ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EngineError(f"--cluster slurm: Slurm does not answer: {error}; run this where sbatch works") from error
+    if answer.returncode != 0:
+        said = "; ".join(line.removeprefix("sbatch: ") for line in answer.stderr.splitlines())
+        raise EngineError(f"--cluster slurm: Slurm refuses such a job: {said}; see --cluster-options")
 
 
 def _queued_jobs() -> set[str] | None:

@@ -77,6 +77,7 @@ def test_slurm_jobs_make_the_same_dataset(cluster, source, tmp_path, options_fil
 def test_a_cancelled_job_is_submitted_again_and_its_run_done(cluster, tmp_path, options_file, monkeypatch):
     monkeypatch.setattr(execute, "_RESUBMIT_EVERY_S", 3.0)
     import dask
+    import distributed  # noqa: F401 its defaults have to be there before one of them is set
 
     tasks = [Item(name=str(n), value=n, folder=str(tmp_path)) for n in range(4)]
 
