@@ -13,7 +13,7 @@
 # no mask is computed: --mask none or --mask FILE). Options must hold no blanks; the masks that they name must be in S3.
 set -eu
 if [ $# -lt 2 ] || [ -z "${QUEUE:-}" ]; then
-    sed -n '2,16p' "$0" >&2
+    sed -n '2,13p' "$0" >&2
     exit 2
 fi
 source=$1 target=$2

@@ -50,7 +50,7 @@ if [ "${1:-}" = --task ]; then
     task "${@:2}"
 fi
 if [ $# -lt 2 ]; then
-    sed -n '2,25p' "$0" >&2
+    sed -n '2,20p' "$0" >&2
     exit 2
 fi
 [ -z "${LOGS:-}" ] || mkdir -p "$LOGS"
