@@ -72,6 +72,7 @@ def convert_into(
     if options.needs_shared_target and scheme_of(store.name) == "memory":
         raise UsageError(f"{store.name}: lies in this process's memory, where no other can write; use --workers 1")
     require_readable_mask(options)
+    open_engine(options)  # what is wrong with its options is told before headers are read
     listing = find_runs(source, space=options.space, subject_pattern=options.subject_pattern)
     meter = _Meter(progress)
     if options.shard is not None and not dry_run:
