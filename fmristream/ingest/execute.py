@@ -35,6 +35,7 @@ RETRIES = 2
 # Runs handed out ahead of the workers: none waits for the driver, and the driver holds a handful, not 100,000.
 _AHEAD = 2
 _TICK_S = 1.0
+_TEND_EVERY_S = 2.0
 _RESUBMIT_EVERY_S = 30.0
 _CONNECT_S = 20.0
 
@@ -150,7 +151,7 @@ class _Crew:
         self._client = opened.client
         self._tell = tell
         self._patience_s = patience_s
-        self._last_seen = self._last_resubmit = time.monotonic()
+        self._last_seen = self._last_resubmit = self._last_tended = time.monotonic()
         self._is_waiting = False
         self._is_checked = False
 
@@ -188,7 +189,8 @@ class _Crew:
         if self._is_checked:
             return
         while not self._workers_now():
-            time.sleep(_TICK_S / 10)
+            with suppress(TimeoutError):
+                self._client.wait_for_workers(1, timeout=_TICK_S)
             self._tend()
         try:
             found = self._client.run(pydoc.locate, "fmristream._version.__version__", on_error="return")
@@ -219,13 +221,14 @@ class _Crew:
 
     def _next(self, finished: "SimpleQueue[Future]") -> "Future":
         while True:
-            try:
-                return finished.get(timeout=_TICK_S)
-            except Empty:
+            if time.monotonic() - self._last_tended > _TEND_EVERY_S:
                 self._tend()
+            with suppress(Empty):
+                return finished.get(timeout=_TICK_S)
 
     def _tend(self) -> None:
         """See that somebody is at work."""
+        self._last_tended = time.monotonic()
         if self._client.status not in ("running", "connecting"):
             raise self._gone()
         now, workers = time.monotonic(), self._workers_now()

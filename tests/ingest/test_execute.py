@@ -99,6 +99,7 @@ def test_processes_do_every_task_once_and_take_no_more_than_they_can_do_soon(tmp
     assert re.fullmatch(r"2 processes; dashboard: http://127\.0\.0\.1:\d+/status", notes[0])
 
 
+@pytest.mark.full
 def test_a_worker_that_is_killed_once_costs_nothing_but_time(tmp_path):
     with Engine(2) as engine:
         assert answers(engine, engine_tasks.die_once, items(12, tmp_path)) == {n: n for n in range(12)}
@@ -155,6 +156,7 @@ def test_what_a_scheduler_sees_of_a_run_tells_no_subject_and_no_path(tmp_path):
     assert "/data" not in seen
 
 
+@pytest.mark.full
 def test_a_scheduler_without_workers_is_waited_for_and_then_given_up(tmp_path):
     notes = []
     with (
@@ -188,6 +190,7 @@ def test_a_worker_of_another_version_is_reported(tmp_path):
         answers(engine, engine_tasks.double, items(3))
 
 
+@pytest.mark.full
 def test_a_scheduler_that_dies_is_reported(tmp_path):
     with (
         scheduler(tmp_path) as (address, process),

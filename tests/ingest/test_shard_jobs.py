@@ -1,5 +1,6 @@
 """Shares of a conversion, done by tasks that know nothing of each other: in any order, killed, twice or not at all."""
 
+import functools
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 import fmristream
 from fmristream.cli.main import main
 from fmristream.errors import CorruptDataError, SplitError
-from fmristream.ingest.options import ConvertOptions, Progress, Shard
+from fmristream.ingest.options import ConvertOptions, ConvertReport, Progress, Shard
 from fmristream.ingest.shard_jobs import share_of
 from fmristream.ingest.sources import SourceRun
 from fmristream.storage import open_store
@@ -47,11 +48,18 @@ def stages(source: str, url: str, order, **options) -> list[str]:
     return [convert(source, url, **{"mask": "auto", "shard": shard, **options}).stage for shard in order]
 
 
-def same_as_plain(source: str, url: str, alone: str, **options) -> fmristream.ingest.options.ConvertReport:
+@functools.cache
+def plain(source: str, **options) -> tuple[str, ConvertReport]:
+    """A conversion that knows of no shards, once per source: beside it."""
+    url = str(Path(source).parent / f"alone-{len(list(Path(source).parent.iterdir()))}")
+    return url, convert(source, url, **{"mask": "auto", **options})
+
+
+def same_as_plain(source: str, url: str, **options) -> ConvertReport:
     """Commit, and compare with a conversion that knew of no shards."""
     assert not is_committed(url)
     report = convert(source, url, **{"mask": "auto", **options})
-    expected = convert(source, alone, **{"mask": "auto", **options})
+    alone, expected = plain(source, **options)
     assert report.content_digest == expected.content_digest
     assert {one.name for one in report.quarantined} == {one.name for one in expected.quarantined}
     assert sorted(report.warnings) == sorted(expected.warnings)
@@ -70,7 +78,7 @@ def test_shards_in_any_order_leave_nothing_to_do_for_the_conversion_that_commits
     assert first == ["masks"] * (count - 1) + ["runs"]
     draw.shuffle(order)
     assert stages(mixed, url, order) == ["runs"] * count
-    report = same_as_plain(mixed, url, str(tmp_path / "alone"))
+    report = same_as_plain(mixed, url)
     assert (report.runs, report.resumed, len(report.quarantined)) == (10, 10, 2)
 
 
@@ -78,21 +86,22 @@ def test_shards_in_any_order_leave_nothing_to_do_for_the_conversion_that_commits
 def test_the_last_shard_to_come_and_those_that_never_came_are_made_up_for(mixed, tmp_path):
     url = str(tmp_path / "out")
     assert stages(mixed, url, ["1/3", "2/3", "3/3", "1/3"]) == ["masks", "masks", "runs", "runs"]
-    report = same_as_plain(mixed, url, str(tmp_path / "alone"))
+    report = same_as_plain(mixed, url)
     assert 0 < report.resumed < 10
 
 
+@pytest.mark.full
 def test_a_shard_whose_masks_never_came_is_made_up_for(mixed, tmp_path):
     url = str(tmp_path / "out")
     report = convert(mixed, url, mask="auto", shard="2/2")
     assert (report.stage, report.missing_shards, report.exit_code) == ("masks", 1, 3 if report.quarantined else 0)
-    assert same_as_plain(mixed, url, str(tmp_path / "alone")).resumed == 0
+    assert same_as_plain(mixed, url).resumed == 0
 
 
 def test_no_mask_to_compute_is_one_visit(tmp_path):
     source, url = six_runs(tmp_path / "in"), str(tmp_path / "out")
     assert stages(source, url, ["3/3", "1/3", "2/3"], mask="none") == ["runs"] * 3
-    assert same_as_plain(source, url, str(tmp_path / "alone"), mask="none").resumed == 6
+    assert same_as_plain(source, url, mask="none").resumed == 6
 
 
 def test_a_given_mask_is_one_visit_and_the_first_run_of_a_grid_gives_the_affine_wherever_it_is(tmp_path):
@@ -103,7 +112,7 @@ def test_a_given_mask_is_one_visit_and_the_first_run_of_a_grid_gives_the_affine_
         write_runs(tmp_path / "in", {f"sub-{number}_bold": bold(seed=number)}, srow=(ALMOST, AFFINE)[number % 2])
     url, given = str(tmp_path / "out"), str(tmp_path / "mask.nii")
     assert stages(str(tmp_path / "in"), url, ["1/2", "2/2"], mask=given) == ["runs"] * 2
-    assert same_as_plain(str(tmp_path / "in"), url, str(tmp_path / "alone"), mask=given).resumed == 6
+    assert same_as_plain(str(tmp_path / "in"), url, mask=given).resumed == 6
 
 
 @pytest.mark.full
@@ -114,7 +123,7 @@ def test_the_runs_own_masks_are_united_over_all_shards(tmp_path):
     empty = gzip_members(nifti_bytes(np.zeros(HEAD, "u1")))
     (tmp_path / "in" / "sub-1" / "func" / f"sub-1_task-rest{MNI}_desc-brain_mask.nii.gz").write_bytes(empty)
     assert stages(source, url, ["1/3", "2/3", "3/3", "1/3", "2/3", "3/3"])[2:] == ["runs"] * 4
-    assert same_as_plain(source, url, str(tmp_path / "alone")).resumed == 3
+    assert same_as_plain(source, url).resumed == 3
 
 
 @pytest.mark.parametrize("stage", ["computing masks", "converting"])
@@ -136,7 +145,7 @@ def test_a_shard_that_is_killed_goes_on_where_it_was(mixed, tmp_path, stage):
         read = max(now.frames_done for now in seen if now.stage == stage)
         assert 0 < read <= max(now.frames for now in seen if now.stage == stage) - 2 * 12
     assert stages(mixed, url, ["2/2", "1/2"]) == ["runs", "runs"]
-    assert same_as_plain(mixed, url, str(tmp_path / "alone")).resumed == 10
+    assert same_as_plain(mixed, url).resumed == 10
 
 
 @pytest.mark.parametrize("kind", ["local", pytest.param("s3", marks=pytest.mark.full)])
@@ -153,7 +162,7 @@ def test_two_tasks_at_the_same_shard_do_no_harm(request, tmp_path, kind):
         for _ in range(2):
             last = list(pool.map(attempt, ["1/2", "2/2", "1/2", "2/2"]))
     assert last == ["runs"] * 4
-    assert same_as_plain(source, url, f"{url}-alone").resumed == 4
+    assert same_as_plain(source, url).resumed == 4
 
 
 def test_every_run_is_in_exactly_one_shard_whatever_the_order_of_the_listing():
@@ -196,7 +205,7 @@ def test_a_damaged_record_of_masks_is_reported_and_costs_the_conversion_that_com
         store.put_new(key, b"{}")
     with pytest.raises(CorruptDataError, match="run every shard again"):
         stages(mixed, url, ["1/2"])
-    same_as_plain(mixed, url, str(tmp_path / "alone"))
+    same_as_plain(mixed, url)
 
 
 def test_a_split_that_cannot_be_is_refused_before_the_work(mixed, tmp_path):
