@@ -248,7 +248,8 @@ def test_ctrl_c_ends_a_conversion_by_several_processes_at_once_and_quietly(tmp_p
     assert said == "interrupted\n"
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(8, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("workers", [2, 8])
 def test_any_number_of_processes_gives_the_same_dataset_whatever_order_files_were_made_in(tmp_path, workers):
     runs = {f"sub-{number}_bold": head(number) for number in range(6)}
     source = write_runs(tmp_path / "in", runs)
