@@ -8,6 +8,7 @@ FmriStreamError
 │   ├── ObjectMissingError    an object that the dataset names is not there (also a FileNotFoundError)
 │   ├── ObjectExistsError     an object that is written once is there already (also a FileExistsError)
 │   └── ConflictError         another writer committed a version first
+├── EngineError           the processes or machines that do the work died, cannot be reached, or differ from this one
 ├── CorruptDataError      stored bytes are not what was written: checksum, length or digest differ
 ├── FormatError           not an fmristream dataset, or one that needs a newer reader
 ├── SplitError            a split with an empty part, or a subject in two parts
@@ -48,6 +49,10 @@ class ObjectExistsError(StorageError, FileExistsError):
 
 class ConflictError(StorageError):
     """Another writer committed a version first."""
+
+
+class EngineError(FmriStreamError):
+    """The processes or machines that do the work died, cannot be reached, or differ from this one."""
 
 
 class CorruptDataError(FmriStreamError):

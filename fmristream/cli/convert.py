@@ -50,6 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "export gives back the very file) (default: %(default)s)",
     )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs converted at the same time")
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="let the workers of a running dask scheduler do it: tcp://host:8786"
+    )
+    parser.add_argument(
+        "--cluster", choices=("slurm",), help="submit --workers N jobs that do it (needs dask-jobqueue)"
+    )
+    parser.add_argument(
+        "--cluster-options", metavar="FILE", help="TOML: queue, account, walltime, memory, ...; see docs/cluster.md"
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="do the I-th of N shares of the runs and commit nothing, for array jobs"
+    )
     parser.add_argument("--space", metavar="NAME", help="the space that all runs are in, where files do not tell")
     parser.add_argument(
         "--subject-pattern", metavar="REGEX", help="for plain folders: its group is the subject, as in 'S(\\d+)/'"
@@ -100,6 +112,10 @@ def _options(arguments: argparse.Namespace) -> "ConvertOptions":
         split_ratios=DEFAULT_RATIOS if arguments.split_ratios is None else checked_ratios(arguments.split_ratios),
         split_seed=arguments.split_seed,
         workers=arguments.workers,
+        scheduler=arguments.scheduler,
+        cluster=arguments.cluster,
+        cluster_options=arguments.cluster_options,
+        shard=arguments.shard,
         space=arguments.space,
         subject_pattern=arguments.subject_pattern,
         tr_s=arguments.tr,
@@ -110,7 +126,9 @@ def _options(arguments: argparse.Namespace) -> "ConvertOptions":
 
 
 def _tell(shown: "Meter", now: "Progress") -> None:
-    if now.frames:
+    if now.note:
+        shown.note(now.note)
+    elif now.frames:
         detail = f"run {min(now.runs_done + 1, now.runs)} of {number(now.runs)}" if now.runs else ""
         shown.update(now.stage, done=now.frames_done, total=now.frames, unit="frames", detail=detail)
     else:
@@ -124,6 +142,10 @@ def _document(report: "ConvertReport") -> dict[str, Any]:
 def _print(report: "ConvertReport", arguments: argparse.Namespace) -> None:
     from fmristream.cli.tables import print_facts, print_lines, print_table
 
+    if report.shard:
+        print_facts(_shard_headline(report), _shard_facts(report))
+        print_table("quarantined", ("input", "reason"), [(q.name, q.reason) for q in report.quarantined])
+        return
     print_facts(_headline(report, shown_url(arguments.source), shown_url(report.url)), _facts(report))
     print_table("quarantined", ("input", "reason"), [(q.name, q.reason) for q in report.quarantined])
     print_lines("warnings", report.warnings, style="bold yellow")
@@ -136,6 +158,27 @@ def _headline(report: "ConvertReport", source: str, url: str) -> str:
     if report.already_there:
         return f"{url} holds exactly this already; nothing was written"
     return f"converted {source} into {url}"
+
+
+def _shard_headline(report: "ConvertReport") -> str:
+    where = f"shard {report.shard} of {shown_url(report.url)}"
+    if report.stage == "committed":
+        return f"{where}: there is a dataset already; nothing was done"
+    if report.stage == "masks":
+        return (
+            f"{where}: masks of {plural(report.runs, 'run')} recorded; run the shards again when all have got here "
+            f"(still missing: {number(report.missing_shards)} of them)"
+        )
+    return f"{where}: {plural(report.runs, 'run')} converted; when all shards are done, run the command without --shard"
+
+
+def _shard_facts(report: "ConvertReport") -> list[tuple[str, str]]:
+    return [
+        ("done before", number(report.resumed) if report.resumed else ""),
+        ("frames", number(report.frames) if report.frames else ""),
+        ("source", size(report.source_bytes) if report.source_bytes else ""),
+        ("quarantined", number(len(report.quarantined))),
+    ]
 
 
 def _facts(report: "ConvertReport") -> list[tuple[str, str]]:

@@ -18,6 +18,10 @@ class Meter(Protocol):
         """So much of a stage is done; a new stage ends the one before. `unit`: frames, runs or bytes."""
         ...
 
+    def note(self, text: str) -> None:
+        """A sentence that is not progress."""
+        ...
+
 
 @contextmanager
 def meter(*, quiet: bool) -> Iterator[Meter]:
@@ -35,6 +39,9 @@ class _Silent:
     def update(self, stage: str, *, done: int, total: int, unit: str, detail: str = "") -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
 
 class _Lines:
     """Says each stage once, when its first piece is done."""
@@ -46,6 +53,9 @@ class _Lines:
         if stage != self._said and done:
             self._said = stage
             print(f"{stage}: {amount(total, unit)}", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
 
 class _Bars:
@@ -63,6 +73,9 @@ class _Bars:
                 return
             self._task = self._progress.add_task(stage, total=total, unit=unit, detail="")
         self._progress.update(self._task, completed=done, total=total, detail=detail)
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _finish(self) -> None:
         if self._task is not None:

@@ -7,7 +7,7 @@ from fmristream.catalog.tables import Participant
 from fmristream.errors import ConflictError, SourceError, UsageError
 from fmristream.ingest import pending
 from fmristream.ingest.commit import Addition, Converted, commit_addition
-from fmristream.ingest.execute import Engine
+from fmristream.ingest.execute import Engine, open_engine
 from fmristream.ingest.options import (
     ConvertOptions,
     ConvertReport,
@@ -26,6 +26,7 @@ from fmristream.ingest.present import (
     require_allowed,
     unfinished,
 )
+from fmristream.ingest.shard_jobs import convert_shard
 from fmristream.ingest.sources import Listing, find_runs
 from fmristream.ingest.splitting import extended_split, split_subjects
 from fmristream.ingest.summary import describe_dataset, estimate, headers_record, not_chosen, participant_warnings
@@ -81,11 +82,18 @@ def convert_into(
 ) -> ConvertReport:
     """The same into an open store."""
     options = options or ConvertOptions()
-    if options.workers > 1 and scheme_of(store.name) == "memory":
+    if options.needs_shared_target and scheme_of(store.name) == "memory":
         raise UsageError(f"{store.name}: lies in this process's memory, where no other can write; use --workers 1")
     require_readable_mask(options)
+    open_engine(options)  # what is wrong with its options is told before headers are read
     listing = find_runs(source, space=options.space, subject_pattern=options.subject_pattern)
     meter = _Meter(progress)
+    if options.shard is not None and not dry_run:
+
+        def convert_runs(found: Survey, plan: SpacePlan, engine: Engine) -> _Done:
+            return _convert_runs(_Job(store, listing, found, options, meter), None, plan, engine)
+
+        return convert_shard(store, listing, options, meter=meter, convert_runs=convert_runs)
     meter.start("reading headers", runs=len(listing.runs), frames=0)
     found = survey(listing, options, meter.run_done)
     _require_some(found.runs, found.quarantined, source)
@@ -141,9 +149,10 @@ def _update_notes(changes: Changes, options: ConvertOptions) -> Iterator[str]:
 def _convert(job: _Job, base: Dataset | None = None) -> ConvertReport:
     store, found, options = job.store, job.found, job.options
     choice = options.mask_choice
-    with Engine(options.workers) as engine:
+    with open_engine(options, job.meter.note) as engine:
         job.meter.start("computing masks", runs=0, frames=sum(run.header.frames for run in found.runs))
-        plan = plan_spaces(found.runs, choice, engine, job.meter.frames_done, spaces_by_runs(base))
+        existing = spaces_by_runs(base)
+        plan = plan_spaces(found.runs, choice, engine, job.meter.frames_done, store=store, existing=existing)
         for space in plan.spaces.values():
             write_space(store, space)
         done = _convert_runs(job, base, plan, engine)
@@ -281,6 +290,11 @@ class _Meter:
     def frames_done(self, count: int) -> None:
         self._within += count
         self._tell(replace(self._now, frames_done=self._now.frames_done + count))
+
+    def note(self, text: str) -> None:
+        """Something that people should know."""
+        if self._callback is not None:
+            self._callback(replace(self._now, note=text))
 
     def run_done(self, count: int, *, frames: int = 0) -> None:
         """A run is finished; its frames count once, whether they were counted one by one or not."""

@@ -44,6 +44,29 @@ class MaskChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One of several tasks that share a conversion: number `index` of `count`, from 1."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Read `i/n`.
+
+        Raises:
+            UsageError: it is not two whole numbers, or not 1 <= i <= n.
+        """
+        index, slash, count = text.partition("/")
+        if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
+            return cls(index=int(index), count=int(count))
+        raise UsageError(f"--shard {text}: expected i/n with 1 <= i <= n, as in 3/16")
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertOptions:
     """Everything about a conversion but its source and its target.
 
@@ -53,6 +76,10 @@ class ConvertOptions:
         split_ratios: shares of train, val, test.
         split_seed: another seed, another split.
         workers: runs converted at the same time; 1 stays in this process.
+        scheduler: address of a running dask scheduler whose workers do it instead.
+        cluster: `slurm`: `workers` jobs do it instead.
+        cluster_options: path of a TOML file with the fields of `cluster_options.SlurmJobs`.
+        shard: `i/n`: do the i-th of n shares of the runs and commit nothing; see docs/cluster.md.
         space: name of the space that all runs are in, where neither file names nor headers tell.
         subject_pattern: regular expression with a group `subject`, applied to paths of plain folders.
         tr_s: repetition time in seconds, over whatever sidecars and headers say.
@@ -68,6 +95,10 @@ class ConvertOptions:
     split_ratios: tuple[float, float, float] = DEFAULT_RATIOS
     split_seed: int = 0
     workers: int = 1
+    scheduler: str | None = None
+    cluster: Literal["slurm"] | None = None
+    cluster_options: str | None = None
+    shard: str | None = None
     space: str | None = None
     subject_pattern: str | None = None
     tr_s: float | None = None
@@ -90,6 +121,7 @@ class ConvertOptions:
             raise UsageError(f"--workers {self.workers}: expected 1 or more")
         if self.update not in (None, "new", "all"):
             raise UsageError(f"--update {self.update}: expected new or all")
+        self._check_engine()
         if self.tr_s is not None and not 0 < self.tr_s < float("inf"):
             raise UsageError(f"--tr {self.tr_s}: expected seconds above 0")
 
@@ -103,6 +135,23 @@ class ConvertOptions:
         """What of a conversion enters the content digest."""
         return {"codec": "lossless", "layout": self.layout}
 
+    def _check_engine(self) -> None:
+        if self.cluster not in (None, "slurm"):
+            raise UsageError(f"--cluster {self.cluster}: expected slurm")
+        if self.cluster_options is not None and self.cluster is None:
+            raise UsageError("--cluster-options describes jobs; give --cluster slurm with it")
+        if self.scheduler is not None and (self.cluster is not None or self.workers != 1):
+            raise UsageError("--scheduler uses the workers that it has; leave out --workers and --cluster")
+        if self.scheduler is not None and not self.scheduler.startswith(("tcp://", "tls://")):
+            raise UsageError(f"--scheduler {self.scheduler}: expected an address as in tcp://host:8786")
+        if self.shard is not None:
+            Shard.parse(self.shard)
+
+    @property
+    def needs_shared_target(self) -> bool:
+        """Whether other processes write."""
+        return self.workers > 1 or self.scheduler is not None or self.cluster is not None or self.shard is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -113,6 +162,7 @@ class Progress:
     runs: int
     frames_done: int
     frames: int
+    note: str = ""  # a sentence for people, said once: where the dashboard is
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -134,6 +184,9 @@ class ConvertReport:
     source_kind: str
     dry_run: bool = False
     already_there: bool = False  # the dataset held exactly this before
+    shard: str = ""  # "3/16": only this share was done, and nothing is committed
+    stage: Literal["", "masks", "runs", "committed"] = ""  # how far this shard is
+    missing_shards: int = 0  # whose masks are not there yet
     content_digest: str = ""
     generation_digest: str = ""
     runs: int = 0

@@ -9,12 +9,14 @@ import base64
 import hashlib
 import hmac
 import json
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fmristream.catalog.run import StoredArray, StoredFile
 from fmristream.errors import ObjectExistsError, ObjectMissingError
@@ -27,6 +29,7 @@ from fmristream.storage import Store
 
 FOLDER = "pending"
 
+_MASKS = "masks"
 # What decides the bytes of every run.
 _PLAN = {"codec": "lossless", "format": FORMAT_VERSION, "layout": "voxels"}
 
@@ -74,24 +77,30 @@ def record_key(source_key: str, source: Fingerprint, *, decided: Mapping[str, An
     return f"{FOLDER}/{plan[:16]}/{hmac.new(bytes.fromhex(plan), message, hashlib.sha256).hexdigest()}.json"
 
 
-def save(store: Store, key: str, run: FinishedRun, *, made_after: int) -> None:
-    """Record a finished run, in place of a record that was of no use: damaged, or of objects that are gone.
+def save(store: Store, key: str, run: FinishedRun, *, made_after: int, barrier: int) -> FinishedRun:
+    """Record a finished run; returns the one that stands: the first, where two tasks did the same run.
+
+    A record that is of no use (damaged, of objects that are gone, from before the barrier) is replaced.
 
     Args:
         store: the target.
         key: from `record_key`.
         run: what to record.
         made_after: number of the newest generation when its conversion began.
+        barrier: see `load`.
     """
     body = {**asdict(run), "made_after": made_after}
     body["lengths"] = base64.b64encode(run.lengths).decode("ascii")
-    data = canonical_json({**body, "check": sha256_json(body)})
+    data = _checked(body)
     try:
         store.put_new(key, data)
     except ObjectExistsError:
+        if (standing := load(store, key, barrier=barrier)) is not None:
+            return standing
         store.delete(key)
         with suppress(ObjectExistsError):  # somebody converts the same at this moment: theirs is as good
             store.put_new(key, data)
+    return run
 
 
 def load(store: Store, key: str, *, barrier: int) -> FinishedRun | None:
@@ -100,14 +109,8 @@ def load(store: Store, key: str, *, barrier: int) -> FinishedRun | None:
     A record from before `barrier`, the newest generation at which unused objects were removed, is of no use: what it
     names may be removed at this moment.
     """
-    try:
-        body = json.loads(store.read(key))
-        check = body.pop("check")
-    except (ObjectMissingError, ValueError, KeyError, AttributeError, TypeError):
-        return None
-    if check != sha256_json(body):
-        return None
-    if body["made_after"] < barrier:
+    body = read_record(store, key)
+    if body is None or body["made_after"] < barrier:
         return None
     arrays = tuple(_array(array) for array in body["arrays"])
     if not all(_is_whole(store, array) for array in arrays):
@@ -119,6 +122,61 @@ def load(store: Store, key: str, *, barrier: int) -> FinishedRun | None:
         source=Fingerprint(**body["source"]),
         removed=tuple(body.get("removed", ())),
     )
+
+
+def mask_key(source_key: str, source: Fingerprint, frames: int) -> str:
+    """Object name of the record of the mask that is computed from a source file with this content.
+
+    Args:
+        source_key: path of the file below the source's root.
+        source: its size and checksum.
+        frames: how many of the first are averaged; 0 = all.
+    """
+    return keyed(_MASKS, [source_key, source.size, source.crc, frames])
+
+
+def save_mask(store: Store, key: str, bits: NDArray[np.uint8]) -> None:
+    """Record a computed mask, packed; whoever computed the same before has recorded the same."""
+    write_record(store, key, {"bits": base64.b64encode(zlib.compress(bits.tobytes(), 6)).decode("ascii")})
+
+
+def load_mask(store: Store, key: str) -> NDArray[np.uint8] | None:
+    """The packed bits of a recorded mask, if it is there and undamaged."""
+    body = read_record(store, key)
+    if body is None:
+        return None
+    return np.frombuffer(zlib.decompress(base64.b64decode(body["bits"])), dtype=np.uint8)
+
+
+def keyed(kind: str, message: Any) -> str:
+    """Name of a record below `pending/`: tells nothing to whoever does not know the message, which is JSON-able."""
+    plan = bytes.fromhex(sha256_json({"format": FORMAT_VERSION, "kind": kind}))
+    return f"{FOLDER}/{kind}/{hmac.new(plan, canonical_json(message), hashlib.sha256).hexdigest()}.json"
+
+
+def write_record(store: Store, key: str, body: dict[str, Any]) -> None:
+    """Put a record with its check; a good one that is there already stays, a damaged one is replaced."""
+    try:
+        store.put_new(key, _checked(body))
+    except ObjectExistsError:
+        if read_record(store, key) is None:
+            store.delete(key)
+            with suppress(ObjectExistsError):
+                store.put_new(key, _checked(body))
+
+
+def read_record(store: Store, key: str) -> dict[str, Any] | None:
+    """What a record says, None where it is missing or damaged."""
+    try:
+        body = json.loads(store.read(key))
+        check = body.pop("check")
+    except (ObjectMissingError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    return body if check == sha256_json(body) else None
+
+
+def _checked(body: dict[str, Any]) -> bytes:
+    return canonical_json({**body, "check": sha256_json(body)})
 
 
 def clear(store: Store) -> None:

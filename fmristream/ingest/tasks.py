@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fmristream.errors import CorruptDataError, SourceError
 from fmristream.ingest import pending
 from fmristream.ingest.epi_mask import compute_mask
-from fmristream.ingest.fingerprint import quick_fingerprint
+from fmristream.ingest.fingerprint import Fingerprint, quick_fingerprint
 from fmristream.ingest.header_bytes import Scrubbed, header_of, is_big_endian, make_prefix, scrub
 from fmristream.ingest.mask_file import read_mask
 from fmristream.ingest.options import HeaderMode, Layout, Quarantined
@@ -49,10 +49,22 @@ class SurveyedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskTask:
-    """Compute the brain mask of a run from the mean of its first frames (0 = all of them)."""
+    """Find the brain mask of a run: its own, or computed from the mean of its first frames (0 = all of them)."""
 
     run: SurveyedRun
     frames: int
+    is_computed: bool = False  # even where the run brings its own
+    store: Store | None = None  # where computed masks are recorded
+
+    @property
+    def name(self) -> str:
+        """For messages: the run's."""
+        return self.run.source.name
+
+    @property
+    def has_to_compute(self) -> bool:
+        """Whether the run's own mask is not used, or there is none."""
+        return self.is_computed or self.run.source.mask_url is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +88,11 @@ class RunTask:
     layout: Layout = "voxels"
     header: HeaderMode = "scrub"  # of layout volume
 
+    @property
+    def name(self) -> str:
+        """For messages: the run's."""
+        return self.run.source.name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumed:
@@ -84,27 +101,47 @@ class Resumed:
     finished: FinishedRun
 
 
-def compute_run_mask(task: MaskTask, on_frame: FrameCallback | None = None) -> NDArray[np.uint8] | Quarantined:
-    """The run's brain mask as packed bits in C order, or why the run cannot be read.
+def find_run_mask(task: MaskTask, on_frame: FrameCallback | None = None) -> NDArray[np.uint8] | Quarantined:
+    """The run's brain mask as packed bits in C order, or why the run cannot be used."""
+    name, source = task.name, task.run.source
+    if not task.has_to_compute:
+        try:
+            own = _own_mask(task.run)
+            assert own is not None
+            if not own.any():
+                raise SourceError(f"{source.key}: the mask holds no voxel; make a new one, or give --mask none")
+        except SourceError as error:
+            return Quarantined(name=name, reason=f"its brain mask is unusable: {error}")
+        return np.packbits(own.reshape(-1))
+    try:
+        if task.store is None:
+            return _computed_mask(task, on_frame)[0]
+        found = pending.load_mask(task.store, pending.mask_key(source.key, quick_fingerprint(source), task.frames))
+        if found is None:
+            found, fingerprint = _computed_mask(task, on_frame)
+            pending.save_mask(task.store, pending.mask_key(source.key, fingerprint, task.frames), found)
+        return found
+    except (SourceError, CorruptDataError) as error:
+        return Quarantined(name=name, reason=str(error))
 
-    The whole file is read even for `first:K`, so that a damaged one is found before anything is stored.
-    """
-    name = task.run.source.name
+
+def _computed_mask(task: MaskTask, on_frame: FrameCallback | None) -> tuple[NDArray[np.uint8], Fingerprint]:
+    """The whole file is read even for `first:K`, so that a damaged one is found before anything is stored."""
     header = task.run.header
     total = np.zeros(header.shape, dtype=np.float64, order="F")
     counted = 0
-    try:
-        with open_run(task.run.source) as stream:
-            for number, volume in enumerate(stream.frames()):
-                if task.frames == 0 or number < task.frames:
-                    total += np.where(np.isfinite(volume), volume, 0) if volume.dtype.kind == "f" else volume
-                    counted += 1
-                if on_frame is not None:
-                    on_frame(1)
-    except (SourceError, CorruptDataError) as error:
-        return Quarantined(name=name, reason=str(error))
+    with open_run(task.run.source) as stream:
+        if stream.header != header:
+            raise SourceError(f"{task.run.source.key}: its header changed while the conversion ran; convert it again")
+        for number, volume in enumerate(stream.frames()):
+            if task.frames == 0 or number < task.frames:
+                total += np.where(np.isfinite(volume), volume, 0) if volume.dtype.kind == "f" else volume
+                counted += 1
+            if on_frame is not None:
+                on_frame(1)
+        fingerprint = stream.fingerprint()
     mean = total / counted * header.slope + header.inter
-    return np.packbits(compute_mask(mean, task.run.affine).reshape(-1))
+    return np.packbits(compute_mask(mean, task.run.affine).reshape(-1)), fingerprint
 
 
 def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> FinishedRun | Resumed | Quarantined:
@@ -133,8 +170,7 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
             finished = replace(finished, outside=task.computed_outside)
         # The content that was read is what is recorded, should the file have changed meanwhile.
         key = pending.record_key(source.key, finished.source, decided=decided)
-        pending.save(store, key, finished, made_after=task.made_after)
-        return finished
+        return pending.save(store, key, finished, made_after=task.made_after, barrier=task.barrier)
     except SourceError as error:
         return Quarantined(name=source.name, reason=str(error))
 

@@ -55,6 +55,29 @@ def test_a_conversion_that_is_interrupted_again_and_again_gets_on(tmp_path, memo
     assert convert(source, memory_url).resumed == 5
 
 
+def test_masks_that_were_computed_are_not_computed_again(tmp_path, dataset_url):
+    from tests.ingest.test_masks import head
+
+    source = write_runs(tmp_path / "in", {f"sub-{n}_bold": head(n) for n in range(4)})
+
+    def stop(now: Progress) -> None:
+        if now.stage == "computing masks" and now.frames_done > 2 * 12:
+            raise Interrupted
+
+    seen: list[Progress] = []
+    options = ConvertOptions(split="none")
+    with pytest.raises(Interrupted):
+        fmristream.convert(source, dataset_url, options=options, progress=stop)
+    records = open_store(dataset_url).list("pending")
+    assert len(records) == 2
+    assert not [key for key in records if "sub-" in open_store(dataset_url).read(key).decode()]
+    write_runs(tmp_path / "in", {"sub-0_bold": head(5)})  # changed meanwhile: its record is of no use
+    report = fmristream.convert(source, dataset_url, options=options, progress=seen.append)
+    assert max(now.frames_done for now in seen if now.stage == "computing masks") == 3 * 12
+    assert report.content_digest == fresh(source, dataset_url, mask="auto")
+    assert not open_store(dataset_url).list("pending")
+
+
 def test_records_name_nobody_and_no_path(tmp_path, memory_url):
     source = six_runs(tmp_path / "in")
     interrupt(source, memory_url, after_runs=3)
