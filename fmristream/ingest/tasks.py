@@ -19,7 +19,7 @@ from fmristream.shards.digest import sha256
 from fmristream.shards.run_writer import RunWriter
 from fmristream.shards.spaces import Space, read_space
 from fmristream.signal import kernels
-from fmristream.signal.grid import fortran_positions
+from fmristream.signal.grid import gather_order
 from fmristream.storage import Store
 
 FrameCallback = Callable[[int], None]
@@ -123,8 +123,7 @@ def _convert(
     on_frame: FrameCallback | None,
 ) -> FinishedRun:
     header = run.header
-    positions = fortran_positions(space.mask)
-    values = np.empty(len(positions), dtype=header.dtype)
+    order = gather_order(space.mask)
     with (
         open_run(run.source) as stream,
         RunWriter(
@@ -141,8 +140,8 @@ def _convert(
         if stream.header != header:
             raise SourceError(f"{run.source.key}: its header changed while the conversion ran; convert it again")
         for volume in stream.frames():
-            kernels.gather(volume.reshape(-1, order="F"), positions, values)
-            writer.add(values)
+            kernels.gather(volume.reshape(-1, order="F"), order, writer.values)
+            writer.append()
             if on_frame is not None:
                 on_frame(1)
         written = writer.finish(own_mask=None if own_mask is None else own_mask[space.mask])

@@ -83,10 +83,12 @@ class FramesWriter:
         if self._shard is None:
             name = f"c/{len(self._files)}/0"
             self._shard = _Shard(self._store.stream_new(f"{self._folder}/{name}"), name)
-        data = codec.encode(self._chunk)
-        self._shard.entries.append((self._shard.size, len(data)))
-        self._shard.append(data)
-        self._lengths.append(len(data))
+        start = self._shard.size
+        for part in codec.encode_parts(self._chunk):
+            self._shard.append(part)
+        length = self._shard.size - start
+        self._shard.entries.append((start, length))
+        self._lengths.append(length)
         if len(self._shard.entries) == self.frames_per_shard:
             self._close_shard()
 

@@ -40,10 +40,11 @@ def measure_small_integers(
         background: int32 value that does not count for low and high; outside the dtype where there is none.
     """
     backgrounds = np.int64(0)
-    low = np.int32(2**31 - 1)
-    high = np.int32(-(2**31))
-    least = np.int32(2**31 - 1)
-    most = np.int32(-(2**31))
+    # Beyond 16 bits; with the ends of int32 in their place LLVM makes no vector code.
+    low = np.int32(2**30)
+    high = np.int32(-(2**30))
+    least = np.int32(0)
+    most = np.int32(0)
     # Several short loops, because each of them becomes vector code and one that does all of it does not.
     for block in range(used.size):
         start = block * BLOCK
@@ -63,8 +64,8 @@ def measure_small_integers(
         backgrounds += zeros
         for j in range(here.size):
             value = np.int32(here[j])
-            lower = np.int32(2**31 - 1) if value == background else value
-            higher = np.int32(-(2**31)) if value == background else value
+            lower = np.int32(2**30) if value == background else value
+            higher = np.int32(-(2**30)) if value == background else value
             low = lower if lower < low else low
             high = higher if higher > high else high
         peak = np.uint64(max(np.int64(up), -np.int64(down)))
