@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split-ratios", type=_ratios, metavar="A,B,C", help="shares (default: 0.7,0.15,0.15)")
     parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="another seed, another split")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs converted at the same time")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of each worker: 1, or 2 to decompress in a thread of its own (default: 2 where there are CPUs for it)",
+    )
     parser.add_argument("--space", metavar="NAME", help="the space that all runs are in, where files do not tell")
     parser.add_argument(
         "--subject-pattern", metavar="REGEX", help="for plain folders: its group is the subject, as in 'S(\\d+)/'"
@@ -81,6 +87,7 @@ def _options(arguments: argparse.Namespace) -> "ConvertOptions":
         split_ratios=DEFAULT_RATIOS if arguments.split_ratios is None else checked_ratios(arguments.split_ratios),
         split_seed=arguments.split_seed,
         workers=arguments.workers,
+        threads=arguments.threads,
         space=arguments.space,
         subject_pattern=arguments.subject_pattern,
         tr_s=arguments.tr,

@@ -97,7 +97,7 @@ def _convert(store: Store, listing: Listing, found: Survey, options: ConvertOpti
         plan = plan_spaces(found.runs, choice, engine, meter.frames_done)
         for space in plan.spaces.values():
             write_space(store, space)
-        done = _convert_runs(store, found.runs, plan, engine, meter)
+        done = _convert_runs(store, found.runs, plan, engine, meter, threads=options.threads_per_worker)
     quarantined = (*found.quarantined, *plan.quarantined, *done.quarantined)
     _require_some(done.converted, quarantined, listing.root)
     subjects = {one.surveyed.source.subject for one in done.converted}
@@ -140,10 +140,18 @@ class _Done:
     resumed: int = 0
 
 
-def _convert_runs(store: Store, runs: Sequence[SurveyedRun], plan: SpacePlan, engine: Engine, meter: "_Meter") -> _Done:
+def _convert_runs(
+    store: Store, runs: Sequence[SurveyedRun], plan: SpacePlan, engine: Engine, meter: "_Meter", *, threads: int
+) -> _Done:
     wanted = [run for run in runs if run.source.key in plan.of_run]
     tasks = [
-        RunTask(run=run, store=store, space_digest=digest, space_document=space_document(plan.spaces[digest]))
+        RunTask(
+            run=run,
+            store=store,
+            space_digest=digest,
+            space_document=space_document(plan.spaces[digest]),
+            threads=threads,
+        )
         for run in wanted
         for digest in [plan.of_run[run.source.key]]
     ]

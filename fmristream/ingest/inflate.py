@@ -344,7 +344,9 @@ class _SingleMember:
             raise _excess(self._file, excess, declared)
         self._file.check_whole()
         if self._compressed.tail != self.trailer:
-            raise SourceError(f"{self._file.name}: its last bytes are others than when it was opened: it is being changed")
+            raise SourceError(
+                f"{self._file.name}: its last bytes are others than when it was opened: it is being changed"
+            )
 
     def _decompress(self, target: memoryview) -> int:
         try:

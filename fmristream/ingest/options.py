@@ -1,5 +1,6 @@
 """What a conversion may be told, and what it tells back."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -47,6 +48,8 @@ class ConvertOptions:
         split_ratios: shares of train, val, test.
         split_seed: another seed, another split.
         workers: runs converted at the same time; 1 stays in this process.
+        threads: of each worker; 2 read and decompress in a thread of its own. None: 2 where this process may use two
+            CPUs or more for each worker, else 1. The result does not depend on it.
         space: name of the space that all runs are in, where neither file names nor headers tell.
         subject_pattern: regular expression with a group `subject`, applied to paths of plain folders.
         tr_s: repetition time in seconds, over whatever sidecars and headers say.
@@ -57,6 +60,7 @@ class ConvertOptions:
     split_ratios: tuple[float, float, float] = DEFAULT_RATIOS
     split_seed: int = 0
     workers: int = 1
+    threads: int | None = None
     space: str | None = None
     subject_pattern: str | None = None
     tr_s: float | None = None
@@ -66,8 +70,24 @@ class ConvertOptions:
         checked_ratios(self.split_ratios)
         if self.workers < 1:
             raise UsageError(f"--workers {self.workers}: expected 1 or more")
+        if self.threads not in (None, 1, 2):
+            raise UsageError(
+                f"--threads {self.threads}: expected 1 or 2 for each worker; more runs at a time: --workers"
+            )
         if self.tr_s is not None and not 0 < self.tr_s < float("inf"):
             raise UsageError(f"--tr {self.tr_s}: expected seconds above 0")
+
+    @property
+    def threads_per_worker(self) -> int:
+        """`threads`, or what suits the CPUs that this process may use."""
+        if self.threads is not None:
+            return self.threads
+        return 2 if _usable_cpus() >= 2 * self.workers else 1
+
+
+def _usable_cpus() -> int:
+    """CPUs that the scheduler gives this process: what Slurm, taskset and containers' CPU sets leave of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What one worker does with one run: find its mask, or convert it. Values in, values out, so that any engine can carry it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,8 @@ from fmristream.ingest.fingerprint import quick_fingerprint
 from fmristream.ingest.mask_file import read_mask
 from fmristream.ingest.options import Quarantined
 from fmristream.ingest.pending import FinishedRun
-from fmristream.ingest.run_stream import RunHeader, open_run
+from fmristream.ingest.read_ahead import RING, ReadAhead
+from fmristream.ingest.run_stream import Frame, RunHeader, RunStream, open_run
 from fmristream.ingest.sources import SourceRun
 from fmristream.shards.digest import sha256
 from fmristream.shards.run_writer import RunWriter
@@ -57,6 +59,7 @@ class RunTask:
     store: Store
     space_digest: str
     space_document: dict[str, object]
+    threads: int = 1  # 2: the source is read and decompressed by a thread of its own; the result is the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +110,7 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
         if found is not None:
             return Resumed(finished=found)
         space = read_space(store, digest=task.space_digest, document=task.space_document)
-        finished = _convert(task.run, store, space, own_mask, on_frame)
+        finished = _convert(task, space, own_mask, on_frame)
         # The content that was read is what is recorded, should the file have changed meanwhile.
         pending.save(store, pending.record_key(source.key, finished.source, decided=decided), finished)
         return finished
@@ -116,18 +119,15 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
 
 
 def _convert(
-    run: SurveyedRun,
-    store: Store,
-    space: Space,
-    own_mask: NDArray[np.bool_] | None,
-    on_frame: FrameCallback | None,
+    task: RunTask, space: Space, own_mask: NDArray[np.bool_] | None, on_frame: FrameCallback | None
 ) -> FinishedRun:
+    run = task.run
     header = run.header
     order = gather_order(space.mask)
     with (
         open_run(run.source) as stream,
         RunWriter(
-            store,
+            task.store,
             space,
             frames=header.frames,
             dtype=header.dtype,
@@ -139,11 +139,12 @@ def _convert(
     ):
         if stream.header != header:
             raise SourceError(f"{run.source.key}: its header changed while the conversion ran; convert it again")
-        for volume in stream.frames():
-            kernels.gather(volume.reshape(-1, order="F"), order, writer.values)
-            writer.append()
-            if on_frame is not None:
-                on_frame(1)
+        with _frames(stream, threads=task.threads) as frames:
+            for volume in frames:
+                kernels.gather(volume.reshape(-1, order="F"), order, writer.values)
+                writer.append()
+                if on_frame is not None:
+                    on_frame(1)
         written = writer.finish(own_mask=None if own_mask is None else own_mask[space.mask])
         return FinishedRun.of(
             written,
@@ -151,6 +152,11 @@ def _convert(
             outside=0 if own_mask is None else int((own_mask & ~space.mask).sum()),
             source=stream.fingerprint(),
         )
+
+
+def _frames(stream: RunStream, *, threads: int) -> AbstractContextManager[Iterable[Frame]]:
+    """The frames, decompressed on the way by this thread or ahead of it by another."""
+    return nullcontext(stream.frames()) if threads == 1 else ReadAhead(stream.frames(RING))
 
 
 def _own_mask(run: SurveyedRun) -> NDArray[np.bool_] | None:

@@ -151,7 +151,12 @@ def measure_floats(
     nonfinite = np.int64(0)
     for start in range(0, values.size, LANES):
         stop = min(start + LANES, values.size)
-        here, shifts, some_sums, some_squares = values[start:stop], shift[start:stop], sums[start:stop], squares[start:stop]
+        here, shifts, some_sums, some_squares = (
+            values[start:stop],
+            shift[start:stop],
+            sums[start:stop],
+            squares[start:stop],
+        )
         odd = np.int32(0)
         for j in range(here.size):
             odd += np.int32((here[j] - here[j]) != 0)
