@@ -135,8 +135,7 @@ class RunWriter:
     def _write(self) -> None:
         assert self._measure is not None
         self._measure.add(self.values, None if self._direct else self._writer.frame)
-        self._digest.add(self.values.data)
-        self._writer.append()
+        self._writer.append(self._digest, self.values.data)
 
     def _frames_array(self, shards: tuple[StoredFile, ...]) -> StoredArray:
         from fmristream.shards.zarr_metadata import frames_metadata
