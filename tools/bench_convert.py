@@ -12,6 +12,7 @@ of the finished run. Not timed: start of Python, compilation, finding the mask. 
 
 import argparse
 import contextlib
+import cProfile
 import gzip
 import json
 import os
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="*", default=None, metavar="NAME", help="only these, beside igzip")
     parser.add_argument("--json", type=Path, metavar="PATH")
+    parser.add_argument("--profile", action="store_true", help="only: where our time goes with one thread, per frame")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)  # name of a case, run as JSON
     chosen = parser.parse_args(arguments)
     if chosen.worker:
@@ -86,6 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         shape = tuple(int(size) for size in chosen.shape.split("x"))
         runs = [made_run(out, dtype, shape, chosen.frames) for dtype in chosen.dtypes]
+    if chosen.profile:
+        for run in runs:
+            profile(run, out)
+        return 0
     result: dict[str, Any] = {"machine": machine(), "rounds": chosen.rounds, "runs": []}
     for run in runs:
         measured = measure(run, out, rounds=chosen.rounds, wanted=chosen.cases)
@@ -388,6 +394,28 @@ def memory_mb(name: str) -> float:
     """A figure of this process's memory, MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+
+
+def profile(run: Run, out: Path) -> None:
+    """Print the functions that take the most time of a conversion with one thread, on one CPU."""
+    os.sched_setaffinity(0, {CORE})
+    scratch = out / f"scratch-{os.getpid()}"
+    try:
+        fresh(scratch)
+        once = ours(run, scratch, threads=1)
+        once()
+        fresh(scratch)
+        watch = cProfile.Profile()
+        watch.runcall(once)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    frames = run.shape[3]
+    rows = sorted(((entry.inlinetime, entry.code) for entry in watch.getstats()), key=lambda row: -row[0])
+    print(f"{Path(run.path).name}: {sum(row[0] for row in rows) / frames * 1e3:.2f} ms a frame, of which")
+    for seconds, code in rows[:12]:
+        name = code if isinstance(code, str) else f"{Path(code.co_filename).name}: {code.co_name}"
+        print(f"{seconds / frames * 1e3:8.3f}  {name}")
+    print(flush=True)
 
 
 # Telling
