@@ -4,6 +4,7 @@ One stream leaves such a processor waiting: each round needs the one before it. 
 as long as the longer one alone. hashlib cannot do that, and hashing is a sixth of what a conversion costs on one core.
 """
 
+import platform
 from functools import cache
 from typing import Any
 
@@ -41,6 +42,8 @@ _BYTES = ir.VectorType(_BYTE, 16)
 @cache
 def is_available() -> bool:
     """Whether this processor has the instructions."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
     try:
         return bool(llvmlite.binding.get_host_cpu_features().get("sha", False))
     except RuntimeError:  # LLVM cannot tell on this platform
