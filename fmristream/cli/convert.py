@@ -62,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", metavar="I/N", help="do the I-th of N shares of the runs and commit nothing, for array jobs"
     )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of each worker: 1, or 2 to decompress in a thread of its own (default: 2 where there are CPUs for it)",
+    )
     parser.add_argument("--space", metavar="NAME", help="the space that all runs are in, where files do not tell")
     parser.add_argument(
         "--subject-pattern", metavar="REGEX", help="for plain folders: its group is the subject, as in 'S(\\d+)/'"
@@ -116,6 +122,7 @@ def _options(arguments: argparse.Namespace) -> "ConvertOptions":
         cluster=arguments.cluster,
         cluster_options=arguments.cluster_options,
         shard=arguments.shard,
+        threads=arguments.threads,
         space=arguments.space,
         subject_pattern=arguments.subject_pattern,
         tr_s=arguments.tr,

@@ -250,6 +250,7 @@ def _convert_runs(job: _Job, base: Dataset | None, plan: SpacePlan, engine: Engi
             computed_outside=plan.outside.get(run.source.key, 0),
             layout=job.options.layout,
             header=job.options.header,
+            threads=job.options.threads_per_worker,
         )
         for run in wanted
         for digest in [plan.of_run[run.source.key]]

@@ -56,8 +56,8 @@ class NiftiStream:
     def header(self) -> RunHeader:
         return self._header
 
-    def frames(self) -> Iterator[Frame]:
-        """Every frame, once; the array is overwritten by the next one.
+    def frames(self, ring: int = 1) -> Iterator[Frame]:
+        """Every frame, once; an array is overwritten by the frame that comes `ring` later.
 
         Raises:
             SourceError: the data are damaged, too short or too long.
@@ -66,9 +66,10 @@ class NiftiStream:
         self._is_started = True
         header = self._header
         # Memory is touched only as data come, so a stream that is shorter than its header says costs what it holds.
-        stored = np.empty(header.frame_bytes, dtype=np.uint8)
-        frame = stored.view(header.dtype).reshape(header.shape, order="F")
+        buffers = [np.empty(header.frame_bytes, dtype=np.uint8) for _ in range(min(ring, header.frames))]
+        self._source.expect(self.content_bytes)
         for number in range(header.frames):
+            stored = buffers[number % ring]
             found = self._source.read_into(stored.data)
             if found < header.frame_bytes:
                 raise SourceError(
@@ -77,7 +78,7 @@ class NiftiStream:
                 )
             if self._is_swapped:
                 stored.view(f"u{header.dtype.itemsize}").byteswap(inplace=True)
-            yield frame
+            yield stored.view(header.dtype).reshape(header.shape, order="F")
         self._source.finish()
         self._is_complete = True
 

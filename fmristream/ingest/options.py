@@ -1,5 +1,6 @@
 """What a conversion may be told, and what it tells back."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -80,6 +81,8 @@ class ConvertOptions:
         cluster: `slurm`: `workers` jobs do it instead.
         cluster_options: path of a TOML file with the fields of `cluster_options.SlurmJobs`.
         shard: `i/n`: do the i-th of n shares of the runs and commit nothing; see docs/cluster.md.
+        threads: of each worker; 2 read and decompress in a thread of its own. None: 2 where this process may use two
+            CPUs or more for each worker, else 1. The result does not depend on it.
         space: name of the space that all runs are in, where neither file names nor headers tell.
         subject_pattern: regular expression with a group `subject`, applied to paths of plain folders.
         tr_s: repetition time in seconds, over whatever sidecars and headers say.
@@ -99,6 +102,7 @@ class ConvertOptions:
     cluster: Literal["slurm"] | None = None
     cluster_options: str | None = None
     shard: str | None = None
+    threads: int | None = None
     space: str | None = None
     subject_pattern: str | None = None
     tr_s: float | None = None
@@ -122,6 +126,10 @@ class ConvertOptions:
         if self.update not in (None, "new", "all"):
             raise UsageError(f"--update {self.update}: expected new or all")
         self._check_engine()
+        if self.threads not in (None, 1, 2):
+            raise UsageError(
+                f"--threads {self.threads}: expected 1 or 2 for each worker; more runs at a time: --workers"
+            )
         if self.tr_s is not None and not 0 < self.tr_s < float("inf"):
             raise UsageError(f"--tr {self.tr_s}: expected seconds above 0")
 
@@ -151,6 +159,20 @@ class ConvertOptions:
     def needs_shared_target(self) -> bool:
         """Whether other processes write."""
         return self.workers > 1 or self.scheduler is not None or self.cluster is not None or self.shard is not None
+
+    @property
+    def threads_per_worker(self) -> int:
+        """`threads`, or what suits the CPUs that this process may use; nothing is known of another machine's."""
+        if self.threads is not None:
+            return self.threads
+        if self.scheduler is not None or self.cluster is not None:
+            return 1
+        return 2 if _usable_cpus() >= 2 * self.workers else 1
+
+
+def _usable_cpus() -> int:
+    """CPUs that the scheduler gives this process: what Slurm, taskset and containers' CPU sets leave of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,8 +51,10 @@ class RunStream(Protocol):
     @property
     def header(self) -> RunHeader: ...
 
-    def frames(self) -> Iterator[Frame]:
-        """Every frame, once: (x, y, z) in Fortran order, stored dtype, little-endian; the next one may overwrite it.
+    def frames(self, ring: int = 1) -> Iterator[Frame]:
+        """Every frame, once: (x, y, z) in Fortran order, stored dtype, little-endian.
+
+        The frame that comes `ring` later may overwrite it: with 1 the next one.
 
         Read it to the end: only then is the file known to be whole (gzip's checksum comes last), and an error may still come.
 

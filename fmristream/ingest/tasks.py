@@ -1,6 +1,7 @@
 """What one worker does with one run: find its mask, or convert it. Values in, values out, so that any engine can carry it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,8 @@ from fmristream.ingest.header_bytes import Scrubbed, header_of, is_big_endian, m
 from fmristream.ingest.mask_file import read_mask
 from fmristream.ingest.options import HeaderMode, Layout, Quarantined
 from fmristream.ingest.pending import FinishedRun
-from fmristream.ingest.run_stream import RunHeader, RunStream, open_run
+from fmristream.ingest.read_ahead import RING, ReadAhead
+from fmristream.ingest.run_stream import Frame, RunHeader, RunStream, open_run
 from fmristream.ingest.sidecar import read_sidecar
 from fmristream.ingest.sources import SourceRun
 from fmristream.ingest.sources.synth import is_synth
@@ -25,7 +27,7 @@ from fmristream.shards.run_writer import RunWriter
 from fmristream.shards.spaces import Space, read_space
 from fmristream.shards.volume import NiftiPrefix, VolumeRunWriter
 from fmristream.signal import kernels
-from fmristream.signal.grid import fortran_positions
+from fmristream.signal.grid import gather_order
 from fmristream.storage import Store
 
 FrameCallback = Callable[[int], None]
@@ -87,6 +89,7 @@ class RunTask:
     computed_outside: int = 0
     layout: Layout = "voxels"
     header: HeaderMode = "scrub"  # of layout volume
+    threads: int = 1  # 2: the source is read and decompressed by a thread of its own; the result is the same
 
     @property
     def name(self) -> str:
@@ -183,19 +186,19 @@ def _convert(
     on_frame: FrameCallback | None,
 ) -> FinishedRun:
     run, header = task.run, task.run.header
-    positions = fortran_positions(space.mask)
-    values = np.empty(len(positions), dtype=header.dtype)
+    order = gather_order(space.mask)
     with (
         open_run(run.source, with_prefix=task.layout == "volume") as stream,
         _writer(task, space, stream) as writer,
     ):
         if stream.header != header:
             raise SourceError(f"{run.source.key}: its header changed while the conversion ran; convert it again")
-        for volume in stream.frames():
-            kernels.gather(volume.reshape(-1, order="F"), positions, values)
-            writer.add(values)
-            if on_frame is not None:
-                on_frame(1)
+        with _frames(stream, threads=task.threads) as frames:
+            for volume in frames:
+                kernels.gather(volume.reshape(-1, order="F"), order, writer.values)
+                writer.append()
+                if on_frame is not None:
+                    on_frame(1)
         written = writer.finish(own_mask=None if own_mask is None else own_mask[space.mask], sidecar=sidecar)
         return FinishedRun.of(
             written,
@@ -241,6 +244,11 @@ def _prefix(task: RunTask, stream: RunStream) -> NiftiPrefix:
         header_of(original, run.source.key)  # raises where there is none: never a made one in place of the source's
     kept = Scrubbed(prefix=original, removed=()) if task.header == "keep" else scrub(original)
     return NiftiPrefix(data=kept.prefix, big_endian=is_big_endian(original), mode=task.header, removed=kept.removed)
+
+
+def _frames(stream: RunStream, *, threads: int) -> AbstractContextManager[Iterable[Frame]]:
+    """The frames, decompressed on the way by this thread or ahead of it by another."""
+    return nullcontext(stream.frames()) if threads == 1 else ReadAhead(stream.frames(RING))
 
 
 def _own_mask(run: SurveyedRun) -> NDArray[np.bool_] | None:

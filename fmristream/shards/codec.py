@@ -32,11 +32,16 @@ def fill_value(dtype: "np.dtype[Any]") -> Any:
 
 def encode(chunk: NDArray[Any]) -> bytes:
     """A contiguous chunk as blosc frame and checksum; one thread, so that equal chunks give equal bytes."""
+    return b"".join(encode_parts(chunk))
+
+
+def encode_parts(chunk: NDArray[Any]) -> tuple[bytes, bytes]:
+    """The same, the two apart: to be written one after the other, without a copy."""
     _single_threaded()
-    packed = blosc.compress(
+    packed: bytes = blosc.compress(
         chunk, b"lz4", LEVEL, shuffle=blosc.BITSHUFFLE, blocksize=BLOCK_BYTES, typesize=chunk.dtype.itemsize
     )
-    return packed + checksum(packed)  # type: ignore[no-any-return]
+    return packed, checksum(packed)
 
 
 def decode_into(data: bytes | memoryview, out: NDArray[Any], *, what: str) -> None:
@@ -72,7 +77,9 @@ def decode_into(data: bytes | memoryview, out: NDArray[Any], *, what: str) -> No
 
 def checksum(data: bytes | memoryview) -> bytes:
     """crc32c, little-endian, as zarr's crc32c codec appends it."""
-    return int(google_crc32c.value(bytes(data))).to_bytes(CRC_BYTES, "little")
+    # google_crc32c takes bytes or an array; an array is made without a copy.
+    whole = data if isinstance(data, bytes) else np.frombuffer(data, dtype=np.uint8)
+    return int(google_crc32c.value(whole)).to_bytes(CRC_BYTES, "little")
 
 
 def _single_threaded() -> None:

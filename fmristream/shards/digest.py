@@ -7,6 +7,7 @@ from typing import Any
 
 from fmristream.catalog.run import StoredArray
 from fmristream.shards import FORMAT_VERSION
+from fmristream.shards.hashing import Hash, new_hash, update_both
 
 PREFIX = "sha256:"
 
@@ -30,11 +31,16 @@ class RunDigest:
     """Digest of one run: its header and space, then the logical values of each frame in stored dtype and order."""
 
     def __init__(self, *, header: Mapping[str, Any], space_digest: str) -> None:
-        self._hash = hashlib.sha256(canonical_json({"header": dict(header), "space": space_digest}))
+        self._hash = new_hash()
+        self._hash.update(canonical_json({"header": dict(header), "space": space_digest}))
 
     def add(self, values: memoryview) -> None:
         """Count one frame, little-endian bytes."""
         self._hash.update(values)
+
+    def add_beside(self, values: memoryview, other: Hash, others: bytes) -> None:
+        """The same, and bytes to another hash, which both together may cost no more."""
+        update_both(self._hash, values, other, others)
 
     def hexdigest(self) -> str:
         """The digest of what was counted."""

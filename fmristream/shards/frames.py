@@ -4,7 +4,6 @@ A shard is its chunks in frame order, then (offset, length) of each as little-en
 zarr-python itself rewrites the whole shard for every frame; here the next frame is appended and 16 bytes are kept.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 from fmristream.catalog.run import StoredFile
 from fmristream.errors import SourceError
 from fmristream.shards import codec
+from fmristream.shards.digest import RunDigest
+from fmristream.shards.hashing import Hash, new_hash
 from fmristream.storage import NewObject, Store
 
 # Uncompressed size that a shard may reach; its length in frames follows from the header, before the first byte.
@@ -46,13 +47,17 @@ class _Shard:
 
     object: NewObject
     name: str
-    digest: Any = field(default_factory=hashlib.sha256)
+    digest: Hash = field(default_factory=new_hash)
     size: int = 0
     entries: list[tuple[int, int]] = field(default_factory=list)
 
     def append(self, data: bytes) -> None:
-        self.object.write(data)
+        self.write(data)
         self.digest.update(data)
+
+    def write(self, data: bytes) -> None:
+        """Without counting it in the digest."""
+        self.object.write(data)
         self.size += len(data)
 
 
@@ -90,15 +95,22 @@ class FramesWriter:
         self._lengths: list[int] = []
         self._files: list[StoredFile] = []
 
-    def append(self) -> None:
-        """Encode and write what stands in `frame`."""
+    def append(self, digest: RunDigest | None = None, values: memoryview | None = None) -> None:
+        """Encode and write what stands in `frame`, and count its values in the run's digest on the way."""
         if self._shard is None:
             name = f"c/{len(self._files)}{self._place}"
             self._shard = _Shard(self._store.stream_new(f"{self._folder}/{name}"), name)
-        data = codec.encode(self._chunk)
-        self._shard.entries.append((self._shard.size, len(data)))
-        self._shard.append(data)
-        self._lengths.append(len(data))
+        start = self._shard.size
+        packed, checksum = codec.encode_parts(self._chunk)
+        self._shard.write(packed)
+        if digest is None or values is None:
+            self._shard.digest.update(packed)
+        else:
+            digest.add_beside(values, self._shard.digest, packed)
+        self._shard.append(checksum)
+        length = self._shard.size - start
+        self._shard.entries.append((start, length))
+        self._lengths.append(length)
         if len(self._shard.entries) == self.frames_per_shard:
             self._close_shard()
 

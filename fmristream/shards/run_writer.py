@@ -70,6 +70,8 @@ class RunWriter:
         self._writer = FramesWriter(
             store, f"{self.object}/{self._name}", frames=frames, voxels=self._voxels, dtype=dtype
         )
+        # Fill this with the next frame, (v,), then call append(); floats go straight into the chunk that is encoded.
+        self.values: NDArray[Any] = self._writer.frame if self._direct else np.empty(self._voxels, dtype=dtype)
         self._held: list[NDArray[Any]] = []
         self._hold = min(REFERENCE_FRAMES, frames)
         self._reference: NDArray[Any] | None = None
@@ -79,18 +81,23 @@ class RunWriter:
 
     def add(self, values: NDArray[Any]) -> None:
         """Write the next frame, (v,); the array may be reused afterwards."""
-        self._digest.add(values.data)
+        self.values[:] = values
+        self.append()
+
+    def append(self) -> None:
+        """Write what stands in `values` as the next frame."""
         if self._measure is not None:
-            self._write(values)
+            self._write()
             return
-        self._held.append(values.copy())
+        self._held.append(self.values.copy())
         if len(self._held) == self._hold:
             self._reference = reference_of(self._held)
             self._measure = RunMeasure(
                 self._reference, dtype=self._dtype, slope=self._header["slope"], inter=self._header["inter"]
             )
             for held in self._held:
-                self._write(held)
+                self.values[:] = held
+                self._write()
             self._held.clear()
 
     def finish(
@@ -129,14 +136,10 @@ class RunWriter:
             for key in self._writer.published + self._put_keys:
                 self._store.delete(key)
 
-    def _write(self, values: NDArray[Any]) -> None:
+    def _write(self) -> None:
         assert self._measure is not None
-        if self._direct:
-            self._measure.add(values)
-            self._writer.frame[:] = values
-        else:
-            self._measure.add(values, self._writer.frame)
-        self._writer.append()
+        self._measure.add(self.values, None if self._direct else self._writer.frame)
+        self._writer.append(self._digest, self.values.data)
 
     def _frames_array(self, shards: tuple[StoredFile, ...]) -> StoredArray:
         from fmristream.shards.zarr_metadata import frames_metadata

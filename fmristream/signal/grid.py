@@ -14,6 +14,8 @@ SAME_GRID_MM = 1e-3
 MIN_MASK_FRACTION = 0.01
 MIN_MASK_VOXELS = 100
 
+_TILE = 64
+
 Shape3 = tuple[int, int, int]
 
 
@@ -77,6 +79,20 @@ def fortran_positions(mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
     x, y, z = np.nonzero(mask)
     positions: NDArray[Any] = x + mask.shape[0] * (y + mask.shape[1] * z)
     return positions.astype(np.uint64)
+
+
+def gather_order(mask: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """(v, 2): position in a NIfTI volume, number among the stored voxels; in an order that reads memory line by line.
+
+    Going along x through tiles of 64 voxels, each cache line of the volume is read once, and the lines that are being
+    written to, one for each x, stay in the cache.
+    """
+    x, y, z = np.nonzero(mask)
+    along = np.lexsort((x, z, y, x // _TILE))
+    pairs = np.empty((len(x), 2), dtype=np.uint32)  # a frame has at most 2^30 bytes; signed indices are slower
+    pairs[:, 0] = fortran_positions(mask)[along]
+    pairs[:, 1] = along
+    return pairs
 
 
 def pad_before(size: int, target: int) -> int:

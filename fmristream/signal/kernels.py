@@ -8,39 +8,86 @@ import numpy as np
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
+# Voxels that are worked on at a time: what several loops over them touch stays in the first-level cache.
+BLOCK = 4096
+# Accumulators over a frame of floats: sums that do not depend on each other are added side by side, in a fixed order.
+LANES = 512
+
+
 @_jit
-def gather(volume: Any, positions: Any, values: Any) -> None:
-    """values[v] = volume[positions[v]]; volume is flat."""
-    for v in range(positions.size):
-        values[v] = volume[positions[v]]
+def gather(volume: Any, order: Any, values: Any) -> None:
+    """values[order[k, 1]] = volume[order[k, 0]]; volume is flat, order comes from `grid.gather_order`."""
+    for k in range(order.shape[0]):
+        values[order[k, 1]] = volume[order[k, 0]]
 
 
 @_jit
 def measure_small_integers(
     values: Any, reference: Any, residual: Any, sums: Any, squares: Any,
-    background: Any, has_background: bool, shift: int, largest: int,
+    recent_sums: Any, recent_squares: Any, used: Any, background: Any,
 ) -> Any:  # fmt: skip
-    """8- and 16-bit integers: everything is summed exactly in int64."""
-    count = np.int64(0)
-    total = np.int64(0)
-    total_squares = np.int64(0)
-    low = np.int64(2**62)
-    high = np.int64(-(2**62))
-    wraps: Any = False
-    for v in range(values.size):
-        value = np.int64(values[v])
-        difference = value - np.int64(reference[v])
-        residual[v] = difference
-        wraps = wraps or difference > largest or difference < -largest - 1
-        sums[v] += difference
-        squares[v] += difference * difference
-        if not (has_background and values[v] == background):
-            count += 1
-            total += value - shift
-            total_squares += (value - shift) * (value - shift)
-            low = min(low, value)
-            high = max(high, value)
-    return count, total, total_squares, low, high, wraps
+    """8- and 16-bit integers, exactly: (background count, low and high of the others, least and most difference).
+
+    Args:
+        values: (v,) stored.
+        reference: (v,) stored dtype.
+        residual: (v,) written, wrapping.
+        sums: (v,) int64 differences of all frames but the recent ones.
+        squares: (v,) int64, see sums.
+        recent_sums: (v,) int32 differences of recent frames: half the memory traffic of int64.
+        recent_squares: (v,) uint32, see recent_sums.
+        used: (blocks,) uint64, how far recent sums can have grown at most; moved on to int64 before they overflow.
+        background: int32 value that does not count for low and high; outside the dtype where there is none.
+    """
+    backgrounds = np.int64(0)
+    # Beyond 16 bits; with the ends of int32 in their place LLVM makes no vector code.
+    low = np.int32(2**30)
+    high = np.int32(-(2**30))
+    least = np.int32(0)
+    most = np.int32(0)
+    # Several short loops, because each of them becomes vector code and one that does all of it does not.
+    for block in range(used.size):
+        start = block * BLOCK
+        stop = min(start + BLOCK, values.size)
+        here, references, residuals = values[start:stop], reference[start:stop], residual[start:stop]
+        down = np.int32(0)
+        up = np.int32(0)
+        for j in range(here.size):
+            difference = np.int32(np.int32(here[j]) - np.int32(references[j]))
+            residuals[j] = difference
+            down = min(down, difference)
+            up = max(up, difference)
+        least, most = min(least, down), max(most, up)
+        zeros = np.int32(0)
+        for j in range(here.size):
+            zeros = np.int32(zeros + np.int32(np.int32(here[j]) == background))
+        backgrounds += zeros
+        for j in range(here.size):
+            value = np.int32(here[j])
+            lower = np.int32(2**30) if value == background else value
+            higher = np.int32(-(2**30)) if value == background else value
+            low = lower if lower < low else low
+            high = higher if higher > high else high
+        peak = np.uint64(max(np.int64(up), -np.int64(down)))
+        growth = max(peak * peak, np.uint64(2) * peak)  # of a sum of squares below 2^32, and of a sum below 2^31
+        if used[block] + growth > np.uint64(2**32 - 1):
+            _carry(recent_sums[start:stop], sums[start:stop])
+            _carry(recent_squares[start:stop], squares[start:stop])
+            used[block] = 0
+        used[block] += growth
+        some_sums, some_squares = recent_sums[start:stop], recent_squares[start:stop]
+        for j in range(here.size):
+            difference = np.int32(np.int32(here[j]) - np.int32(references[j]))
+            some_sums[j] += difference
+            some_squares[j] += np.uint32(difference) * np.uint32(difference)
+    return backgrounds, low, high, least, most
+
+
+@_jit
+def _carry(recent: Any, totals: Any) -> None:
+    for v in range(recent.size):
+        totals[v] += recent[v]
+        recent[v] = 0
 
 
 @_jit
@@ -82,32 +129,69 @@ def measure_large_integers(
 
 @_jit
 def measure_floats(
-    values: Any, reference: Any, sums: Any, squares: Any, counts: Any,
-    background: Any, has_background: bool, shift: float,
+    values: Any, shift: Any, sums: Any, squares: Any, missing: Any,
+    totals: Any, total_squares: Any, lows: Any, highs: Any, background: Any, centre: float,
 ) -> Any:  # fmt: skip
-    """Floats: finite values only, sums in float64 about the reference."""
+    """Floats, finite values only: (foreground count, not finite count); sums in float64.
+
+    Args:
+        values: (v,) stored.
+        shift: (v,) what is subtracted before summing, against cancellation.
+        sums: (v,) float64 differences.
+        squares: (v,) float64.
+        missing: (v,) int64 frames in which the value is not finite.
+        totals: (LANES,) float64 of value - centre over the foreground.
+        total_squares: (LANES,) float64, see totals.
+        lows: (LANES,) stored dtype, of the foreground.
+        highs: (LANES,) see lows.
+        background: the value that is no foreground; NaN where there is none.
+        centre: a constant near the mean.
+    """
     count = np.int64(0)
-    total = 0.0
-    total_squares = 0.0
-    low = np.inf
-    high = -np.inf
     nonfinite = np.int64(0)
-    for v in range(values.size):
-        value = np.float64(values[v])
-        if not np.isfinite(value):
-            nonfinite += 1
+    for start in range(0, values.size, LANES):
+        stop = min(start + LANES, values.size)
+        here, shifts, some_sums, some_squares = (
+            values[start:stop],
+            shift[start:stop],
+            sums[start:stop],
+            squares[start:stop],
+        )
+        odd = np.int32(0)
+        for j in range(here.size):
+            odd += np.int32((here[j] - here[j]) != 0)
+        if odd == 0:
+            for j in range(here.size):
+                difference = np.float64(here[j]) - shifts[j]
+                some_sums[j] += difference
+                some_squares[j] += difference * difference
+            for j in range(here.size):
+                is_inside = here[j] != background
+                centred = np.float64(here[j]) - centre if is_inside else 0.0
+                totals[j] += centred
+                total_squares[j] += centred * centred
+                count += is_inside
+            for j in range(here.size):
+                is_inside = here[j] != background
+                lows[j] = here[j] if is_inside and here[j] < lows[j] else lows[j]
+                highs[j] = here[j] if is_inside and here[j] > highs[j] else highs[j]
             continue
-        difference = value - reference[v]
-        sums[v] += difference
-        squares[v] += difference * difference
-        counts[v] += 1
-        if not (has_background and values[v] == background):
-            count += 1
-            total += value - shift
-            total_squares += (value - shift) * (value - shift)
-            low = min(low, value)
-            high = max(high, value)
-    return count, total, total_squares, low, high, nonfinite
+        nonfinite += odd
+        for j in range(here.size):
+            if (here[j] - here[j]) != 0:
+                missing[start + j] += 1
+                continue
+            difference = np.float64(here[j]) - shifts[j]
+            some_sums[j] += difference
+            some_squares[j] += difference * difference
+            if here[j] != background:
+                centred = np.float64(here[j]) - centre
+                totals[j] += centred
+                total_squares[j] += centred * centred
+                count += 1
+                lows[j] = min(lows[j], here[j])
+                highs[j] = max(highs[j], here[j])
+    return count, nonfinite
 
 
 @_jit

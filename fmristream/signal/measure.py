@@ -1,8 +1,8 @@
 """One pass over the frames of a run: its reference, residuals and exact statistics. Pure arrays in, arrays out."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,119 +86,245 @@ class RunMeasure:
     """
 
     def __init__(self, reference: Values, *, dtype: "np.dtype[Any]", slope: float, inter: float) -> None:
-        self._dtype = dtype
-        self._integer = dtype.kind in "iu"
-        self._exact = self._integer and dtype.itemsize <= 2
-        voxels = len(reference)
-        total = np.int64 if self._exact else np.float64
-        self._reference = reference
-        self._sums = np.zeros(voxels, dtype=total)
-        self._squares = np.zeros(voxels, dtype=total)
-        self._counts = np.zeros(0 if self._integer else voxels, dtype=np.int64)
-        self._frames = 0
         self._slope, self._inter = slope, inter
-        self._background, self._has_background = background_value(dtype, slope, inter)
-        self._foreground = _Foreground(exact=self._exact)
-        self._nonfinite = 0
-        self._wraps = False
+        self._frames = 0
+        background, has_background = background_value(dtype, slope, inter)
+        sums = _Floats if dtype.kind == "f" else _SmallIntegers if dtype.itemsize <= 2 else _LargeIntegers
+        self._sums: _Sums = sums(reference, dtype, background if has_background else None)
 
     def add(self, values: Values, residual: Values | None = None) -> None:
         """Count one frame, (v,) in the stored dtype; its residual is written into `residual` for integer dtypes."""
-        if self._integer:
-            assert residual is not None
-            largest = 2 ** (8 * self._dtype.itemsize - 1) - 1
-            kernel = kernels.measure_small_integers if self._exact else kernels.measure_large_integers
-            result = kernel(
-                values, self._reference, residual, self._sums, self._squares,
-                self._background, self._has_background, self._foreground.shift, largest,
-            )  # fmt: skip
-            self._wraps = self._wraps or bool(result[5])
-        else:
-            result = kernels.measure_floats(
-                values, self._reference, self._sums, self._squares, self._counts,
-                self._background, self._has_background, self._foreground.shift,
-            )  # fmt: skip
-            self._nonfinite += int(result[5])
-        self._foreground.add(*result[:5])
-        self._foreground.see(values)
+        self._sums.add(values, residual)
         self._frames += 1
 
     def finish(self) -> Statistics:
         """Statistics of all frames counted."""
-        count = self._counts if not self._integer else np.full(len(self._sums), self._frames, dtype=np.int64)
-        some = np.maximum(count, 1)
-        mean: NDArray[np.float64] = np.asarray(self._sums / some, dtype=np.float64)
+        mean, square = self._sums.means(self._frames)
         # Shifted sums: the reference is within a few SDs of the mean, so nothing cancels.
         with np.errstate(over="ignore", invalid="ignore"):  # doubles beyond 1e154 have no SD
-            variance = np.maximum(self._squares / some - mean * mean, 0)
-            delta = mean if self._integer else mean + self._reference
-        foreground = self._foreground.finish(self._slope, self._inter)
+            variance = np.maximum(square - mean * mean, 0)
+            delta = mean + self._sums.offset
+        tally = self._sums.tally(self._frames)
         return Statistics(
             delta=delta,
             sd=np.sqrt(variance),
-            valid_min=self._foreground.valid_min,
-            valid_max=self._foreground.valid_max,
-            nonfinite=self._nonfinite,
-            residual_wraps=self._wraps,
-            **foreground,
+            valid_min=tally.valid_min,
+            valid_max=tally.valid_max,
+            nonfinite=tally.nonfinite,
+            residual_wraps=tally.wraps,
+            **tally.foreground(self._slope, self._inter),
         )
 
 
-class _Foreground:
-    """Sums over finite, non-background values of the whole run, shifted by a constant against cancellation."""
+@dataclass(slots=True, kw_only=True)
+class _Tally:
+    """Numbers about all stored values of a run. `total` and `squares` are of value - centre over the foreground.
 
-    def __init__(self, *, exact: bool) -> None:
-        # int64 sums of one frame cannot overflow for 16-bit values; frames are added as Python integers.
-        self.shift = 0 if exact else 0.0
-        self._exact = exact
-        self._count = 0
-        self._total: int | float = 0
-        self._squares: int | float = 0
-        self._low = float("inf")
-        self._high = float("-inf")
-        self.valid_min = float("inf")
-        self.valid_max = float("-inf")
+    The foreground is what is finite and not the background value.
+    """
 
-    def add(self, count: Any, total: Any, squares: Any, low: Any, high: Any) -> None:
-        number = int if self._exact else float
-        if count and self._count == 0 and not self._exact:
-            # The first frame is summed about 0; later ones about its mean, which needs this frame's sums moved there.
-            self.shift = float(total) / int(count)
-            squares = max(float(squares) - float(total) * self.shift, 0.0)
-            total = 0.0
-        self._count += int(count)
-        self._total += number(total)
-        self._squares += number(squares)
-        if count:
-            self._low, self._high = min(self._low, float(low)), max(self._high, float(high))
+    count: int = 0
+    total: int | float = 0
+    squares: int | float = 0
+    centre: int | float = 0
+    low: float = math.inf
+    high: float = -math.inf
+    valid_min: float = math.inf
+    valid_max: float = -math.inf
+    nonfinite: int = 0
+    wraps: bool = False
 
-    def see(self, values: Values) -> None:
-        finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-        if finite.size:
-            self.valid_min = min(self.valid_min, _rounded_towards(finite.min().item(), float("-inf")))
-            self.valid_max = max(self.valid_max, _rounded_towards(finite.max().item(), float("inf")))
-
-    def finish(self, slope: float, inter: float) -> dict[str, Any]:
-        if self._count == 0:
+    def foreground(self, slope: float, inter: float) -> dict[str, Any]:
+        """The `foreground_*` of Statistics."""
+        if self.count == 0:
             nothing = float("nan")
             return {
                 "foreground_count": 0, "foreground_mean": nothing, "foreground_sd": nothing,
                 "foreground_min": nothing, "foreground_max": nothing,
             }  # fmt: skip
-        mean = self._total / self._count
-        if self._exact:
-            spread = (self._squares * self._count - self._total * self._total) / self._count
+        mean = self.total / self.count
+        if isinstance(self.squares, int):  # exact
+            spread = (self.squares * self.count - self.total * self.total) / self.count
         else:
-            spread = max(self._squares - self._total * mean, 0.0)
-        sd = (spread / max(self._count - 1, 1)) ** 0.5
-        ends = sorted((self._low * slope + inter, self._high * slope + inter))
+            spread = max(self.squares - self.total * mean, 0.0)
+        sd = (spread / max(self.count - 1, 1)) ** 0.5
+        ends = sorted((self.low * slope + inter, self.high * slope + inter))
         return {
-            "foreground_count": self._count,
-            "foreground_mean": (mean + self.shift) * slope + inter,
+            "foreground_count": self.count,
+            "foreground_mean": (mean + self.centre) * slope + inter,
             "foreground_sd": sd * abs(slope),
             "foreground_min": ends[0],
             "foreground_max": ends[1],
         }
+
+
+class _Sums(Protocol):
+    """What is added up over the frames of a run; `background` is None where no stored value is."""
+
+    offset: Any  # what delta has beside the mean of differences
+
+    def __init__(self, reference: Values, dtype: "np.dtype[Any]", background: Any) -> None: ...
+
+    def add(self, values: Values, residual: Values | None) -> None: ...
+
+    def means(self, frames: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(v,) temporal means of value - reference and of its square."""
+        ...
+
+    def tally(self, frames: int) -> _Tally: ...
+
+
+class _SmallIntegers:
+    """8 and 16 bits: everything is summed exactly."""
+
+    offset = 0
+
+    def __init__(self, reference: Values, dtype: "np.dtype[Any]", background: Any) -> None:
+        voxels = len(reference)
+        self._reference = reference
+        self._largest = 2 ** (8 * dtype.itemsize - 1) - 1
+        self._sums = np.zeros(voxels, dtype=np.int64)
+        self._squares = np.zeros(voxels, dtype=np.int64)
+        self._recent_sums = np.zeros(voxels, dtype=np.int32)
+        self._recent_squares = np.zeros(voxels, dtype=np.uint32)
+        self._used = np.zeros(-(-voxels // kernels.BLOCK), dtype=np.uint64)
+        self._background = np.int32(2**30 if background is None else int(background))
+        self._backgrounds = 0
+        self._tally = _Tally()
+
+    def add(self, values: Values, residual: Values | None) -> None:
+        backgrounds, low, high, least, most = kernels.measure_small_integers(
+            values, self._reference, residual, self._sums, self._squares,
+            self._recent_sums, self._recent_squares, self._used, self._background,
+        )  # fmt: skip
+        tally = self._tally
+        self._backgrounds += int(backgrounds)
+        if backgrounds < len(values):
+            tally.low, tally.high = min(tally.low, float(low)), max(tally.high, float(high))
+        tally.wraps = tally.wraps or bool(most > self._largest or least < -self._largest - 1)
+
+    def means(self, frames: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        sums, squares = self._totals()
+        return sums / max(frames, 1), squares / max(frames, 1)
+
+    def tally(self, frames: int) -> _Tally:
+        sums, squares = self._totals()
+        reference, background = self._reference.astype(np.int64), int(self._background)
+        # Of values from those of differences: the foreground costs no pass over the frames.
+        total = _exact_sum(frames * reference + sums) - background * self._backgrounds
+        value_squares = _exact_sum(frames * reference * reference + 2 * reference * sums + squares)
+        tally = replace(
+            self._tally,
+            count=frames * len(reference) - self._backgrounds,
+            total=total,
+            squares=value_squares - background * background * self._backgrounds,
+        )
+        return _with_range(tally, float(background) if self._backgrounds else None)
+
+    def _totals(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self._sums + self._recent_sums, self._squares + self._recent_squares
+
+
+class _LargeIntegers:
+    """32 and 64 bits: sums are float64."""
+
+    offset = 0
+
+    def __init__(self, reference: Values, dtype: "np.dtype[Any]", background: Any) -> None:
+        self._reference = reference
+        self._largest = 2 ** (8 * dtype.itemsize - 1) - 1
+        self._sums = np.zeros(len(reference), dtype=np.float64)
+        self._squares = np.zeros(len(reference), dtype=np.float64)
+        self._background = dtype.type(0) if background is None else background
+        self._has_background = background is not None
+        self._tally = _Tally(total=0.0, squares=0.0, centre=0.0)
+
+    def add(self, values: Values, residual: Values | None) -> None:
+        tally = self._tally
+        count, total, squares, low, high, wraps = kernels.measure_large_integers(
+            values, self._reference, residual, self._sums, self._squares,
+            self._background, self._has_background, tally.centre, self._largest,
+        )  # fmt: skip
+        if count and tally.count == 0:
+            # The first frame is summed about 0; later ones about its mean, which needs this frame's sums moved there.
+            tally.centre = float(total) / int(count)
+            squares = max(float(squares) - float(total) * tally.centre, 0.0)
+            total = 0.0
+        tally.count += int(count)
+        tally.total += float(total)
+        tally.squares += float(squares)
+        if count:
+            tally.low, tally.high = min(tally.low, float(low)), max(tally.high, float(high))
+        tally.wraps = tally.wraps or bool(wraps)
+        if values.size:
+            tally.valid_min = min(tally.valid_min, _rounded_towards(values.min().item(), float("-inf")))
+            tally.valid_max = max(tally.valid_max, _rounded_towards(values.max().item(), float("inf")))
+
+    def means(self, frames: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return self._sums / max(frames, 1), self._squares / max(frames, 1)
+
+    def tally(self, frames: int) -> _Tally:
+        return self._tally
+
+
+class _Floats:
+    """Floats: finite values count, sums are float64."""
+
+    def __init__(self, reference: Values, dtype: "np.dtype[Any]", background: Any) -> None:
+        voxels = len(reference)
+        self._shift = reference.astype(dtype)  # any constant near the mean will do, and a narrow one is read faster
+        self.offset = self._shift.astype(np.float64)
+        self._sums = np.zeros(voxels, dtype=np.float64)
+        self._squares = np.zeros(voxels, dtype=np.float64)
+        self._missing = np.zeros(voxels, dtype=np.int64)
+        self._totals = np.zeros(kernels.LANES, dtype=np.float64)
+        self._total_squares = np.zeros(kernels.LANES, dtype=np.float64)
+        self._lows = np.full(kernels.LANES, np.inf, dtype=dtype)
+        self._highs = np.full(kernels.LANES, -np.inf, dtype=dtype)
+        self._background = dtype.type(np.nan) if background is None else background
+        self._tally = _Tally(centre=_centre(self._shift, self._background))
+
+    def add(self, values: Values, residual: Values | None) -> None:
+        count, nonfinite = kernels.measure_floats(
+            values, self._shift, self._sums, self._squares, self._missing,
+            self._totals, self._total_squares, self._lows, self._highs, self._background, self._tally.centre,
+        )  # fmt: skip
+        self._tally.count += int(count)
+        self._tally.nonfinite += int(nonfinite)
+
+    def means(self, frames: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        counted = np.maximum(frames - self._missing, 1)
+        return self._sums / counted, self._squares / counted
+
+    def tally(self, frames: int) -> _Tally:
+        tally = replace(
+            self._tally,
+            total=float(self._totals.sum()),
+            squares=float(self._total_squares.sum()),
+            low=float(self._lows.min()),
+            high=float(self._highs.max()),
+        )
+        some_background = frames * len(self._shift) > tally.count + tally.nonfinite
+        return _with_range(tally, float(self._background) if some_background else None)
+
+
+def _with_range(tally: _Tally, background: float | None) -> _Tally:
+    """The tally with the range of all finite values: those of the foreground, and the background if there was some."""
+    also = [] if background is None else [background]
+    return replace(tally, valid_min=min(tally.low, *also, math.inf), valid_max=max(tally.high, *also, -math.inf))
+
+
+def _centre(shift: Values, background: Any) -> float:
+    """About the mean of the foreground; 0 where that cannot be told."""
+    some = shift[np.isfinite(shift) & (shift != background)]
+    with np.errstate(over="ignore"):
+        centre = float(some.mean(dtype=np.float64)) if some.size else 0.0
+    return centre if math.isfinite(centre) else 0.0
+
+
+def _exact_sum(numbers: NDArray[np.int64]) -> int:
+    """Their sum, also beyond 64 bits."""
+    return (int((numbers >> 32).sum()) << 32) + int((numbers & 0xFFFFFFFF).sum())
 
 
 def _rounded_towards(value: float, end: float) -> float:

@@ -3,14 +3,18 @@
 import os
 import secrets
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 from fmristream.storage.store import checked_key, translated, whole_range
 from fmristream.storage.urls import local_path
 
 # Unfinished objects wait here; what a killed process leaves in it is garbage.
 SCRATCH = "tmp"
+
+# After so many bytes the kernel is asked to begin writing them to the disk: the fsync at the end then finds little to do.
+_WRITE_BEHIND_BYTES = 8 * 2**20
 
 # How often a folder is made again that another writer removes before something is in it.
 _ATTEMPTS = 100
@@ -80,13 +84,23 @@ class LocalNewObject:
         self._root = root
         self._key = key
         self._file, self._scratch = _open_scratch(root)
+        self._size = 0
+        self._on_its_way = 0  # bytes that the disk was given
 
     def write(self, data: bytes | memoryview) -> None:
-        translated(str(self._root), self._key, lambda: self._file.write(data))
+        translated(str(self._root), self._key, lambda: self._write(data))
+
+    def _write(self, data: bytes | memoryview) -> None:
+        _write_all(self._file, data)
+        self._size += len(data)
+        if self._size - self._on_its_way >= _WRITE_BEHIND_BYTES and hasattr(os, "posix_fadvise"):
+            # Named for dropping clean pages, it first starts the writing of dirty ones, without waiting for it.
+            length = self._size - self._on_its_way
+            os.posix_fadvise(self._file.fileno(), self._on_its_way, length, os.POSIX_FADV_DONTNEED)
+            self._on_its_way = self._size
 
     def commit(self) -> None:
         def publish() -> None:
-            self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             _link(self._scratch, self._root / self._key, self._root)
@@ -97,19 +111,19 @@ class LocalNewObject:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        with suppress(OSError):  # closing flushes, which a full disk refuses again; what was committed is closed
+        with suppress(OSError):  # NFS may report a failed write here; what was committed is closed
             self._file.close()
         self._scratch.unlink(missing_ok=True)
 
 
-def _open_scratch(root: Path) -> tuple[BinaryIO, Path]:
-    """A new file that nobody else has."""
+def _open_scratch(root: Path) -> tuple[FileIO, Path]:
+    """A new file that nobody else has; unbuffered, because frames come in pieces larger than a buffer."""
     folder = root / SCRATCH
     for attempts_left in reversed(range(_ATTEMPTS)):
         path = folder / secrets.token_hex(8)
         try:
             _make_folder(folder)
-            return open(path, "xb", buffering=2**20), path
+            return open(path, "xb", buffering=0), path
         except FileNotFoundError:  # `delete` of another writer removed the folder, empty then
             if not attempts_left:
                 raise
@@ -119,10 +133,16 @@ def _open_scratch(root: Path) -> tuple[BinaryIO, Path]:
 def _write_scratch(root: Path, data: bytes) -> Path:
     file, path = _open_scratch(root)
     with file:
-        file.write(data)
-        file.flush()
+        _write_all(file, data)
         os.fsync(file.fileno())
     return path
+
+
+def _write_all(file: FileIO, data: bytes | memoryview) -> None:
+    """Write everything; one call may take only a part, 2 GiB at most on Linux."""
+    left = memoryview(data).cast("B")
+    while left:
+        left = left[file.write(left) :]
 
 
 def _link(scratch: Path, path: Path, root: Path) -> None:

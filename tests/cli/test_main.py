@@ -68,6 +68,7 @@ def test_words_that_make_no_sense_are_wrong_usage(words, capsys):
     ("options", "text"),
     [
         (["--workers", "0"], "--workers 0: expected 1 or more"),
+        (["--threads", "0"], "--threads 0: expected 1 or 2"),
         (["--mask", "first:0"], "expected first:K"),
         (["--split-ratios", "0.5,0.2"], "three shares"),
         (["--split-ratios", "nan,0,1"], "three shares"),

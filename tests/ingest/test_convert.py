@@ -1,6 +1,7 @@
 """A conversion as a whole: the same digest however it is done, bad inputs left out by name, nothing half done."""
 
 import random
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 import fmristream
 from fmristream.errors import FormatError, SourceError, UsageError
 from fmristream.ingest import convert as convert_module
-from fmristream.ingest.options import ConvertOptions
+from fmristream.ingest import options as options_module
+from fmristream.ingest.options import ConvertOptions, Progress
 from tests.ingest.cohorts import bold, contents, convert, objects, six_runs, stored_bytes_of, write_runs
 from tests.ingest.nifti_files import gzip_members, nifti_bytes
 
@@ -103,6 +105,55 @@ def test_the_order_of_the_listing_does_not_change_the_digest(tmp_path, monkeypat
     assert convert(source, str(tmp_path / "shuffled"), mask=mask).content_digest == expected
 
 
+@pytest.mark.parametrize("dtype", ["i2", "u1", "i4", "f4", "f8"])
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_one_thread_and_two_write_the_same_bytes_and_leave_no_thread(tmp_path, dtype, gzipped):
+    stored = {f"sub-{subject}_bold": bold(dtype, seed=number) for number, subject in enumerate("abc")}
+    source = write_runs(tmp_path / "in", stored, gzipped=gzipped)
+    reports = {threads: convert(source, str(tmp_path / str(threads)), threads=threads) for threads in (1, 2)}
+    assert reports[1].content_digest == reports[2].content_digest
+    assert contents(str(tmp_path / "1")) == contents(str(tmp_path / "2"))
+    runs = {threads: fmristream.open(str(tmp_path / str(threads))).runs for threads in (1, 2)}
+    nameless = {"object": "", "objects_digest": ""}
+    assert [replace(run, **nameless) for run in runs[1]] == [replace(run, **nameless) for run in runs[2]]
+    for one, other in zip(runs[1], runs[2], strict=True):
+        for path in (tmp_path / "1" / one.object).rglob("c/*/0"):
+            relative = path.relative_to(tmp_path / "1" / one.object)
+            assert path.read_bytes() == (tmp_path / "2" / other.object / relative).read_bytes()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fmristream")]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_breaks_off_a_run_leaves_neither_a_thread_nor_an_object(tmp_path, threads, error):
+    source = six_runs(tmp_path / "in")
+    seen = []
+
+    def interrupt(now: Progress) -> None:
+        seen.append(now)
+        if now.stage == "converting" and now.frames_done == 23:
+            raise error
+
+    options = ConvertOptions(mask="none", split="none", threads=threads)
+    with pytest.raises(error):
+        fmristream.convert(source, str(tmp_path / "out"), options=options, progress=interrupt)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fmristream")]
+    stems = {key.split("/")[1] for key in objects(str(tmp_path / "out")) if key.startswith("runs/")}
+    assert len(stems) == 1, "only the run that was finished is there"
+    report = convert(source, str(tmp_path / "out"))
+    assert report.resumed == 1
+    assert report.content_digest == convert(source, str(tmp_path / "undisturbed")).content_digest
+
+
+def test_threads_are_two_where_each_worker_has_two_cpus(monkeypatch):
+    for cpus, workers, expected in [(1, 1, 1), (2, 1, 2), (3, 2, 1), (4, 2, 2), (64, 8, 2)]:
+        monkeypatch.setattr(options_module, "_usable_cpus", lambda cpus=cpus: cpus)
+        assert ConvertOptions(workers=workers).threads_per_worker == expected
+    assert ConvertOptions(threads=1).threads_per_worker == 1
+    with pytest.raises(UsageError, match="--threads 3: expected 1 or 2"):
+        ConvertOptions(threads=3)
+
+
 def test_two_workers_give_what_one_gives_quarantine_and_warnings_included(tmp_path):
     source = six_runs(tmp_path / "in")
     bad = tmp_path / "in" / "sub-b" / "sub-b_run-1_bold.nii.gz"
@@ -150,13 +201,13 @@ def text(data: bytes) -> bytes:
 DAMAGE = {"cut": cut_short, "crc": flipped_checksum, "payload": flipped_payload, "text": text, "empty": lambda _: b""}
 
 
-@pytest.mark.parametrize("mask", ["none", "auto", "first:3"])
+@pytest.mark.parametrize(("mask", "threads"), [("none", 1), ("none", 2), ("auto", None), ("first:3", None)])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_run_is_left_out_by_name_and_the_others_are_whole(tmp_path, damage, mask):
+def test_a_damaged_run_is_left_out_by_name_and_the_others_are_whole(tmp_path, damage, mask, threads):
     source = six_runs(tmp_path / "in")
     bad = tmp_path / "in" / "sub-b" / "sub-b_run-1_bold.nii.gz"
     bad.write_bytes(DAMAGE[damage](bad.read_bytes()))
-    report = convert(source, str(tmp_path / "out"), mask=mask)
+    report = convert(source, str(tmp_path / "out"), mask=mask, threads=threads)
     assert report.exit_code == 3
     assert report.runs == 5
     assert len(report.quarantined) == 1

@@ -29,10 +29,12 @@ def write_long_run(folder: Path, frames: int, *, dtype: str = "i2", shape: tuple
     return str(folder)
 
 
-def measured(folder: Path, target: str, *frames: int, dtype: str = "i2", **options) -> list[dict]:
+def measured(
+    folder: Path, target: str, *frames: int, dtype: str = "i2", shape: tuple[int, ...] = SHAPE, **options
+) -> list[dict]:
     """What conversions of such runs took, after one of a tiny run."""
     warm = write_long_run(folder / "warm", 20, dtype=dtype, shape=(16, 16, 10))
-    sources = [write_long_run(folder / f"{count}", count, dtype=dtype) for count in frames]
+    sources = [write_long_run(folder / f"{count}", count, dtype=dtype, shape=shape) for count in frames]
     chosen = json.dumps({"mask": "none", "split": "none", **options})
     command = [sys.executable, "-m", "tests.ingest.measured_convert", chosen, warm, target, *sources]
     output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=500).stdout
@@ -53,6 +55,16 @@ def test_memory_is_flat_in_run_length(tmp_path):
 @pytest.mark.parametrize(("dtype", "mask"), [("i2", "none"), ("i2", "auto"), ("f4", "none")])
 def test_a_run_of_a_gigabyte_takes_200_mib_at_most(tmp_path, dtype, mask):
     check(*measured(tmp_path, str(tmp_path / "out"), 750, 3000, dtype=dtype, mask=mask))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+def test_a_run_of_hcp_size_takes_150_mib_at_most_even_without_a_mask(tmp_path, dtype, threads):
+    shape = (91, 109, 91)
+    short, long = measured(tmp_path, str(tmp_path / "out"), 300, 1200, dtype=dtype, shape=shape, threads=threads)
+    assert max(short["peak_mib"], long["peak_mib"]) <= 150
+    check(short, long)
 
 
 @pytest.mark.full

@@ -245,6 +245,33 @@ def test_memory_is_a_frame_and_not_a_run(tmp_path: Path) -> None:
     assert peak_bytes < frame_bytes + 4 * 2**20
 
 
+@pytest.mark.parametrize("name", ["run.nii", "run.nii.gz"])
+def test_a_frame_stays_as_it_is_until_the_ring_comes_round(tmp_path: Path, name: str) -> None:
+    stored = bold_like((4, 3, 2, 7))
+    raw = nifti_bytes(stored)
+    with open_run(as_run(write(tmp_path, gzip_members(raw) if name.endswith("gz") else raw, name))) as stream:
+        frames = list(zip(range(7), stream.frames(3), strict=True))
+        assert len({frame.ctypes.data for _, frame in frames}) == 3
+        for number, frame in frames[-3:]:
+            np.testing.assert_array_equal(frame, stored[..., number])
+
+
+@given(st.data())
+def test_one_member_several_members_and_remote_files_read_the_same(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("files")
+    shape = tuple(data.draw(st.integers(1, 9)) for _ in range(4))
+    extension = comment_extension(16 * data.draw(st.integers(1, 6000)) - 8) if data.draw(st.booleans()) else b""
+    raw = nifti_bytes(bold_like(shape), extension=extension)
+    cut = data.draw(st.integers(1, len(raw) - 1))
+    single = read(write(folder, gzip_members(raw), "run.nii.gz"))
+    assert single[1] == bold_like(shape).tobytes("F")
+    assert read(write(folder, gzip_members(raw, [cut]), "run.nii.gz"))[:2] == single[:2]
+    fsspec.filesystem("memory").pipe_file("/nifti-test/one.nii.gz", gzip_members(raw))
+    assert read("memory://nifti-test/one.nii.gz") == single
+
+
 def test_the_fingerprint_is_the_gzip_trailer_or_the_crc32c_of_the_file(tmp_path: Path) -> None:
     raw = nifti_bytes(bold_like(SHAPE))
     packed = gzip_members(raw)

@@ -194,6 +194,36 @@ def test_a_file_that_grows_or_shrinks_while_it_is_read_is_refused(tmp_path: Path
             list(stream.frames())
 
 
+def test_a_gzip_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    packed = gzip_members(nifti_bytes(bold_like((64, 64, 40, 10))), level=0)  # longer than what is read ahead
+    path = write(tmp_path, packed, "run.nii.gz")
+
+    def reason_after(change: bytes) -> str:
+        path.write_bytes(packed)
+        with open_nifti(str(path), name="run.nii.gz") as stream:
+            frames = stream.frames()
+            next(frames)
+            path.write_bytes(change)
+            with pytest.raises(SourceError) as caught:
+                list(frames)
+        return str(caught.value)
+
+    assert "being changed" in reason_after(packed + bytes(3))
+    assert "damaged" in reason_after(packed[:-1])
+    assert "damaged" in reason_after(packed[:-8] + bytes(4) + packed[-4:])
+    assert "bytes follow" in reason_after(packed + gzip_members(b"more"))
+
+
+@pytest.mark.parametrize("junk", [b"junk", bytes(4), bytes(300_000), b"\x1f\x8b\x08\0" + bytes(20)])
+def test_junk_that_ends_like_a_whole_file_is_refused_like_any_other(tmp_path: Path, junk: bytes) -> None:
+    raw = nifti_bytes(bold_like(SHAPE))
+    packed, length = gzip_members(raw), struct.pack("<I", len(raw))
+    reason(write(tmp_path, packed + junk + length, "run.nii.gz"))
+    reason(write(tmp_path, packed[:-8] + junk + length, "run.nii.gz"))
+    reason(write(tmp_path, packed + junk + packed[-8:], "run.nii.gz"))
+    reason(write(tmp_path, packed[:-20] + junk + packed[-8:], "run.nii.gz"))
+
+
 def test_a_local_file_that_cannot_be_read_is_refused_like_any_other_bad_input(tmp_path: Path) -> None:
     folder = tmp_path / "run.nii"
     folder.mkdir()

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fmristream.signal.kernels import BLOCK, LANES
 from fmristream.signal.measure import (
     MAX_HALF_MEAN_ERROR,
     MAX_HALF_SD_ERROR,
@@ -240,6 +241,47 @@ def test_a_voxel_that_starts_far_from_its_mean_keeps_its_sd():
     frames[:REFERENCE_FRAMES] *= 3
     statistics, _, _ = measured(frames)
     np.testing.assert_allclose(statistics.sd, frames.astype(np.longdouble).std(axis=0).astype(float), rtol=1e-10)
+
+
+@pytest.mark.parametrize(("dtype", "spread"), [("<i2", 3000), ("<u2", 30_000), ("|i1", 120)])
+def test_sums_of_recent_frames_are_carried_over_exactly_whatever_the_block(dtype, spread):
+    info = np.iinfo(dtype)
+    rng = np.random.default_rng(1)
+    centre = (info.min + info.max) // 2
+    voxels = 2 * BLOCK + 7
+    frames = rng.integers(max(info.min, centre - spread), min(info.max, centre + spread), (700, voxels)).astype(dtype)
+    frames[:, BLOCK:] = np.clip(frames[:, BLOCK:], centre - 1, centre + 1)  # a block that grows slowly
+    frames[500:, -1] = info.max
+    statistics, reference, _ = measured(frames)
+    differences = frames.astype(np.int64) - reference
+    mean = differences.sum(axis=0) / 700
+    np.testing.assert_array_equal(statistics.delta, mean)
+    np.testing.assert_array_equal(statistics.sd, np.sqrt(np.maximum((differences**2).sum(axis=0) / 700 - mean**2, 0)))
+    inside = frames[frames != 0].astype(np.int64)
+    total, squares = int(inside.sum()), int((inside**2).sum())
+    assert statistics.foreground_count == len(inside)
+    assert statistics.foreground_mean == total / len(inside)
+    exact = Fraction(squares * len(inside) - total * total, len(inside) * (len(inside) - 1))
+    assert statistics.foreground_sd == pytest.approx(math.sqrt(exact), rel=1e-15)
+
+
+def test_a_value_that_is_not_finite_touches_only_its_own_voxel():
+    rng = np.random.default_rng(2)
+    frames = rng.normal(1000, 10, (40, 2 * LANES + 5)).astype("<f4")
+    frames[7, LANES + 3] = math.nan
+    frames[8:30, LANES + 4] = -math.inf
+    frames[:, 1] = 0
+    frames[3, 1] = -5
+    statistics, _, _ = measured(frames)
+    kept = np.ma.masked_invalid(frames.astype(np.float64))
+    np.testing.assert_allclose(statistics.delta, kept.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(statistics.sd, kept.std(axis=0), rtol=1e-9)
+    assert statistics.nonfinite == 23
+    inside = kept[kept != 0].compressed()
+    assert statistics.foreground_count == len(inside)
+    assert statistics.foreground_mean == pytest.approx(inside.mean(), rel=1e-12)
+    assert statistics.foreground_sd == pytest.approx(inside.std(ddof=1), rel=1e-12)
+    assert (statistics.foreground_min, statistics.valid_min, statistics.valid_max) == (-5, -5, inside.max())
 
 
 def test_a_long_run_of_16_bit_extremes_is_summed_without_overflow():

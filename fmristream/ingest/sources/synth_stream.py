@@ -34,7 +34,7 @@ class SynthStream:
     def header(self) -> RunHeader:
         return self._header
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self, ring: int = 1) -> Iterator[Frame]:
         """Every frame, each its own array."""
         for frame in self._cohort.run_frames(self._subject, self._run):
             yield np.asfortranarray(frame, dtype=self._header.dtype)
