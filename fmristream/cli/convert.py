@@ -49,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="NIfTI headers in layout volume: scrub (no free text, no extensions; reported) or keep (every byte, so that "
         "export gives back the very file) (default: %(default)s)",
     )
+    parser.add_argument(
+        "--codec",
+        default="lossless",
+        choices=("lossless", "raw", "int16", "int8"),
+        help="lossless, raw (the same values uncompressed, for fast local disks), int16 (floats, within .002 of each "
+        "voxel's temporal SD) or int8 (a byte a voxel, within .025 SD; both read the source twice) (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs converted at the same time")
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="let the workers of a running dask scheduler do it: tcp://host:8786"
@@ -129,6 +136,7 @@ def _options(arguments: argparse.Namespace) -> "ConvertOptions":
         update=arguments.update,
         layout=arguments.layout,
         header=arguments.header,
+        codec=arguments.codec,
     )
 
 

@@ -23,7 +23,7 @@ from fmristream.shards.spaces import Space, space_document, write_space
 from fmristream.storage import Store
 
 # What a generation says that later ones carry on.
-CARRIED = ("barrier", "withdrawn")
+CARRIED = ("barrier", "codec", "withdrawn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,7 @@ class Addition:
         mask: how the masks were chosen, likewise.
         parameters: what of the conversion enters the content digest.
         headers: what was stored of NIfTI headers, for the record.
+        codec: how frames were coded, likewise.
     """
 
     converted: Sequence[Converted]
@@ -59,6 +60,7 @@ class Addition:
     mask: Mapping[str, Any]
     parameters: Mapping[str, Any]
     headers: Mapping[str, Any]
+    codec: Mapping[str, Any]
 
 
 def run_row(converted: Converted, *, split: str) -> Run:
@@ -82,7 +84,7 @@ def run_row(converted: Converted, *, split: str) -> Run:
         voxels=math.prod(done.arrays[0].shape[1:]),
         space_digest=done.space_digest,
         affine=converted.surveyed.affine,
-        dtype=header.dtype.str,
+        dtype=header.dtype.str if done.quantization is None else done.quantization["decoded_dtype"],
         slope=header.slope,
         inter=header.inter,
         digest=done.digest,
@@ -113,6 +115,7 @@ def commit_addition(store: Store, base: Dataset | None, addition: Addition) -> G
     participants = _participants(base, addition)
     content = {
         **({} if base is None else carried(base.generation)),
+        "codec": dict(addition.codec),
         "content_digest": content_digest(sorted(identities), parameters=addition.parameters),
         "headers": dict(addition.headers),
         "mask": dict(addition.mask),

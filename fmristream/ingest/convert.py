@@ -29,7 +29,14 @@ from fmristream.ingest.present import (
 from fmristream.ingest.shard_jobs import convert_shard
 from fmristream.ingest.sources import Listing, find_runs
 from fmristream.ingest.splitting import extended_split, split_subjects
-from fmristream.ingest.summary import describe_dataset, estimate, headers_record, not_chosen, participant_warnings
+from fmristream.ingest.summary import (
+    codec_record,
+    describe_dataset,
+    estimate,
+    headers_record,
+    not_chosen,
+    participant_warnings,
+)
 from fmristream.ingest.target import require_readable_mask, require_writable
 from fmristream.ingest.tasks import Resumed, RunTask, convert_run
 from fmristream.shards.dataset import Dataset
@@ -200,6 +207,11 @@ def _commit(
             split=how,
             mask=mask_record(job.options.mask_choice),
             parameters=job.options.parameters,
+            codec=codec_record(
+                job.options,
+                [one.finished.quantization for one in converted],
+                {} if base is None else base.generation.document,
+            ),
             headers=headers_record(
                 job.options,
                 [one.finished.removed for one in converted],
@@ -250,6 +262,7 @@ def _convert_runs(job: _Job, base: Dataset | None, plan: SpacePlan, engine: Engi
             computed_outside=plan.outside.get(run.source.key, 0),
             layout=job.options.layout,
             header=job.options.header,
+            codec=job.options.codec,
             threads=job.options.threads_per_worker,
         )
         for run in wanted

@@ -12,9 +12,13 @@ MaskKind = Literal["auto", "none", "first", "file"]
 UpdateKind = Literal["new", "all"]
 Layout = Literal["voxels", "volume"]
 HeaderMode = Literal["scrub", "keep"]
+Codec = Literal["lossless", "raw", "int16", "int8"]
 
 LAYOUTS = ("voxels", "volume")
 HEADER_MODES = ("scrub", "keep")
+CODECS = ("lossless", "raw", "int16", "int8")
+# Those that give back every stored value: datasets in them are the same dataset.
+EXACT_CODECS = ("lossless", "raw")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,8 @@ class ConvertOptions:
         layout: `voxels` (those of the mask, for training), or `volume` (whole frames as OME-Zarr, exported bit for bit).
         header: of layout `volume`, what is stored of NIfTI headers: `scrub` (without free text, unused bytes and
             extensions) or `keep` (every byte, whoever it may name).
+        codec: `lossless`, `raw` (the same values, uncompressed), `int16` (float sources in steps of 1/256 of each voxel's
+            temporal SD; others lossless) or `int8` (no value off by more than .025 temporal SD).
     """
 
     mask: str = "auto"
@@ -109,6 +115,7 @@ class ConvertOptions:
     update: UpdateKind | None = None
     layout: Layout = "voxels"
     header: HeaderMode = "scrub"
+    codec: Codec = "lossless"
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -117,6 +124,10 @@ class ConvertOptions:
             raise UsageError(f"--header {self.header}: expected {' or '.join(HEADER_MODES)}")
         if self.header == "keep" and self.layout == "voxels":
             raise UsageError("--header keep: the layout voxels stores no headers; add --layout volume")
+        if self.codec not in CODECS:
+            raise UsageError(f"--codec {self.codec}: expected {', '.join(CODECS)}")
+        if self.codec != "lossless" and self.layout == "volume":
+            raise UsageError(f"--codec {self.codec}: the layout volume is stored lossless; leave --codec out")
         choice = MaskChoice.parse(self.mask)
         if self.layout == "volume" and choice.kind in ("first", "file"):
             raise UsageError(f"--mask {self.mask}: the layout volume stores whole volumes; leave --mask out")
@@ -140,8 +151,8 @@ class ConvertOptions:
 
     @property
     def parameters(self) -> dict[str, str]:
-        """What of a conversion enters the content digest."""
-        return {"codec": "lossless", "layout": self.layout}
+        """What of a conversion enters the content digest: codecs only where they change values."""
+        return {"codec": "lossless" if self.codec in EXACT_CODECS else self.codec, "layout": self.layout}
 
     def _check_engine(self) -> None:
         if self.cluster not in (None, "slurm"):

@@ -44,9 +44,10 @@ class FinishedRun:
     scalars: Mapping[str, Any]
     outside: int
     arrays: tuple[StoredArray, ...]
-    lengths: bytes  # of its chunks in frame order, little-endian u32: a driver holds those of all runs
+    lengths: bytes  # what its index block holds, little-endian u32: a driver holds those of all runs
     source: Fingerprint
     removed: tuple[str, ...] = ()  # header fields that held something and were not stored
+    quantization: Mapping[str, Any] | None = None  # bound and measured error, where values were not stored exactly
 
     @classmethod
     def of(cls, written: WrittenRun, *, space_digest: str, outside: int, source: Fingerprint) -> "FinishedRun":
@@ -61,6 +62,7 @@ class FinishedRun:
             lengths=np.asarray(written.lengths, dtype="<u4").tobytes(),
             source=source,
             removed=written.removed,
+            quantization=written.quantization,
         )
 
 
@@ -121,6 +123,7 @@ def load(store: Store, key: str, *, barrier: int) -> FinishedRun | None:
         lengths=base64.b64decode(body["lengths"]),
         source=Fingerprint(**body["source"]),
         removed=tuple(body.get("removed", ())),
+        quantization=body.get("quantization"),
     )
 
 

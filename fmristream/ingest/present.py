@@ -11,7 +11,7 @@ from fmristream.ingest.options import ConvertOptions, ConvertReport, MaskChoice,
 from fmristream.ingest.plan import Survey, plan_spaces
 from fmristream.ingest.sources import Listing
 from fmristream.ingest.splitting import split_record, split_subjects
-from fmristream.ingest.summary import describe_dataset, headers_mode, headers_of
+from fmristream.ingest.summary import codec_of, describe_dataset, headers_mode, headers_of
 from fmristream.ingest.tasks import SurveyedRun
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import FOLDER, newest_generation
@@ -174,7 +174,8 @@ def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> 
         "another space": any(rows[run.source.name].space != run.space for run in kept),
         "another tr": any(rows[run.source.name].tr_s != run.tr_s for run in kept),
         "another split": document["split"] != split_record(options) or _moved_by_file(present, options),
-        "another layout": present.parameters != options.parameters,
+        "another layout": present.parameters["layout"] != options.layout,
+        "another codec": codec_of(document) != options.codec,
         "other headers": headers_of(document) != headers_mode(options),
         "another mask": document["mask"] != mask_record(choice),
     }

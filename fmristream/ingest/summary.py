@@ -14,11 +14,14 @@ from fmristream.ingest.sources import Listing
 from fmristream.ingest.splitting import split_subjects
 from fmristream.shards.codec import padded_length
 from fmristream.shards.dataset import Dataset
+from fmristream.signal.quantize import LOSSY_CODECS
 
 # For a dry run, where masks are not known yet: the MNI brain's share of the 2 mm grid, and what lossless coding leaves
 # of BOLD (measured on int16 and float32 runs with 1.6 % temporal SD).
 TYPICAL_MASK_SHARE = 0.26
 TYPICAL_RATIO = {"i": 0.66, "u": 0.66, "f": 0.72}
+# Bytes a voxel of the lossy codecs, likewise.
+TYPICAL_CODE_BYTES = {"int8": 1.0, "int16": 1.4}
 
 # zarr.json x 4, shard, reference, moments; stats and pending record beside them. Folders: the group, three arrays, their c/.
 FILES_PER_RUN = 9
@@ -65,7 +68,7 @@ def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions)
     stored = 0.0
     for run in found.runs:
         voxels = padded_length(round(share * float(np.prod(run.header.shape))))
-        stored += voxels * run.header.frames * run.header.dtype.itemsize * TYPICAL_RATIO[run.header.dtype.kind]
+        stored += voxels * run.header.frames * _voxel_bytes(run.header.dtype, options)
     return ConvertReport(
         url=url,
         source_kind=listing.kind,
@@ -88,6 +91,41 @@ def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions)
             *alignment_warnings((run.space, run.source.subject) for run in found.runs),
         ),
     )
+
+
+def _voxel_bytes(dtype: "np.dtype[Any]", options: ConvertOptions) -> float:
+    """About what a value takes."""
+    lossy = LOSSY_CODECS.get(options.codec)
+    if lossy is not None and lossy.takes(dtype):
+        return TYPICAL_CODE_BYTES[options.codec]
+    return float(dtype.itemsize) * (1.0 if options.codec == "raw" else TYPICAL_RATIO[dtype.kind])
+
+
+def codec_of(document: Mapping[str, Any]) -> str:
+    """How the frames of a generation are coded; the first releases had one codec and did not record it."""
+    return str(document.get("codec", {}).get("name", document["parameters"]["codec"]))
+
+
+def codec_record(
+    options: ConvertOptions, measured: Iterable[Mapping[str, Any] | None], before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a generation records of its codec: the name, and the bound and largest errors of its lossy runs.
+
+    Args:
+        options: of the conversion.
+        measured: `quantization` of each run that comes in.
+        before: the generation that they are added to.
+    """
+    lossy = [one for one in measured if one is not None]
+    runs = [before["codec"]] if before.get("codec", {}).get("lossy_runs") else []
+    if not lossy and not runs:
+        return {"name": options.codec}
+    return {
+        "name": options.codec,
+        "lossy_runs": len(lossy) + sum(one["lossy_runs"] for one in runs),
+        **{name: max(one[name] for one in (*lossy, *runs)) for name in ("bound_sd", "max_error_sd", "rms_error_sd")},
+        "escaped": sum(one["escaped"] for one in (*lossy, *runs)),
+    }
 
 
 def headers_mode(options: ConvertOptions) -> str:

@@ -10,7 +10,13 @@ import numpy as np
 from fmristream.catalog.run import Run
 from fmristream.catalog.run_table import RunTable
 from fmristream.catalog.split import PARTS
-from fmristream.ingest.summary import ORIGINAL_HEADERS, alignment_warnings, has_original_headers, headers_of
+from fmristream.ingest.summary import (
+    ORIGINAL_HEADERS,
+    alignment_warnings,
+    codec_of,
+    has_original_headers,
+    headers_of,
+)
 from fmristream.report.findings import first_few
 from fmristream.report.objects import objects_of_generation
 from fmristream.report.orientation import axis_codes, voxel_sizes_mm
@@ -80,6 +86,9 @@ class Info:
     tool: str
     layout: str
     codec: str
+    lossy: Mapping[
+        str, float
+    ]  # bound_sd, and of all lossy runs max_error_sd, rms_error_sd, escaped, lossy_runs; else empty
     headers: str  # what is stored of NIfTI headers: none, scrub or keep
     runs: int
     subjects: int
@@ -126,7 +135,8 @@ def describe(dataset: Dataset) -> Info:
         format_version=document["version"],
         tool=document["tool"],
         layout=document["parameters"]["layout"],
-        codec=document["parameters"]["codec"],
+        codec=codec_of(document),
+        lossy={name: value for name, value in document.get("codec", {}).items() if name != "name"},
         headers=headers_of(document),
         runs=len(runs),
         subjects=len(runs.counts("subject")),
