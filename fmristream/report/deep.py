@@ -142,7 +142,7 @@ def _agree(codes: NDArray[Any], quantization: NDArray[Any], values: NDArray[Any]
     with np.errstate(over="ignore"):
         decoded = (codes * step + offset).astype(values.dtype)
     here = codes != np.iinfo(codes.dtype).min
-    return decoded[here].tobytes() == values[here].tobytes()
+    return bool(decoded[here].tobytes() == values[here].tobytes())
 
 
 def _read_through_zarr(dataset: Dataset, reader: RunReader, found: Findings) -> None:

@@ -50,7 +50,7 @@ def encode_parts(chunk: NDArray[Any]) -> tuple[bytes, bytes]:
 
 def raw_parts(chunk: NDArray[Any]) -> tuple[memoryview, bytes]:
     """A contiguous chunk as it is, and its checksum."""
-    data = memoryview(chunk).cast("B")
+    data = chunk.data.cast("B")
     return data, checksum(data)
 
 

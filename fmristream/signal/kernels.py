@@ -266,7 +266,7 @@ def quantize(
         value = np.float64(values[v])
         by = np.float64(step[v])
         start = np.float64(offset[v])
-        code = 0
+        code: Any = 0
         if by > 0:
             place = np.rint((value - start) / by)
             code = np.int64(place) if abs(place) <= largest else largest + 1
