@@ -9,8 +9,8 @@ z-scores as float16, and z-scores as int8 of one step for the whole run (max|z| 
 
 Bytes a voxel and frame are those of the frames, and in brackets of all objects of the run but zarr.json. Speed is MB of the
 source's values a second in one thread: encoding in memory, with statistics and digests, and for lossy codecs with their
-first pass; decoding to stored values, from files in the page cache. Errors are over voxels that change. Connectivity is the correlation of
-random pairs of voxels, and of the means of 100 blocks of consecutive voxels: the largest and mean change of r.
+first pass; decoding to stored values, from files in the page cache. Errors are over voxels that change. Connectivity is the
+correlation of random pairs of voxels, and of the means of 100 blocks of consecutive voxels: the largest and mean change of r.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def made_runs(folder: Path, shape: tuple[int, ...]) -> list[Path]:
         change = np.tensordot(slow[:, t], weights[:, :x, :y, :z], axes=1) * 0.004 + 0.014 * rng.standard_normal(
             (x, y, z)
         )
-        motion = 0.12 * grid[1] if t in (frames // 3, frames // 3 + 1, frames // 2) else 0.0
+        motion = {frames // 3: 0.1, frames // 3 + 1: 0.1, frames // 2: 0.3}.get(t, 0.0) * grid[1]
         bold[..., t] = anatomy * (1 + change + motion)
     for path, dtype in zip(paths, ("<i2", "<f4"), strict=True):
         nibabel.save(nibabel.Nifti1Image(bold.astype(dtype), np.diag([3.0, 3.0, 3.0, 1.0])), path)
