@@ -56,7 +56,8 @@ class RangeTape:
     def at(self, offset: int, count: int) -> bytes:
         if not (self._start <= offset and offset + count <= self._start + len(self._data)):
             self._start = offset
-            self._data = self._read(offset, min(self._size, offset + max(count, _AHEAD_BYTES)))
+            stop = min(self._size, offset + max(count, _AHEAD_BYTES))
+            self._data = self._read(offset, stop) if offset < stop else b""
         return self._data[offset - self._start : offset - self._start + count]
 
 
@@ -155,7 +156,7 @@ def read_headers(tape: Tape, archive: str, *, size: int | None = None) -> list[T
             raise SourceError(f"{archive}: more than {MAX_MEMBERS} members; unpack it")
         has_data = kind in _REGULAR or kind in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_FOR_ALL) or chr(kind) in "S"
         place += _BLOCK + (-(-length // _BLOCK) * _BLOCK if has_data else 0)
-    _require_end(tape, place, archive, size)
+    _require_end(tape, place + _BLOCK, archive, size)
     times = Counter(member.name for member in members)
     twice = "its name stands twice in the archive"
     return [replace(m, problem=m.problem or (twice if times[m.name] > 1 else "")) for m in members]

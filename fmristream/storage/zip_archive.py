@@ -86,7 +86,8 @@ def _find_directory(read: ReadRange, size: int, archive: str) -> tuple[int, int,
         raise SourceError(f"{archive}: not a zip archive, or cut short: its directory is not at its end")
     disk, first_disk, here, count, directory_bytes, start = struct.unpack_from("<4H2I", tail, place + 4)
     end = tail_start + place
-    if _FULL16 in (disk, first_disk, here, count) or _FULL32 in (directory_bytes, start):
+    has_locator = tail.startswith(_LOCATOR64, max(0, place - _LOCATOR_BYTES))  # some write it for small archives, too
+    if has_locator or _FULL16 in (disk, first_disk, here, count) or _FULL32 in (directory_bytes, start):
         disk, first_disk, here, count, directory_bytes, start, end = _zip64_end(read, end, archive)
     if disk or first_disk or here != count:
         raise SourceError(f"{archive}: one part of a zip archive in several parts; join them first")
