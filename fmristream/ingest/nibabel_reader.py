@@ -46,7 +46,7 @@ class SourceImage:
 
 @contextmanager
 def open_with_nibabel(run: SourceRun) -> Iterator[SourceImage]:
-    """Open a run; memory is one frame, whatever its length. A remote file, or a member of an archive, is copied to a temporary one.
+    """Open a run; memory is one frame, whatever its length. Remote files and members of archives are copied first.
 
     Raises:
         SourceError: nibabel cannot read it, or it is no 4-D image.

@@ -87,8 +87,8 @@ def open_run(run: SourceRun, *, max_run_bytes: int = MAX_RUN_BYTES) -> RunStream
         return SynthStream(run.url)
     from fmristream.ingest.nifti import open_nifti
 
-    stream = open_nifti(run.url, name=run.key, max_run_bytes=max_run_bytes)
     known = archived_fingerprint(run)
+    stream = open_nifti(run.url, name=run.key, max_run_bytes=max_run_bytes)
     return stream if known is None else _Archived(stream, run, known)
 
 

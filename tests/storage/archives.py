@@ -40,11 +40,19 @@ def tar_of(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
 class ZipEntry:
     """One member of a hand-made zip; what the directory claims may differ from what is there."""
 
-    def __init__(self, name: bytes, data: bytes, *, method: int = 0, flags: int = 0, mode: int = 0, **claims: int) -> None:
+    def __init__(
+        self, name: bytes, data: bytes, *, method: int = 0, flags: int = 0, mode: int = 0, **claims: int
+    ) -> None:
         packer = zlib.compressobj(6, wbits=-15)
         self.name = name
         self.packed = data if method != 8 else packer.compress(data) + packer.flush()
-        self.local = {"flags": flags, "method": method, "crc": zlib.crc32(data), "stored": len(self.packed), "size": len(data)}
+        self.local = {
+            "flags": flags,
+            "method": method,
+            "crc": zlib.crc32(data),
+            "stored": len(self.packed),
+            "size": len(data),
+        }
         self.claimed = {**self.local, "mode": mode, "offset": -1, **claims}
 
 
@@ -55,7 +63,17 @@ def hand_made_zip(entries: list[ZipEntry], *, comment: bytes = b"", **end: int) 
         offset = len(body)
         local, claimed = entry.local, entry.claimed
         body += b"PK\3\4" + struct.pack(
-            "<5H3I2H", 20, local["flags"], local["method"], 0, 0, local["crc"], local["stored"], local["size"], len(entry.name), 0
+            "<5H3I2H",
+            20,
+            local["flags"],
+            local["method"],
+            0,
+            0,
+            local["crc"],
+            local["stored"],
+            local["size"],
+            len(entry.name),
+            0,
         )
         body += entry.name + entry.packed
         directory += b"PK\1\2" + struct.pack(

@@ -28,6 +28,11 @@ def whole(url: str) -> bytes:
         return b"".join(iter(lambda: file.read(2 * 2**20), b""))
 
 
+def read_on(file) -> None:
+    while file.read(2**20):
+        pass
+
+
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
 @pytest.mark.parametrize("tells_length", [True, False], ids=["length", "no length"])
 def test_a_file_is_read_whole_and_in_part_whatever_the_server_can(web: Web, ranges: bool, tells_length: bool) -> None:
@@ -68,15 +73,13 @@ def test_a_file_that_changes_under_the_reader_is_found_out(web: Web) -> None:
         file.read(10)
         web.headers = {"ETag": '"two"'}
         with pytest.raises(SourceError, match="being changed"):
-            while file.read(2**20):
-                pass
+            read_on(file)
     web.headers = {}
     with open_source(url) as file:
         file.read(10)
         web.files["/run.nii.gz"] = DATA + b"more"
         with pytest.raises(SourceError, match="being changed"):
-            while file.read(2**20):
-                pass
+            read_on(file)
 
 
 def test_bytes_are_those_of_the_file_even_where_the_server_calls_gzip_an_encoding(web: Web) -> None:
@@ -85,7 +88,8 @@ def test_bytes_are_those_of_the_file_even_where_the_server_calls_gzip_an_encodin
 
 
 @pytest.mark.parametrize(
-    ("status", "error"), [(404, ObjectMissingError), (410, ObjectMissingError), (401, StorageError), (403, StorageError)]
+    ("status", "error"),
+    [(404, ObjectMissingError), (410, ObjectMissingError), (401, StorageError), (403, StorageError)],
 )
 def test_a_refusal_is_said_once_and_without_the_secret(web: Web, status: int, error: type[Exception]) -> None:
     web.failures = [status] * 10

@@ -80,7 +80,9 @@ def test_members_are_listed_measured_and_read_on_every_back_end(dataset_url: str
 def test_a_checksum_known_beforehand_changes_with_the_content(tmp_path: Path, name: str) -> None:
     before = known_checksum(put(tmp_path, name, ARCHIVES[name]()) + "!/fMRI/a.json")
     pack = zip_bytes if name.endswith(".zip") else lambda files: tar_bytes(files, compressed=True)
-    after = known_checksum(put(tmp_path, name, pack(FILES | {"fMRI/a.json": b'{"RepetitionTime": 0.736}'})) + "!/fMRI/a.json")
+    after = known_checksum(
+        put(tmp_path, name, pack(FILES | {"fMRI/a.json": b'{"RepetitionTime": 0.736}'})) + "!/fMRI/a.json"
+    )
     assert before
     assert before != after
     assert known_checksum(put(tmp_path, "plain.tar", ARCHIVES["pax.tar"]()) + "!/fMRI/a.json") == ""
@@ -265,7 +267,9 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, **more: str) -> tuple[tarfil
         (entry("e\u0301.nii"), "NFC"),
     ],
 )
-def test_a_tar_member_that_is_no_honest_file_is_refused_and_the_others_are_read(tmp_path: Path, odd, reason: str) -> None:
+def test_a_tar_member_that_is_no_honest_file_is_refused_and_the_others_are_read(
+    tmp_path: Path, odd, reason: str
+) -> None:
     archive = put(tmp_path, "a.tar", tar_of(entry("./good.nii"), odd, entry("last.nii")))
     assert list_source(f"{archive}!") == ["good.nii", "last.nii"]
     assert whole(f"{archive}!/last.nii") == b"abc"

@@ -1,0 +1,156 @@
+"""A table as a source: one row per run with a path or URL and a subject, and any other columns about subjects."""
+
+import math
+import posixpath
+from collections import Counter
+from dataclasses import replace
+
+from fmristream.catalog.split import PARTS
+from fmristream.errors import UsageError
+from fmristream.ingest.sources.cells import Cells, read_cells
+from fmristream.ingest.sources.listing import (
+    Listing,
+    SourceRun,
+    imaging_suffix,
+    label_of,
+    parse_bids_name,
+    without_suffix,
+)
+from fmristream.ingest.sources.participants import MISSING
+from fmristream.ingest.sources.phenotypes import rows_by_subject, subject_label
+from fmristream.storage.urls import display_url, join_url, local_path, scheme_of, without_credentials
+
+_PATHS = ("path", "url")
+_SUBJECTS = ("subject", "participant_id")
+_LABELS = ("session", "task", "acq", "run", "echo", "space", "res", "desc")
+_PREFIXES = {"session": "ses-", "task": "task-", "acq": "acq-", "run": "run-", "echo": "echo-", "space": "space-"}
+_OTHERS = ("tr_s", "mask", "group", "split")
+
+
+def find_table_runs(source: str, *, space: str | None) -> Listing:
+    """The runs of a CSV, TSV or Parquet table.
+
+    Columns: `path` (or `url`; relative to the table), `subject` (or `participant_id`), and where wanted session, task,
+    acq, run, echo, space, tr_s, mask, group, split. Every other column is about the subject.
+
+    Raises:
+        UsageError: a column is missing, a row is not complete, two rows name the same file, or rows of one subject differ.
+        StorageError: the table cannot be read.
+    """
+    cells = read_cells(source)
+    path_column, subject_column = cells.first_of(*_PATHS), cells.first_of(*_SUBJECTS)
+    if not path_column or not subject_column:
+        raise UsageError(
+            f"{cells.name}: has the columns {', '.join(cells.columns[:12])}; a table of runs has path (or url) and subject"
+        )
+    # A query belongs to the table alone.
+    root = (display_url(source) if scheme_of(source) in ("http", "https") else source).rpartition("/")[0] or "."
+    runs = [
+        _source_run(root, cells, dict(zip(cells.columns, row, strict=True)), place, path_column, subject_column, space)
+        for place, row in enumerate(cells.rows, start=1)
+    ]
+    if not runs:
+        raise UsageError(f"{cells.name}: has no rows")
+    _require_different_files(runs, cells)
+    runs = _named(runs, cells)
+    for what in ("group", "split"):
+        _require_one_per_subject(runs, cells, what)
+    about_files = frozenset((path_column, *_LABELS, *_OTHERS))
+    rows = rows_by_subject(cells, subject_column, keep={run.subject for run in runs}, leave_out=about_files)
+    return Listing(
+        kind="table",
+        root=root,
+        runs=tuple(sorted(runs, key=lambda run: run.key)),
+        participants=tuple(rows[subject] for subject in sorted(rows))
+        if any(len(row) > 1 for row in rows.values())
+        else (),
+    )
+
+
+def _source_run(
+    root: str, cells: Cells, row: dict[str, str], place: int, path_column: str, subject_column: str, space: str | None
+) -> SourceRun:
+    row = {name: "" if text in MISSING else text for name, text in row.items()}
+    subject = subject_label(row[subject_column])
+    if not subject or not row[path_column]:
+        raise UsageError(f"{cells.name}: row {place} has no {subject_column if not subject else path_column}")
+    labels = {name: row.get(name, "").removeprefix(_PREFIXES.get(name, "")) for name in _LABELS}
+    if space is not None and labels["space"] not in ("", space):
+        raise UsageError(f"{cells.name}: row {place} says another space than --space {space}; leave one out")
+    if (split := row.get("split", "")) not in ("", *PARTS):
+        raise UsageError(f"{cells.name}: row {place} has the split {split}; expected {', '.join(PARTS)} or nothing")
+    mask = row.get("mask", "")
+    run = SourceRun(
+        key=row[path_column],
+        name="",
+        url=_resolved(root, row[path_column], cells.name, place),
+        subject=subject,
+        **{**labels, "space": labels["space"] or space or ""},
+        tr_s=_seconds(row.get("tr_s", ""), cells.name, place),
+        mask_url=_resolved(root, mask, cells.name, place) if mask else None,
+        group=row.get("group", ""),
+        split=split,
+    )
+    stem = without_suffix(display_url(row[path_column]).rpartition("/")[2])
+    return replace(run, name=stem if "sub" in parse_bids_name(stem).entities else label_of(run))
+
+
+def _resolved(root: str, path: str, table: str, place: int) -> str:
+    """A cell as a URL. A table from elsewhere cannot name files of the machine that reads it."""
+    is_local_table = scheme_of(root) == "file"
+    if "://" in path or path.startswith(("/", "~")):
+        if scheme_of(without_credentials(path)) == "file" and not is_local_table:
+            raise UsageError(f"{table}: row {place} names a local file, which a table from elsewhere may not; use URLs")
+        return local_path(path) if scheme_of(path) == "file" else path
+    if is_local_table:
+        return local_path(join_url(root, path))
+    if posixpath.normpath(path).startswith(".."):
+        raise UsageError(f"{table}: row {place} leads out of the table's folder, which a table from elsewhere may not")
+    return join_url(root, posixpath.normpath(path))
+
+
+def _seconds(text: str, table: str, place: int) -> float | None:
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"{table}: row {place} has tr_s {text}; expected seconds above 0")
+    return seconds
+
+
+def _require_different_files(runs: list[SourceRun], cells: Cells) -> None:
+    first: dict[str, int] = {}
+    for place, run in enumerate(runs, start=1):
+        if first.setdefault(run.url, place) != place:
+            raise UsageError(f"{cells.name}: rows {first[run.url]} and {place} name the same file; keep one")
+
+
+def _named(runs: list[SourceRun], cells: Cells) -> list[SourceRun]:
+    """Runs under names that differ and tell nothing of where the files lie; these are their keys, too."""
+    times = Counter(run.name for run in runs)
+    named = []
+    for run in runs:
+        file_name = display_url(run.key).rpartition("/")[2]
+        stem = without_suffix(file_name)
+        name = run.name if times[run.name] == 1 else f"{run.name}_{stem}"
+        named.append(replace(run, name=name, key=name + file_name[len(stem) :] if imaging_suffix(file_name) else name))
+    first: dict[str, int] = {}
+    for place, run in enumerate(named, start=1):
+        if first.setdefault(run.name, place) != place:
+            raise UsageError(
+                f"{cells.name}: rows {first[run.name]} and {place} have the same subject, labels and file name; tell them "
+                "apart by a column session or run"
+            )
+    return named
+
+
+def _require_one_per_subject(runs: list[SourceRun], cells: Cells, what: str) -> None:
+    found: dict[str, str] = {}
+    for run in runs:
+        if found.setdefault(run.subject, getattr(run, what)) != getattr(run, what):
+            raise UsageError(
+                f"{cells.name}: rows of subject {run.subject} differ in column {what}; give one for each subject"
+            )
