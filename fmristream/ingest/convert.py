@@ -25,7 +25,7 @@ from fmristream.ingest.tasks import Resumed, RunTask, SurveyedRun, convert_run
 from fmristream.shards.generation import repair_hint
 from fmristream.shards.spaces import space_document, write_space
 from fmristream.storage import Store, open_store
-from fmristream.storage.urls import scheme_of
+from fmristream.storage.urls import display_url, scheme_of
 
 
 def convert(
@@ -39,7 +39,8 @@ def convert(
     """Convert `source` into a dataset at `url`.
 
     Args:
-        source: a BIDS dataset or fMRIPrep derivative, a folder, a glob, one file, or `synth://...`.
+        source: a BIDS dataset or fMRIPrep derivative, a known collection, a folder, a glob, a file, an archive, a table
+            of runs, or `synth://...`.
         url: a new folder, `s3://bucket/prefix`, or `memory://name`.
         options: masks, splits, workers; see ConvertOptions.
         dry_run: read headers, say what would be done, write nothing.
@@ -71,13 +72,13 @@ def convert_into(
     if options.workers > 1 and scheme_of(store.name) == "memory":
         raise UsageError(f"{store.name}: lies in this process's memory, where no other can write; use --workers 1")
     require_readable_mask(options)
-    listing = find_runs(source, space=options.space, subject_pattern=options.subject_pattern)
+    listing = find_runs(source, **options.sources)
     meter = _Meter(progress)
     meter.start("reading headers", runs=len(listing.runs), frames=0)
     found = survey(listing, options, meter.run_done)
     _require_some(found.runs, found.quarantined, source)
     # An empty part is refused before the work, not after it.
-    split_subjects({run.source.subject for run in found.runs}, options)
+    split_subjects((run.source for run in found.runs), options)
     if dry_run:
         return estimate(store.name, listing, found, options)
     present = open_present(store)
@@ -101,7 +102,7 @@ def _convert(store: Store, listing: Listing, found: Survey, options: ConvertOpti
     quarantined = (*found.quarantined, *plan.quarantined, *done.quarantined)
     _require_some(done.converted, quarantined, listing.root)
     subjects = {one.surveyed.source.subject for one in done.converted}
-    parts, how = split_subjects(subjects, options)
+    parts, how = split_subjects((one.surveyed.source for one in done.converted), options)
     generation, runs = commit_dataset(
         store,
         done.converted,
@@ -165,7 +166,7 @@ def _require_some(kept: Sequence[object], quarantined: Sequence[Quarantined], so
         return
     shown = "; ".join(q.reason for q in quarantined[:3])
     more = f"; and {len(quarantined) - 3} more" if len(quarantined) > 3 else ""
-    raise SourceError(f"{source}: none of {len(quarantined)} inputs can be converted: {shown}{more}")
+    raise SourceError(f"{display_url(source)}: none of {len(quarantined)} inputs can be converted: {shown}{more}")
 
 
 class _Meter:

@@ -2,12 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypedDict
 
 from fmristream.catalog.split import DEFAULT_RATIOS, checked_ratios
 from fmristream.errors import UsageError
+from fmristream.ingest.sources import EntityFilter, Phenotypes
 
 MaskKind = Literal["auto", "none", "first", "file"]
+
+
+class FindOptions(TypedDict):
+    """The options of `find_runs`, as keywords."""
+
+    space: str | None
+    subject_pattern: str | None
+    kind: str | None
+    entities: EntityFilter
+    phenotypes: Phenotypes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,23 +54,41 @@ class ConvertOptions:
 
     Attributes:
         mask: `auto` (the runs' own masks, else computed), `none` (whole volumes), `first:K`, or the path of a mask.
-        split: `hash`, `exact`, `none`, or the path of a table (columns subject, split).
+        split: `auto` (what a table of runs says, else hash), `hash`, `exact`, `none`, or the path of a table (columns
+            subject, split).
         split_ratios: shares of train, val, test.
         split_seed: another seed, another split.
         workers: runs converted at the same time; 1 stays in this process.
         space: name of the space that all runs are in, where neither file names nor headers tell.
         subject_pattern: regular expression with a group `subject`, applied to paths of plain folders.
         tr_s: repetition time in seconds, over whatever sidecars and headers say.
+        kind: what the source is, where its layout does not tell; see `find_runs`.
+        entities: which runs are wanted, by their labels.
+        phenotypes: the table of subjects, and whose groups (families, sites) a split does not divide.
     """
 
     mask: str = "auto"
-    split: str = "hash"
+    split: str = "auto"
     split_ratios: tuple[float, float, float] = DEFAULT_RATIOS
     split_seed: int = 0
     workers: int = 1
     space: str | None = None
     subject_pattern: str | None = None
     tr_s: float | None = None
+    kind: str | None = None
+    entities: EntityFilter = field(default_factory=EntityFilter)
+    phenotypes: Phenotypes = field(default_factory=Phenotypes)
+
+    @property
+    def sources(self) -> "FindOptions":
+        """What `find_runs` is told."""
+        return {
+            "space": self.space,
+            "subject_pattern": self.subject_pattern,
+            "kind": self.kind,
+            "entities": self.entities,
+            "phenotypes": self.phenotypes,
+        }
 
     def __post_init__(self) -> None:
         MaskChoice.parse(self.mask)

@@ -82,10 +82,11 @@ def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> 
     rows = {run.name: run for run in present.runs}
     kept = [run for run in found.runs if run.source.name in rows]
     choice = MaskChoice.parse(options.mask)
-    parts, _ = split_subjects({run.subject for run in present.runs}, options)
+    parts, _ = split_subjects((run.source for run in kept), options)
     differs = {
         "another space": any(rows[run.source.name].space != run.space for run in kept),
         "another tr": any(rows[run.source.name].tr_s != run.tr_s for run in kept),
+        "other groups": any(rows[run.source.name].group != (run.source.group or run.source.subject) for run in kept),
         "another split": any(run.split != parts.get(run.subject, "") for run in present.runs),
         "another mask": present.generation.document["mask"] != mask_record(choice),
     }

@@ -2,12 +2,13 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fmristream.catalog.split import PARTS, require_no_empty_part, split_as_listed, split_by_hash, split_exactly
 from fmristream.errors import SplitError
 from fmristream.ingest.options import ConvertOptions
+from fmristream.ingest.sources import SourceRun
 from fmristream.storage.sources import read_source_range, source_size
 from fmristream.storage.urls import display_url
 
@@ -15,25 +16,49 @@ from fmristream.storage.urls import display_url
 _MAX_SPLIT_BYTES = 64 * 2**20
 
 
-def split_subjects(subjects: Iterable[str], options: ConvertOptions) -> tuple[dict[str, str], dict[str, Any]]:
-    """(subject -> part, how it was decided); the first is empty for `none`.
+def split_subjects(runs: Iterable[SourceRun], options: ConvertOptions) -> tuple[dict[str, str], dict[str, Any]]:
+    """(subject -> part, how it was decided); the first is empty for `none`. A group (family, site) is never divided.
 
     Raises:
-        SplitError: a part would be empty (for a file: one that it names), or the file does not name a subject.
+        SplitError: a part would be empty (for a file: one that it names), the file does not name a subject, or divides a
+            group.
     """
-    wanted = set(subjects)
-    if options.split == "none":
+    runs = list(runs)
+    groups = {run.subject: run.group or run.subject for run in runs}
+    kind, listed = _wanted(runs, options)
+    if kind == "none":
         return {}, {"kind": "none"}
-    if options.split not in ("hash", "exact"):
-        listed = read_split_file(options.split)
-        parts = split_as_listed(wanted, listed)
+    if listed is not None:
+        parts = split_as_listed(groups, listed)
+        _require_whole_groups(parts, groups)
         named = set(listed.values())
         require_no_empty_part(parts, [float(part in named) for part in PARTS])
         return parts, {"kind": "file"}
-    function = split_by_hash if options.split == "hash" else split_exactly
-    parts = function(wanted, ratios=options.split_ratios, seed=options.split_seed)
+    function = split_by_hash if kind == "hash" else split_exactly
+    of_group = function(set(groups.values()), ratios=options.split_ratios, seed=options.split_seed)
+    parts = {subject: of_group[group] for subject, group in groups.items()}
     require_no_empty_part(parts, options.split_ratios)
-    return parts, {"kind": options.split, "ratios": list(options.split_ratios), "seed": options.split_seed}
+    return parts, {"kind": kind, "ratios": list(options.split_ratios), "seed": options.split_seed}
+
+
+def _wanted(runs: list[SourceRun], options: ConvertOptions) -> tuple[str, dict[str, str] | None]:
+    """The kind of split, and the parts where somebody wrote them down: in a file, or in the table of runs."""
+    if options.split == "auto":
+        listed = {run.subject: run.split for run in runs if run.split}
+        return ("table", listed) if listed else ("hash", None)
+    if options.split in ("none", "hash", "exact"):
+        return options.split, None
+    return "file", read_split_file(options.split)
+
+
+def _require_whole_groups(parts: Mapping[str, str], groups: Mapping[str, str]) -> None:
+    found: dict[str, str] = {}
+    for subject, part in sorted(parts.items()):
+        if found.setdefault(groups[subject], part) != part:
+            raise SplitError(
+                f"the given split has group {groups[subject]} in {found[groups[subject]]} and in {part}; put its subjects "
+                "in one part, or leave --group-by out"
+            )
 
 
 def read_split_file(url: str) -> dict[str, str]:

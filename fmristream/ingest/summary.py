@@ -42,7 +42,7 @@ def describe_runs(url: str, kind: str, runs: Sequence[Run], parts: dict[str, str
 
 def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions) -> ConvertReport:
     """What a conversion would do, from headers alone."""
-    parts, _ = split_subjects({run.source.subject for run in found.runs}, options)
+    parts, _ = split_subjects((run.source for run in found.runs), options)
     share = 1.0 if MaskChoice.parse(options.mask).kind == "none" else TYPICAL_MASK_SHARE
     stored = 0.0
     for run in found.runs:
