@@ -305,3 +305,24 @@ def test_an_archive_that_is_replaced_is_read_again(tmp_path: Path) -> None:
     assert whole(f"{archive}!/a.nii") == b"one"
     put(tmp_path, "a.zip", zip_bytes({"a.nii": b"other"}))
     assert whole(f"{archive}!/a.nii") == b"other"
+
+
+@pytest.mark.parametrize("name", ["deflated.zip", "stored.zip", "packed.tar.gz", "pax.tar"])
+def test_a_large_member_is_read_in_little_memory(tmp_path: Path, name: str) -> None:
+    files = {"before.nii": bytes(10_000_000), "large.nii": RANDOM * 80 + bytes(20_000_000)}
+    method = zipfile.ZIP_STORED if name == "stored.zip" else zipfile.ZIP_DEFLATED
+    packed = (
+        zip_bytes(files, method=method) if name.endswith(".zip") else tar_bytes(files, compressed=name.endswith(".gz"))
+    )
+    archive = put(tmp_path, name, packed)
+    del packed
+    tracemalloc.start()
+    try:
+        with open_source(f"{archive}!/large.nii") as file:
+            count = 0
+            while piece := file.read(2**20):
+                count += len(piece)
+        assert count == 44_000_000
+        assert tracemalloc.get_traced_memory()[1] < 6 * 2**20
+    finally:
+        tracemalloc.stop()
