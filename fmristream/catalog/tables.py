@@ -121,8 +121,8 @@ _MAX_UNPACKED_BYTES = 2**31
 _MAX_CELLS = 200_000_000
 
 
-def read_any_parquet(data: bytes) -> dict[str, list[Any]]:
-    """The columns of a table that somebody else made.
+def read_any_parquet(data: bytes, *, ignored: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
+    """The columns of a table that somebody else made, but those that are `ignored`.
 
     Raises:
         CorruptDataError: it is no Parquet, unpacks to too much, or has columns of lists or structures.
@@ -135,10 +135,11 @@ def read_any_parquet(data: bytes) -> dict[str, list[Any]]:
         cells = file.metadata.num_rows * file.metadata.num_columns
         if cells > _MAX_CELLS or len(set(file.schema_arrow.names)) != len(file.schema_arrow.names):
             raise CorruptDataError(f"it has {cells} cells (at most {_MAX_CELLS} are read), or two columns of one name")
-        nested = [field.name for field in file.schema_arrow if pa.types.is_nested(field.type)]
+        wanted = [field for field in file.schema_arrow if field.name not in ignored]
+        nested = [field.name for field in wanted if pa.types.is_nested(field.type)]
         if nested:
             raise CorruptDataError(f"column {nested[0]} holds lists or structures")
-        table = file.read(use_threads=False)
+        table = file.read(columns=[field.name for field in wanted], use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise CorruptDataError(f"not readable as Parquet: {error}") from error
     return {name: table.column(name).to_pylist() for name in table.column_names}

@@ -216,6 +216,31 @@ def test_rows_of_unequal_length_and_columns_of_one_name_are_refused(tmp_path: Pa
         find_runs(str(tmp_path / "nested.parquet"))
 
 
+def test_an_index_made_by_bids2table_stands_for_the_listing(tmp_path: Path) -> None:
+    root = fmriprep(tmp_path / "ds")
+    (tmp_path / "ds/participants.tsv").write_text("participant_id\tage\nsub-01\t30\n")
+    paths = sorted(str(path.relative_to(root)) for path in Path(root).rglob("sub-*_*.nii.gz"))
+    columns = {
+        "dataset": ["ds"] * len(paths),
+        "sub": [path[4:6] for path in paths],
+        "run": [1] * len(paths),
+        "suffix": ["bold"] * len(paths),
+        "ext": [".nii.gz"] * len(paths),
+        "extra_entities": [[("a", "b")]] * len(paths),
+        "root": [root] * len(paths),
+        "path": paths,
+    }
+    types = {"extra_entities": pa.map_(pa.string(), pa.string())}
+    table = pa.table({name: pa.array(cells, types.get(name)) for name, cells in columns.items()})
+    pq.write_table(table, tmp_path / "index.parquet")
+    indexed, listed = find_runs(str(tmp_path / "index.parquet")), find_runs(root)
+    assert (indexed.kind, indexed.runs, indexed.participants) == (listed.kind, listed.runs, listed.participants)
+    assert {run.run for run in indexed.runs} == {"01", "02", "1"}
+    pq.write_table(table.set_column(7, "path", pa.array(["../x.nii.gz"] * len(paths))), tmp_path / "index.parquet")
+    with pytest.raises(UsageError, match="lead out"):
+        find_runs(str(tmp_path / "index.parquet"))
+
+
 # --- what is known of subjects
 
 

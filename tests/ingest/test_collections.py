@@ -334,4 +334,7 @@ def test_an_unknown_kind_or_one_without_runs_is_refused_with_what_there_is(tmp_p
         find_runs(root, kind="hpc")
     with pytest.raises(UsageError, match="no run of ukb among 1 files; expected UK Biobank"):
         find_runs(root, kind="ukb")
+    for source in ("synth://?subjects=1", f"{root}/runs.csv"):
+        with pytest.raises(UsageError, match="leave --kind out"):
+            find_runs(source, kind="folder")
     assert find_runs(make(tmp_path, hcp("100307", "rfMRI_REST1_LR")), kind="folder").kind == "folder"

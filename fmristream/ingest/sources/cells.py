@@ -12,6 +12,9 @@ SUFFIXES = (".tsv", ".csv", ".parquet")
 # Half a million subjects with some hundred columns; more than that is not for a table in memory.
 _MAX_BYTES = 256 * 2**20
 
+# A column of structures in bids2table's indexes: what it holds stands in the paths, too.
+_IGNORED = frozenset({"extra_entities"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cells:
@@ -80,7 +83,7 @@ def _parquet(raw: bytes, name: str) -> tuple[list[str], list[tuple[str, ...]]]:
     from fmristream.catalog.tables import read_any_parquet
 
     try:
-        columns = read_any_parquet(raw)
+        columns = read_any_parquet(raw, ignored=_IGNORED)
     except CorruptDataError as error:
         raise UsageError(f"{name}: not a Parquet table of plain columns: {error}") from error
     return list(columns), list(zip(*(map(_as_text, cells) for cells in columns.values()), strict=True))

@@ -66,6 +66,8 @@ def find_runs(
     if not source.strip():
         raise UsageError("the source is empty; give a BIDS dataset, a folder, a glob, a file or synth://...")
     entities, phenotypes = entities or EntityFilter(), phenotypes or Phenotypes()
+    if kind is not None and (is_synth(source) or is_table(source)):
+        raise UsageError(f"--kind {kind}: {display_url(source)} says itself what it is; leave --kind out")
     if is_synth(source):
         _refuse_pattern(source, subject_pattern, "a synthetic cohort")
         listing, collection = find_synth_runs(source, space=space), None
@@ -73,7 +75,7 @@ def find_runs(
         source = local_path(source) if scheme_of(source) == "file" else source
         if is_table(source):
             _refuse_pattern(source, subject_pattern, "a table, whose column says the subject")
-            listing, collection = find_table_runs(source, space=space), None
+            listing, collection = find_table_runs(source, space=space, descs=entities.desc), None
         else:
             listing, collection = _find_in_files(
                 source, space=space, subject_pattern=subject_pattern, kind=kind, descs=entities.desc

@@ -3,10 +3,12 @@
 import math
 import posixpath
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 from fmristream.catalog.split import PARTS
-from fmristream.errors import UsageError
+from fmristream.errors import ObjectMissingError, UsageError
+from fmristream.ingest.sources.bids import find_bids_runs
 from fmristream.ingest.sources.cells import Cells, read_cells
 from fmristream.ingest.sources.listing import (
     Listing,
@@ -18,17 +20,21 @@ from fmristream.ingest.sources.listing import (
 )
 from fmristream.ingest.sources.participants import MISSING
 from fmristream.ingest.sources.phenotypes import rows_by_subject, subject_label
+from fmristream.storage.sources import source_size
 from fmristream.storage.urls import display_url, join_url, local_path, scheme_of, without_credentials
 
 _PATHS = ("path", "url")
 _SUBJECTS = ("subject", "participant_id")
 _LABELS = ("session", "task", "acq", "run", "echo", "space", "res", "desc")
 _PREFIXES = {"session": "ses-", "task": "task-", "acq": "acq-", "run": "run-", "echo": "echo-", "space": "space-"}
+# Columns of bids2table's indexes (2.x), and what they leave out of a dataset.
+_INDEX = frozenset({"dataset", "root", "path", "sub", "suffix", "ext"})
+_BESIDE = ("dataset_description.json", "participants.tsv")
 _OTHERS = ("tr_s", "mask", "group", "split")
 
 
-def find_table_runs(source: str, *, space: str | None) -> Listing:
-    """The runs of a CSV, TSV or Parquet table.
+def find_table_runs(source: str, *, space: str | None, descs: Sequence[str] = ()) -> Listing:
+    """The runs of a CSV, TSV or Parquet table; an index made by bids2table stands for the listing of its dataset.
 
     Columns: `path` (or `url`; relative to the table), `subject` (or `participant_id`), and where wanted session, task,
     acq, run, echo, space, tr_s, mask, group, split. Every other column is about the subject.
@@ -38,6 +44,8 @@ def find_table_runs(source: str, *, space: str | None) -> Listing:
         StorageError: the table cannot be read.
     """
     cells = read_cells(source)
+    if set(cells.columns) >= _INDEX:
+        return _indexed(source, cells, space=space, descs=descs)
     path_column, subject_column = cells.first_of(*_PATHS), cells.first_of(*_SUBJECTS)
     if not path_column or not subject_column:
         raise UsageError(
@@ -65,6 +73,29 @@ def find_table_runs(source: str, *, space: str | None) -> Listing:
         if any(len(row) > 1 for row in rows.values())
         else (),
     )
+
+
+def _indexed(source: str, cells: Cells, *, space: str | None, descs: Sequence[str]) -> Listing:
+    """The runs of the BIDS dataset that bids2table has indexed: its files need no listing, and no sidecar is in there."""
+    roots = sorted(set(cells.column("root")))
+    if len(roots) != 1:
+        raise UsageError(f"{cells.name}: an index of {len(roots)} datasets; convert one at a time")
+    root = roots[0]
+    if scheme_of(without_credentials(root)) == "file" and scheme_of(source) != "file":
+        raise UsageError(f"{cells.name}: an index from elsewhere that names a folder of this machine; use URLs")
+    paths = cells.column("path")
+    if any(path.startswith("/") or ".." in path.split("/") or "://" in path for path in paths):
+        raise UsageError(f"{cells.name}: its paths lead out of the dataset")
+    beside = [key for key in _BESIDE if _is_there(join_url(root, key))]
+    listing = find_bids_runs(root, sorted({*paths, *beside}), space=space, descs=descs)
+    return replace(listing, notes=(*listing.notes, f"{cells.name} has no sidecars: repetition times are the headers'"))
+
+
+def _is_there(url: str) -> bool:
+    try:
+        return source_size(url) >= 0
+    except ObjectMissingError:
+        return False
 
 
 def _source_run(
