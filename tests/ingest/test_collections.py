@@ -9,7 +9,7 @@ from fmristream.ingest.run_stream import open_run
 from fmristream.ingest.sources import EntityFilter, Listing, find_runs
 from fmristream.ingest.sources.collection import known_collections, parse_collection
 from tests.ingest.nifti_files import gzip_members
-from tests.ingest.source_trees import DERIVATIVE, MASK, RAW, RUN, make, reasons
+from tests.ingest.source_trees import DERIVATIVE, MASK, RAW, RUN, by_key, make, reasons
 from tests.storage.archives import tar_bytes, zip_bytes
 
 PACKED, PACKED_MASK = gzip_members(RUN), gzip_members(MASK)
@@ -129,6 +129,15 @@ def test_ukb_zips_are_read_where_they_lie_with_the_mask_inside(tmp_path: Path) -
     assert {run.key.rpartition("/")[2] for run in raw.runs} == {"rfMRI.nii.gz"}
 
 
+def test_ukb_zips_without_a_run_and_runs_that_are_there_twice_are_told(tmp_path: Path) -> None:
+    files = {"1000001_20227_2_0.zip": zip_bytes(UKB), "1000002_20227_2_0.zip": zip_bytes({"fMRI/failed.txt": b""})}
+    files |= {f"copy/1000001_20227_2_0/{key}": data for key, data in UKB.items()}
+    listing = find_runs(make(tmp_path, files))
+    assert len(by_key(listing)) == 2
+    assert "1 archives hold no run, the first: 1000002_20227_2_0.zip" in listing.notes
+    assert any("1 runs have the same labels as another run" in note for note in listing.notes)
+
+
 def test_one_ukb_zip_or_a_glob_of_them_is_a_source(tmp_path: Path) -> None:
     root = make(tmp_path, {f"100000{n}_20227_2_0.zip": zip_bytes(UKB) for n in (1, 2)})
     one = find_runs(f"{root}/1000002_20227_2_0.zip")
@@ -214,6 +223,15 @@ def test_bids_datasets_side_by_side_give_sites_with_their_sidecars_and_participa
         {"subject": "0025000", "age": 21.0, "site": "NYU_1"},
         {"subject": "0025864", "age": 23.0, "site": "BNU_1"},
     )
+
+
+def test_sites_may_be_archives(tmp_path: Path) -> None:
+    def site(number: str) -> bytes:
+        return tar_bytes({f"sub-{number}/func/sub-{number}_task-rest_bold.nii": RUN})
+
+    root = make(tmp_path, {"NYU.tar": site("001"), "UCLA.tar": site("002")})
+    listing = find_runs(f"{root}/*.tar")
+    assert (listing.kind, [row["site"] for row in listing.participants]) == ("bids-sites", ["NYU", "UCLA"])
 
 
 # --- ABCD

@@ -147,7 +147,7 @@ def _place(source: str, forced: Collection | None) -> _Place:
     try:
         source_size(source)
     except ObjectMissingError as error:
-        if not _MAGIC.search(source):
+        if not _MAGIC.search(source) or scheme_of(source) in ("http", "https"):
             raise UsageError(
                 f"{display_url(source)}: there is no such file or folder; give a BIDS dataset, a folder, a glob or a file"
             ) from error

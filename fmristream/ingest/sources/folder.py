@@ -15,12 +15,12 @@ from fmristream.ingest.sources.listing import (
     imaging_suffix,
     is_hidden,
     parse_bids_name,
+    without_archive_suffix,
     without_suffix,
 )
 from fmristream.storage.sources import is_archive
 from fmristream.storage.urls import display_url, join_url
 
-_ARCHIVE = re.compile(r"\.(?:zip|tar|tar\.gz|tgz)!$", re.IGNORECASE)
 _SUBJECT = re.compile(r"(?:^|[/_])sub-([A-Za-z0-9]+)")
 
 
@@ -87,7 +87,7 @@ def _subject(key: str, pattern: re.Pattern[str] | None) -> str:
     if match := _SUBJECT.search(key):
         return match.group(1)
     first, slash, _ = key.partition("/")
-    return _ARCHIVE.sub("", first) if slash else without_suffix(key)
+    return without_archive_suffix(first) if slash else without_suffix(key)
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 IMAGING_SUFFIXES = (".nii.gz", ".hdr.gz", ".nii", ".hdr", ".mgz", ".mgh")
 _PAIR_SUFFIXES = {".img": ".hdr", ".img.gz": ".hdr.gz"}
 
+_ARCHIVE = re.compile(r"\.(?:zip|tar|tar\.gz|tgz)!$", re.IGNORECASE)
 _LABEL = re.compile(r"^([A-Za-z0-9]+)-([A-Za-z0-9+.]+)$")
 
 
@@ -109,6 +110,11 @@ def imaging_suffix(path: str) -> str:
 def without_suffix(path: str) -> str:
     """The path without its imaging suffix."""
     return path[: len(path) - len(imaging_suffix(path))]
+
+
+def without_archive_suffix(folder: str) -> str:
+    """`site1` for `site1.tar.gz!`, an archive as a folder; any other name as it is."""
+    return _ARCHIVE.sub("", folder)
 
 
 def header_of_pair(path: str) -> str:

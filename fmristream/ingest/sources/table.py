@@ -1,5 +1,6 @@
 """A table as a source: one row per run with a path or URL and a subject, and any other columns about subjects."""
 
+import hashlib
 import math
 import posixpath
 from collections import Counter
@@ -122,8 +123,10 @@ def _source_run(
         group=row.get("group", ""),
         split=split,
     )
-    stem = without_suffix(display_url(row[path_column]).rpartition("/")[2])
-    return replace(run, name=stem if "sub" in parse_bids_name(stem).entities else label_of(run))
+    file_name = display_url(row[path_column]).rpartition("/")[2]
+    # The file's own name, unless the table calls the subject otherwise: that may be why there is a table.
+    is_of_subject = parse_bids_name(file_name).entities.get("sub") == subject
+    return replace(run, name=without_suffix(file_name) if is_of_subject else label_of(run))
 
 
 def _resolved(root: str, path: str, table: str, place: int) -> str:
@@ -160,21 +163,19 @@ def _require_different_files(runs: list[SourceRun], cells: Cells) -> None:
 
 
 def _named(runs: list[SourceRun], cells: Cells) -> list[SourceRun]:
-    """Runs under names that differ and tell nothing of where the files lie; these are their keys, too."""
+    """Runs under names that differ and tell nothing of where the files lie or how they are called; their keys, too."""
     times = Counter(run.name for run in runs)
     named = []
     for run in runs:
-        file_name = display_url(run.key).rpartition("/")[2]
-        stem = without_suffix(file_name)
-        name = run.name if times[run.name] == 1 else f"{run.name}_{stem}"
-        named.append(replace(run, name=name, key=name + file_name[len(stem) :] if imaging_suffix(file_name) else name))
+        path = display_url(run.key)
+        mark = (
+            f"_{hashlib.sha256(path.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}" if times[run.name] > 1 else ""
+        )
+        named.append(replace(run, name=run.name + mark, key=run.name + mark + imaging_suffix(path)))
     first: dict[str, int] = {}
     for place, run in enumerate(named, start=1):
         if first.setdefault(run.name, place) != place:
-            raise UsageError(
-                f"{cells.name}: rows {first[run.name]} and {place} have the same subject, labels and file name; tell them "
-                "apart by a column session or run"
-            )
+            raise UsageError(f"{cells.name}: rows {first[run.name]} and {place} name the same file; keep one")
     return named
 
 

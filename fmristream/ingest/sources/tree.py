@@ -1,7 +1,7 @@
 """Runs of a collection with a layout of its own, found by its description: HCP, UK Biobank, INDI, or one of the user's."""
 
 import posixpath
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +16,7 @@ from fmristream.ingest.sources.listing import (
     label_of,
     parse_bids_name,
     unique_names,
+    without_archive_suffix,
 )
 from fmristream.ingest.sources.participants import Row, parse_participants
 from fmristream.ingest.sources.sidecars import applicable, index_sidecars, repetition_times
@@ -68,6 +69,7 @@ def find_tree_runs(
         runs.append(run)
         site_of[run.subject].add(one.labels.get("site", ""))
     participants = _participants(root, keys, collection, site_of, notes)
+    notes += _odd(keys, found, runs)
     matched = {one.key for one in found}
     others = [key for key in images if key not in matched]
     skipped += _left_out(root, others, collection)
@@ -84,10 +86,15 @@ def find_tree_runs(
 def _matching(root: str, images: Sequence[str], collection: Collection) -> list[_Found]:
     for place in (lambda key: key, lambda key: qualified(root, key)):
         matches = ((key, collection.match(place(key))) for key in images)
-        found = [_Found(key=key, pattern=match[0], labels=match[1]) for key, match in matches if match]
+        found = [_Found(key=key, pattern=match[0], labels=_cleaned(match[1])) for key, match in matches if match]
         if found:
             return found
     return []
+
+
+def _cleaned(labels: Mapping[str, str]) -> Mapping[str, str]:
+    """Where each site is an archive, its name is the site's."""
+    return {**labels, "site": without_archive_suffix(labels["site"])} if "site" in labels else labels
 
 
 def _one_form(
@@ -109,7 +116,11 @@ def _one_form(
     ]
     have = {_identity(one) for one in taken}
     alone = sum(_identity(one) not in have for one in others)
-    notes = [f"{alone} files are of runs that are not there as {wanted}; --desc chooses another form"] if alone else []
+    notes = (
+        [f"{alone} files are of runs that are not there as {wanted}; --desc takes another form, or several"]
+        if alone
+        else []
+    )
     return taken, skipped, notes
 
 
@@ -155,6 +166,18 @@ def _mask(root: str, one: _Found, present: set[str]) -> str | None:
         if key in present:
             return join_url(root, key)
     return None
+
+
+def _odd(keys: Sequence[str], found: Sequence[_Found], runs: Sequence[SourceRun]) -> list[str]:
+    """What would otherwise be lost, or stored twice, without a word."""
+    notes = []
+    empty = {key.partition("!/")[0] for key in keys if "!/" in key} - {one.key.partition("!/")[0] for one in found}
+    if empty:
+        notes.append(f"{len(empty)} archives hold no run, the first: {min(empty)}")
+    repeated = sum(count - 1 for count in Counter(run.name for run in runs).values())
+    if repeated:
+        notes.append(f"{repeated} runs have the same labels as another run: the same scan from two places?")
+    return notes
 
 
 def _participants(
