@@ -121,7 +121,6 @@ def test_warnings_are_part_of_the_report(tmp_path, capsys):
 def test_the_help_names_every_kind_that_is_known(capsys):
     from fmristream.ingest.sources.collection import known_collections
 
-    with pytest.raises(SystemExit):
-        main(["convert", "--help"])
+    assert main(["convert", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert all(kind in shown.replace("- ", "-") for kind in ("bids", "folder", *known_collections()))

@@ -181,6 +181,8 @@ def _masks(keys: Sequence[str]) -> dict[_Place, str]:
     """Brain masks by folder and entities."""
     masks = {}
     for key in keys:
+        if "_mask.nii" not in key:
+            continue
         name = parse_bids_name(key)
         if name.suffix == "mask" and name.entities.get("desc") == "brain" and name.extension in (".nii", ".nii.gz"):
             masks[_place(key, name, without=("desc",))] = key

@@ -7,6 +7,7 @@ The files of `collections/` describe those that are known; `--kind path/to/my.to
     [[runs]] path, labels, masks   a regular expression over paths, whose groups are subject, session, task, acq, run, echo,
                                    space, desc, site or free; labels where the path has none; masks, the first that exists,
                                    as templates of the groups and `{folder}`, where the run lies
+    contains                       a piece of text that every path of a run has: what lacks it is passed over quickly
     subject                        a template of the groups, where no group is the subject
     prefer                         of several forms of a run (`desc`), the one that is taken unless --desc says another
     archives                       regular expressions: which archives are looked into
@@ -49,6 +50,7 @@ class Collection:
     title: str
     layout: str = "paths"
     space: str = ""
+    contains: str = ""
     runs: tuple[RunPattern, ...] = ()
     subject: str = "{subject}"
     prefer: tuple[str, ...] = ()
@@ -63,6 +65,8 @@ class Collection:
 
     def match(self, path: str) -> tuple[RunPattern, dict[str, str]] | None:
         """The pattern that a path fits, and its groups; None where it is no run."""
+        if self.contains not in path:
+            return None
         for pattern in self.runs:
             if found := pattern.path.search(path):
                 groups = {name: text for name, text in found.groupdict().items() if text is not None}
@@ -181,10 +185,11 @@ def _texts_by_name(values: Mapping[str, Any]) -> dict[str, str]:
     return {name: _text(value) for name, value in values.items()}
 
 
-def recognised(paths: Iterable[str]) -> list[Collection]:
-    """The known collections to which at least one path belongs; those with patterns of paths first."""
+def recognised(paths: Iterable[str], *, layout: str) -> list[Collection]:
+    """The known collections of this layout to which at least one path belongs."""
     paths = list(paths)
-    return [found for found in known_collections().values() if any(_belongs(found, path) for path in paths)]
+    known = (one for one in known_collections().values() if one.layout == layout)
+    return [one for one in known if any(_belongs(one, path) for path in paths)]
 
 
 def _belongs(collection: Collection, path: str) -> bool:

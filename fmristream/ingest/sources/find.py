@@ -116,10 +116,9 @@ def _recognised(
         inner = _inner(place, keys)[1]
         is_plain_bids = is_bids(inner)
         images = [key for key in (inner if is_plain_bids else keys) if imaging_suffix(key)]
-        candidates = [one for one in recognised(images) if (one.layout == "bids") == is_plain_bids]
+        candidates = recognised(images, layout="bids" if is_plain_bids else "paths")
         if not candidates and not is_plain_bids:
-            images = [qualified(place.root, key) for key in images]
-            candidates = [one for one in recognised(images) if one.layout == "paths"]
+            candidates = recognised((qualified(place.root, key) for key in images), layout="paths")
         if len(candidates) > 1:
             names = ", ".join(one.kind for one in candidates)
             raise UsageError(f"{display_url(place.root)}: may be {names}; say which with --kind")

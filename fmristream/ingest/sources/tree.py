@@ -217,6 +217,8 @@ def _participants(
 
 def _left_out(root: str, others: Sequence[str], collection: Collection) -> list[Skipped]:
     """Images that the description names as none of its runs; what it does not name is anatomy, references, masks."""
+    if not collection.left_out:
+        return []
     skipped = []
     for key in others:
         reason = next((why for pattern, why in collection.left_out if pattern.search(qualified(root, key))), None)
