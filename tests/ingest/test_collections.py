@@ -120,7 +120,7 @@ def test_ukb_zips_are_read_where_they_lie_with_the_mask_inside(tmp_path: Path) -
     first = listing.runs[0]
     assert first.key == "1000001_20227_2_0.zip!/fMRI/rfMRI.ica/filtered_func_data_clean.nii.gz"
     assert masks(listing)[first.key] == "1000001_20227_2_0.zip!/fMRI/rfMRI.ica/mask.nii.gz"
-    assert first.name == "sub-1000001_ses-2_task-rest_space-native_desc-clean"
+    assert first.name == "sub-1000001_ses-2_task-rest_desc-clean"
     assert any("1 archives are not looked into" in note for note in listing.notes)
     with open_run(first) as stream:
         assert sum(1 for _ in stream.frames()) == 5

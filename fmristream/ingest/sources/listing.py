@@ -90,7 +90,8 @@ def parse_bids_name(path: str) -> BidsName:
 
 def label_of(run: SourceRun) -> str:
     """A BIDS-like name for a run whose file name is none."""
-    labels = (run.subject, run.session, run.task, run.acq, run.run, run.echo, run.space, run.desc)
+    space = "" if run.space == "native" else run.space
+    labels = (run.subject, run.session, run.task, run.acq, run.run, run.echo, space, run.desc)
     names = ("sub", "ses", "task", "acq", "run", "echo", "space", "desc")
     return "_".join(f"{name}-{label}" for name, label in zip(names, labels, strict=True) if label)
 
