@@ -6,7 +6,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from fmristream.errors import ObjectMissingError, SourceError, StorageError, UsageError
 from fmristream.storage.filesystem import PART_BYTES, client_errors, filesystem
-from fmristream.storage.http_sources import HttpFile, HttpStream, http_file, http_range, http_size
+from fmristream.storage.http_sources import HttpFile, HttpStream, http_file, http_range, http_size, http_some
 from fmristream.storage.urls import display_url, local_path, redacted, scheme_of
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ def read_file_range(url: str, start: int, stop: int) -> bytes:
 
         return _named(url, read)
     if scheme_of(url) in _HTTP:
-        return _named(url, lambda: http_range(url, start, stop, http_file(url)))
+        return _named(url, lambda: http_some(url, start, stop))
     fs, path = filesystem(url)
     return bytes(_named(url, lambda: fs.cat_file(path, start=start, end=stop)))
 
@@ -103,7 +103,7 @@ def _open_local(path: str, start: int, stop: int | None) -> Any:
 
 
 def _open_http(url: str, start: int, stop: int | None) -> Any:
-    about = http_file(url)
+    about = http_file(url, head_bytes=_FIRST_PART_BYTES if start == 0 else 1)
     if not about.has_ranges and start == 0 and stop is None:
         return _HttpWhole(url, about)
     return _InParts(url, _HttpParts(url, about), start, stop)
@@ -155,6 +155,8 @@ class _HttpParts:
         self.size: int | None = http_size(url, about)
 
     def part(self, start: int, stop: int) -> bytes:
+        if stop <= len(self._about.head):
+            return self._about.head[start:stop]
         return http_range(self._url, start, stop, self._about)
 
     def is_unchanged(self) -> bool:

@@ -29,6 +29,7 @@ class HttpFile:
     size: int | None  # None where it does not tell
     has_ranges: bool
     tag: str  # ETag, else the date of the last change; "" where it tells neither
+    head: bytes = b""  # its first bytes, where more than one was asked for and there are ranges
 
 
 class _TryAgainError(Exception):
@@ -39,9 +40,9 @@ class _TryAgainError(Exception):
         self.pause_s = pause_s
 
 
-def http_file(url: str) -> HttpFile:
-    """Ask for the first byte: whether there are ranges, and how long the file is, is in the answer."""
-    return _persistently(url, lambda: _asked(url))
+def http_file(url: str, *, head_bytes: int = 1) -> HttpFile:
+    """Ask for the first bytes: whether there are ranges, and how long the file is, is in the answer."""
+    return _persistently(url, lambda: _asked(url, head_bytes))
 
 
 def http_size(url: str, about: HttpFile) -> int:
@@ -68,7 +69,20 @@ def http_range(url: str, start: int, stop: int, about: HttpFile) -> bytes:
         return b""
     if about.has_ranges:
         return _persistently(url, lambda: _ranged(url, start, stop, about))
-    with HttpStream(url) as stream:  # a server without ranges: what comes before is read and dropped
+    return _from_front(url, start, stop)
+
+
+def http_some(url: str, start: int, stop: int) -> bytes:
+    """The same of a file of which nothing is known yet, in one request where the server has ranges."""
+    if start >= stop:
+        return b""
+    found = _persistently(url, lambda: _some(url, start, stop))
+    return _from_front(url, start, stop) if found is None else found
+
+
+def _from_front(url: str, start: int, stop: int) -> bytes:
+    """Of a server without ranges: what comes before is read and dropped."""
+    with HttpStream(url) as stream:
         _pass_over(stream, start)
         return _read_exactly(stream, stop - start)
 
@@ -98,16 +112,20 @@ class HttpStream:
         self.close()
 
 
-def _asked(url: str) -> HttpFile:
+def _asked(url: str, head_bytes: int) -> HttpFile:
     fs, _ = filesystem(url)
 
     async def ask() -> HttpFile:
-        response = await _opened(fs, url, {"Range": "bytes=0-0"})
+        response = await _opened(fs, url, {"Range": f"bytes=0-{head_bytes - 1}"})
         try:
             tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
             if response.status in (_PARTIAL, _EMPTY_RANGE):
                 total = response.headers.get("Content-Range", "").rpartition("/")[2]
-                return HttpFile(size=int(total) if total.isdecimal() else None, has_ranges=True, tag=tag)
+                size = int(total) if total.isdecimal() else None
+                head = b""
+                if head_bytes > 1 and size and response.headers["Content-Range"].startswith("bytes 0-"):
+                    head = await _exactly(response, min(head_bytes, size))
+                return HttpFile(size=size, has_ranges=True, tag=tag, head=head)
             # A body that the server compressed on its own has another length than the file.
             is_plain = response.headers.get("Content-Encoding", "identity") == "identity"
             length = response.headers.get("Content-Length", "") if is_plain else ""
@@ -125,13 +143,41 @@ def _ranged(url: str, start: int, stop: int, about: HttpFile) -> bytes:
         response = await _opened(fs, url, {"Range": f"bytes={start}-{stop - 1}"})
         try:
             _require_same(url, response, start, stop, about)
-            return bytes(await response.content.readexactly(stop - start))
-        except asyncio.IncompleteReadError as error:
-            raise _TryAgainError(f"its answer ends after {len(error.partial)} of {stop - start} bytes") from error
+            return await _exactly(response, stop - start)
         finally:
             response.close()
 
     return _run(fs, fetch())
+
+
+def _some(url: str, start: int, stop: int) -> bytes | None:
+    """A range, shorter where the file ends within it; None from a server without ranges."""
+    fs, _ = filesystem(url)
+
+    async def fetch() -> bytes | None:
+        response = await _opened(fs, url, {"Range": f"bytes={start}-{stop - 1}"})
+        try:
+            if response.status == _EMPTY_RANGE:
+                return b""
+            if response.status != _PARTIAL:
+                return None
+            said = response.headers.get("Content-Range", "")
+            placed, _, total = said.removeprefix("bytes ").partition("/")
+            end = min(stop, int(total)) if total.isdecimal() else stop
+            if placed != f"{start}-{end - 1}":
+                raise _TryAgainError(f"asked for bytes {start}-{stop - 1}, it answered with {said or 'others'}")
+            return await _exactly(response, end - start)
+        finally:
+            response.close()
+
+    return _run(fs, fetch())
+
+
+async def _exactly(response: Any, count: int) -> bytes:
+    try:
+        return bytes(await response.content.readexactly(count))
+    except asyncio.IncompleteReadError as error:
+        raise _TryAgainError(f"its answer ends after {len(error.partial)} of {count} bytes") from error
 
 
 def _require_same(url: str, response: Any, start: int, stop: int, about: HttpFile) -> None:
