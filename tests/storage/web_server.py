@@ -70,7 +70,11 @@ def web_server() -> Iterator[Web]:
             if lacks:
                 self.close_connection = True
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            pass  # clients hang up when they have seen enough
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, name="web", kwargs={"poll_interval": 0.05})
     thread.start()
