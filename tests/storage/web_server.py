@@ -22,6 +22,11 @@ class Web:
     url: str = ""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # clients hang up when they have seen enough
+
+
 @contextmanager
 def web_server() -> Iterator[Web]:
     web = Web()
@@ -70,11 +75,7 @@ def web_server() -> Iterator[Web]:
             if lacks:
                 self.close_connection = True
 
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, request: object, client_address: object) -> None:
-            pass  # clients hang up when they have seen enough
-
-    server = Server(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, name="web", kwargs={"poll_interval": 0.05})
     thread.start()
