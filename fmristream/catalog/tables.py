@@ -276,6 +276,35 @@ def _files_column(files: Sequence[tuple[StoredFile, ...]]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs)
 
 
+# What a table of half a million subjects unpacks to; a few kilobytes of Parquet can declare a thousand times as much.
+_MAX_UNPACKED_BYTES = 2**31
+_MAX_CELLS = 200_000_000
+
+
+def read_any_parquet(data: bytes, *, ignored: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
+    """The columns of a table that somebody else made, but those that are `ignored`.
+
+    Raises:
+        CorruptDataError: it is no Parquet, unpacks to too much, or has columns of lists or structures.
+    """
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        unpacked = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
+        if unpacked > _MAX_UNPACKED_BYTES:
+            raise CorruptDataError(f"it unpacks to {unpacked} bytes, at most {_MAX_UNPACKED_BYTES} are read")
+        cells = file.metadata.num_rows * file.metadata.num_columns
+        if cells > _MAX_CELLS or len(set(file.schema_arrow.names)) != len(file.schema_arrow.names):
+            raise CorruptDataError(f"it has {cells} cells (at most {_MAX_CELLS} are read), or two columns of one name")
+        wanted = [field for field in file.schema_arrow if field.name not in ignored]
+        nested = [field.name for field in wanted if pa.types.is_nested(field.type)]
+        if nested:
+            raise CorruptDataError(f"column {nested[0]} holds lists or structures")
+        table = file.read(columns=[field.name for field in wanted], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptDataError(f"not readable as Parquet: {error}") from error
+    return {name: table.column(name).to_pylist() for name in table.column_names}
+
+
 def _column(values: list[str | float | None]) -> pa.Array:
     """float64 where every value that is there is a number, else text."""
     present = [value for value in values if value is not None]

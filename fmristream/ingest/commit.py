@@ -75,7 +75,7 @@ def run_row(converted: Converted, *, split: str) -> Run:
         echo=source.echo,
         space=converted.surveyed.space,
         split=split,
-        group=source.subject,
+        group=source.group or source.subject,
         frames=header.frames,
         tr_s=converted.surveyed.tr_s,
         shape=header.shape,

@@ -36,7 +36,7 @@ from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import repair_hint
 from fmristream.shards.spaces import space_document, write_space
 from fmristream.storage import Store, open_store
-from fmristream.storage.urls import scheme_of
+from fmristream.storage.urls import display_url, scheme_of
 
 # How often a commit is tried again on top of another writer's.
 _COMMIT_ATTEMPTS = 20
@@ -53,7 +53,8 @@ def convert(
     """Convert `source` into a dataset at `url`.
 
     Args:
-        source: a BIDS dataset or fMRIPrep derivative, a folder, a glob, one file, or `synth://...`.
+        source: a BIDS dataset or fMRIPrep derivative, a known collection, a folder, a glob, a file, an archive, a table
+            of runs, or `synth://...`.
         url: a new folder, `s3://bucket/prefix`, or `memory://name`.
         options: masks, splits, workers; see ConvertOptions.
         dry_run: read headers, say what would be done, write nothing.
@@ -86,7 +87,7 @@ def convert_into(
         raise UsageError(f"{store.name}: lies in this process's memory, where no other can write; use --workers 1")
     require_readable_mask(options)
     open_engine(options)  # what is wrong with its options is told before headers are read
-    listing = find_runs(source, space=options.space, subject_pattern=options.subject_pattern)
+    listing = find_runs(source, **options.sources)
     meter = _Meter(progress)
     if options.shard is not None and not dry_run:
 
@@ -98,7 +99,7 @@ def convert_into(
     found = survey(listing, options, meter.run_done)
     _require_some(found.runs, found.quarantined, source)
     # An empty part is refused before the work, not after it.
-    split_subjects({run.source.subject for run in found.runs}, options)
+    split_subjects((run.source for run in found.runs), options)
     present = open_present(store)
     if present is None:
         if dry_run:
@@ -190,7 +191,8 @@ def _commit(
     started = base
     for attempts_left in reversed(range(_COMMIT_ATTEMPTS)):
         subjects = {one.surveyed.source.subject for one in converted}
-        parts, how = extended_split(subjects, {} if base is None else present_parts(base), job.options)
+        there = [] if base is None else present_parts(base)
+        parts, how = extended_split((one.surveyed.source for one in converted), there, job.options)
         addition = Addition(
             converted=converted,
             parts=parts,
@@ -273,7 +275,7 @@ def _require_some(kept: Sequence[object], quarantined: Sequence[Quarantined], so
         return
     shown = "; ".join(q.reason for q in quarantined[:3])
     more = f"; and {len(quarantined) - 3} more" if len(quarantined) > 3 else ""
-    raise SourceError(f"{source}: none of {len(quarantined)} inputs can be converted: {shown}{more}")
+    raise SourceError(f"{display_url(source)}: none of {len(quarantined)} inputs can be converted: {shown}{more}")
 
 
 class _Meter:

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypedDict
 
 from fmristream.catalog.split import DEFAULT_RATIOS, checked_ratios
 from fmristream.errors import UsageError
+from fmristream.ingest.sources import EntityFilter, Phenotypes
 
 MaskKind = Literal["auto", "none", "first", "file"]
 UpdateKind = Literal["new", "all"]
@@ -15,6 +16,16 @@ HeaderMode = Literal["scrub", "keep"]
 
 LAYOUTS = ("voxels", "volume")
 HEADER_MODES = ("scrub", "keep")
+
+
+class FindOptions(TypedDict):
+    """The options of `find_runs`, as keywords."""
+
+    space: str | None
+    subject_pattern: str | None
+    kind: str | None
+    entities: EntityFilter
+    phenotypes: Phenotypes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +84,8 @@ class ConvertOptions:
 
     Attributes:
         mask: `auto` (the runs' own masks, else computed), `none` (whole volumes), `first:K`, or the path of a mask.
-        split: `hash`, `exact`, `none`, or the path of a table (columns subject, split).
+        split: `auto` (what a table of runs says, else hash), `hash`, `exact`, `none`, or the path of a table (columns
+            subject, split).
         split_ratios: shares of train, val, test.
         split_seed: another seed, another split.
         workers: runs converted at the same time; 1 stays in this process.
@@ -91,10 +103,13 @@ class ConvertOptions:
         layout: `voxels` (those of the mask, for training), or `volume` (whole frames as OME-Zarr, exported bit for bit).
         header: of layout `volume`, what is stored of NIfTI headers: `scrub` (without free text, unused bytes and
             extensions) or `keep` (every byte, whoever it may name).
+        kind: what the source is, where its layout does not tell; see `find_runs`.
+        entities: which runs are wanted, by their labels.
+        phenotypes: the table of subjects, and whose groups (families, sites) a split does not divide.
     """
 
     mask: str = "auto"
-    split: str = "hash"
+    split: str = "auto"
     split_ratios: tuple[float, float, float] = DEFAULT_RATIOS
     split_seed: int = 0
     workers: int = 1
@@ -109,6 +124,20 @@ class ConvertOptions:
     update: UpdateKind | None = None
     layout: Layout = "voxels"
     header: HeaderMode = "scrub"
+    kind: str | None = None
+    entities: EntityFilter = field(default_factory=EntityFilter)
+    phenotypes: Phenotypes = field(default_factory=Phenotypes)
+
+    @property
+    def sources(self) -> "FindOptions":
+        """What `find_runs` is told."""
+        return {
+            "space": self.space,
+            "subject_pattern": self.subject_pattern,
+            "kind": self.kind,
+            "entities": self.entities,
+            "phenotypes": self.phenotypes,
+        }
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:

@@ -9,8 +9,8 @@ from fmristream.ingest.execute import Engine
 from fmristream.ingest.fingerprint import quick_fingerprint
 from fmristream.ingest.options import ConvertOptions, ConvertReport, MaskChoice, Quarantined, UpdateKind
 from fmristream.ingest.plan import Survey, plan_spaces
-from fmristream.ingest.sources import Listing
-from fmristream.ingest.splitting import split_record, split_subjects
+from fmristream.ingest.sources import Listing, SourceRun
+from fmristream.ingest.splitting import split_kind, split_record, split_subjects
 from fmristream.ingest.summary import describe_dataset, headers_mode, headers_of
 from fmristream.ingest.tasks import SurveyedRun
 from fmristream.shards.dataset import Dataset
@@ -133,10 +133,9 @@ def mask_record(choice: MaskChoice) -> dict[str, str | int]:
     return {"frames": choice.frames, "kind": choice.kind}
 
 
-def present_parts(present: Dataset) -> dict[str, str]:
-    """Split of each subject; empty where the dataset is not split."""
-    pairs = present.runs.counts("subject", "split")
-    return {subject: part for subject, part in pairs if part}
+def present_parts(present: Dataset) -> list[tuple[str, str, str]]:
+    """(subject, group, part) of everybody; nobody where the dataset is not split."""
+    return [who for who in present.runs.counts("subject", "group", "split") if who[2]]
 
 
 _Held = Mapping[str, tuple[int, str]]  # run name -> size and checksum of its source
@@ -173,7 +172,8 @@ def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> 
     differs = {
         "another space": any(rows[run.source.name].space != run.space for run in kept),
         "another tr": any(rows[run.source.name].tr_s != run.tr_s for run in kept),
-        "another split": document["split"] != split_record(options) or _moved_by_file(present, options),
+        "other groups": any(rows[run.source.name].group != (run.source.group or run.source.subject) for run in kept),
+        "another split": _is_split_otherwise(present, [run.source for run in found.runs], options),
         "another layout": present.parameters != options.parameters,
         "other headers": headers_of(document) != headers_mode(options),
         "another mask": document["mask"] != mask_record(choice),
@@ -189,10 +189,13 @@ def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> 
     return [name for name, is_so in differs.items() if is_so]
 
 
-def _moved_by_file(present: Dataset, options: ConvertOptions) -> bool:
-    """Whether a given split file puts a subject elsewhere than it is."""
-    if present.generation.document["split"]["kind"] != "file":
+def _is_split_otherwise(present: Dataset, runs: Sequence[SourceRun], options: ConvertOptions) -> bool:
+    """Whether the split was made in another way, or the given one puts a subject elsewhere than he is."""
+    kind, recorded = split_kind(runs, options), present.generation.document["split"]
+    if recorded != split_record(kind, options):
+        return True
+    if kind != "file":
         return False
-    parts = present_parts(present)
-    listed, _ = split_subjects(parts, options)
-    return listed != parts
+    here = {subject: part for subject, _, part in present_parts(present)}
+    listed, _ = split_subjects(runs, options)
+    return any(here[subject] != part for subject, part in listed.items() if subject in here)

@@ -87,7 +87,7 @@ def convert_shard(
     if store.list(GENERATIONS):
         return replace(report, stage="committed")
     # Refused before the work of many machines, not after it.
-    split_subjects({run.subject for run in listing.runs}, options)
+    split_subjects(listing.runs, options)
     require_writable(store)
     own = replace(listing, runs=tuple(share_of(listing.runs, shard)), skipped=())
     choice = options.mask_choice

@@ -60,7 +60,7 @@ def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
 
 def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions) -> ConvertReport:
     """What a conversion would do, from headers alone."""
-    parts, _ = split_subjects({run.source.subject for run in found.runs}, options)
+    parts, _ = split_subjects((run.source for run in found.runs), options)
     share = 1.0 if options.mask_choice.kind == "none" else TYPICAL_MASK_SHARE
     stored = 0.0
     for run in found.runs:
