@@ -9,6 +9,7 @@ import pytest
 import fmristream
 from fmristream.errors import ConflictError, UsageError
 from fmristream.ingest.options import ConvertOptions
+from fmristream.ingest.sources import Phenotypes
 from fmristream.shards import segments
 from fmristream.storage import open_store
 from tests.ingest.cohorts import bold, contents, convert, stored, write_runs
@@ -107,6 +108,27 @@ def test_nobody_changes_sides_when_others_join(tmp_path, memory_url, split):
     assert {subject: after[subject] for subject in before} == before
     assert set(after.values()) == {"train", "val", "test"}
     assert convert(source, memory_url, update="new", **options).already_there
+
+
+@pytest.mark.parametrize("split", ["hash", "exact"])
+def test_a_new_member_of_a_family_joins_its_part(tmp_path, memory_url, split):
+    def family(numbers: range) -> str:
+        """Three members of each of eight families."""
+        source = write_runs(
+            tmp_path / "in", {f"sub-{n:02}_bold": bold(seed=n, shape=(2, 3, 2, 2)) for n in numbers}, gzipped=False
+        )
+        rows = "".join(f"sub-{n:02}\tf{n % 8}\n" for n in range(24) if n in numbers or n < 16)
+        (tmp_path / "in" / "participants.tsv").write_text("participant_id\tfamily\n" + rows)
+        return source
+
+    options = {"split": split, "split_ratios": (0.5, 0.25, 0.25), "phenotypes": Phenotypes(group_by="family")}
+    convert(family(range(16)), memory_url, **options)
+    before = {run.subject: run.split for run in fmristream.open(memory_url).runs}
+    assert convert(family(range(16, 24)), memory_url, update="new", **options).added == 8
+    found = fmristream.open(memory_url).runs
+    assert {run.subject: run.split for run in found if run.subject in before} == before
+    assert {run.split for run in found} == {"train", "val", "test"}
+    assert len({(run.group, run.split) for run in found}) == 8
 
 
 def test_a_file_that_was_quarantined_and_is_repaired_joins(tmp_path, memory_url):
