@@ -149,7 +149,7 @@ def _new_segment(store: Store, rows: Sequence[tuple[Run, Converted]]) -> list[En
         return []
     with SegmentWriter(store) as writer:
         for run, one in rows:
-            block = encode_block(np.frombuffer(one.finished.lengths, dtype="<u4").tolist())
+            block = encode_block(np.frombuffer(one.finished.lengths, dtype="<u4"))
             writer.add(run, one.finished.arrays, block)
         return [writer.finish()]
 

@@ -11,10 +11,11 @@ from fmristream.ingest.options import ConvertOptions, ConvertReport, MaskChoice,
 from fmristream.ingest.plan import Survey, plan_spaces
 from fmristream.ingest.sources import Listing, SourceRun
 from fmristream.ingest.splitting import split_kind, split_record, split_subjects
-from fmristream.ingest.summary import describe_dataset, headers_mode, headers_of
+from fmristream.ingest.summary import describe_dataset, headers_mode
 from fmristream.ingest.tasks import SurveyedRun
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import FOLDER, newest_generation
+from fmristream.shards.notes import headers_of
 from fmristream.shards.withdrawn import is_withdrawn
 from fmristream.storage import Store
 

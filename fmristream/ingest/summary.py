@@ -1,12 +1,11 @@
 """What a conversion amounts to, in numbers: afterwards from the tables, beforehand as an estimate."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fmristream.catalog.run import UNALIGNED
 from fmristream.catalog.tables import Participant
 from fmristream.ingest.options import ConvertOptions, ConvertReport, Quarantined
 from fmristream.ingest.plan import Survey
@@ -14,6 +13,13 @@ from fmristream.ingest.sources import Listing
 from fmristream.ingest.splitting import split_subjects
 from fmristream.shards.codec import padded_length
 from fmristream.shards.dataset import Dataset
+from fmristream.shards.notes import (
+    ORIGINAL_HEADERS,
+    alignment_warnings,
+    has_original_headers,
+    headers_of,
+    subjects_by_space,
+)
 
 # For a dry run, where masks are not known yet: the MNI brain's share of the 2 mm grid, and what lossless coding leaves
 # of BOLD (measured on int16 and float32 runs with 1.6 % temporal SD).
@@ -23,13 +29,6 @@ TYPICAL_RATIO = {"i": 0.66, "u": 0.66, "f": 0.72}
 # zarr.json x 4, shard, reference, moments; stats and pending record beside them. Folders: the group, three arrays, their c/.
 FILES_PER_RUN = 9
 FOLDERS_PER_RUN = 9
-
-
-# Beside the other warnings of a conversion, where it was asked for.
-ORIGINAL_HEADERS = (
-    "original NIfTI headers are stored with every byte: descriptions, comments and extensions may name a person, a place "
-    "or a date; read them before the dataset is shared, or convert with --header scrub"
-)
 
 
 def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
@@ -43,7 +42,7 @@ def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
         content_digest=dataset.content_digest,
         generation_digest=dataset.generation_digest,
         runs=len(runs),
-        subjects=len(runs.counts("subject")),
+        subjects=runs.distinct("subject"),
         frames=int(runs.numbers("frames").sum()),
         splits=dict(parts),
         spaces=tuple(sorted(runs.counts("space"))),
@@ -52,7 +51,7 @@ def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
         headers=headers_of(document),
         headers_removed=dict(headers.get("removed", {})),
         warnings=(
-            *alignment_warnings(runs.counts("space", "subject")),
+            *alignment_warnings(subjects_by_space(runs)),
             *([ORIGINAL_HEADERS] if has_original_headers(document) else []),
         ),
     )
@@ -85,7 +84,7 @@ def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions)
         warnings=(
             *listing.notes,
             *found.warnings,
-            *alignment_warnings((run.space, run.source.subject) for run in found.runs),
+            *alignment_warnings(Counter(space for space, _ in {(run.space, run.source.subject) for run in found.runs})),
         ),
     )
 
@@ -93,16 +92,6 @@ def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions)
 def headers_mode(options: ConvertOptions) -> str:
     """What will be stored of NIfTI headers: nothing, what is left of them, or all."""
     return "none" if options.layout == "voxels" else options.header
-
-
-def headers_of(document: Mapping[str, Any]) -> str:
-    """The same of a generation; releases that stored no headers recorded nothing."""
-    return str(document.get("headers", {}).get("mode", "none"))
-
-
-def has_original_headers(document: Mapping[str, Any]) -> bool:
-    """Whether a generation holds NIfTI headers with every byte."""
-    return bool(document.get("headers", {}).get("contains_original_headers"))
 
 
 def headers_record(
@@ -137,23 +126,3 @@ def participant_warnings(participants: Sequence[Participant], subjects: set[str]
 def not_chosen(listing: Listing) -> tuple[Quarantined, ...]:
     """Files that are left out on purpose, and which choice left them out."""
     return tuple(Quarantined(name=file.key, reason=file.reason) for file in listing.skipped if file.by_choice)
-
-
-def alignment_warnings(runs: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """What to know before training on runs given as (space label, subject)."""
-    subjects = defaultdict(set)
-    for space, subject in runs:
-        subjects[space].add(subject)
-    warnings = []
-    unaligned = {space: len(who) for space, who in subjects.items() if space in UNALIGNED and len(who) > 1}
-    if unaligned:
-        shown = ", ".join(f"{space or 'unknown'} ({count} subjects)" for space, count in sorted(unaligned.items()))
-        warnings.append(
-            f"voxels of different subjects do not correspond: space {shown}; convert normalised derivatives, or give "
-            "--space NAME if you know that all runs are in one template; training refuses to mix them"
-        )
-    if len(subjects) > 1:
-        warnings.append(
-            f"runs are in {len(subjects)} spaces ({', '.join(sorted(subjects))}); training takes one at a time"
-        )
-    return tuple(warnings)

@@ -6,6 +6,7 @@ frames is one byte range, or two where it crosses into the next shard.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ class ByteRange:
     lengths: tuple[int, ...]
 
 
-def encode_block(lengths: Sequence[int]) -> bytes:
+def encode_block(lengths: Sequence[int] | NDArray[np.unsignedinteger[Any]]) -> bytes:
     """The index block of one array."""
     data = np.asarray(lengths, dtype="<u4").tobytes()
     return data + codec.checksum(data)
