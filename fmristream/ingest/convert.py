@@ -132,7 +132,8 @@ def _update(present: Dataset, job: _Job, *, dry_run: bool) -> ConvertReport:
     elif wanted or (changes.participants and job.options.update == "all"):
         report = _convert(todo, present)
     else:
-        pending.clear(job.store)  # whoever committed it may have been killed before this
+        # Whoever committed it may have been killed before this.
+        pending.clear(job.store, set(present.runs.column("object")))
         repair_hint(job.store, present.generation.number)
         report = report_present(present, job.listing)
     return replace(report, warnings=(*report.warnings, *notes))
@@ -161,7 +162,7 @@ def _convert(job: _Job, base: Dataset | None = None) -> ConvertReport:
     if base is None:
         _require_some(done.converted, quarantined, job.listing.root)
     present = _commit(job, base, done, plan, quarantined)
-    pending.clear(store)
+    pending.clear_runs(store, (one.finished for one in done.converted))
     report = describe_dataset(present, job.listing.kind)
     held = set() if base is None else set(base.runs.column("name"))
     replaced = sum(one.surveyed.source.name in held for one in done.converted)

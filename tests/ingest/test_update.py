@@ -188,6 +188,25 @@ def test_updates_of_different_runs_at_the_same_time_all_get_in(tmp_path, dataset
     assert found.content_digest == alone(str(tmp_path / "first"), dataset_url)
 
 
+def test_who_commits_first_leaves_the_records_of_others_alone(tmp_path, dataset_url):
+    convert(write_runs(tmp_path / "first", FIRST), dataset_url)
+    ours = write_runs(tmp_path / "ours", MORE)
+    theirs = write_runs(tmp_path / "theirs", {"sub-9_bold": bold(seed=9, shape=(3, 4, 3, 2))})
+
+    def stop(now):
+        if now.stage == "converting" and now.runs_done == 1:
+            raise KeyboardInterrupt
+
+    options = ConvertOptions(mask="none", split="none", update="new")
+    with pytest.raises(KeyboardInterrupt):
+        fmristream.convert(ours, dataset_url, options=options, progress=stop)
+    assert convert(theirs, dataset_url, update="new").added == 1
+    assert convert(theirs, dataset_url, update="new").already_there
+    report = convert(ours, dataset_url, update="new")
+    assert (report.added, report.resumed) == (2, 1)
+    assert not open_store(dataset_url).list("pending")
+
+
 def test_two_versions_of_one_run_at_the_same_time_do_not_overwrite_each_other(tmp_path, dataset_url):
     convert(write_runs(tmp_path / "first", FIRST), dataset_url)
     sources = [write_runs(tmp_path / f"in{n}", {"sub-5_bold": bold(seed=n, shape=(3, 4, 3, 2))}) for n in range(2)]
