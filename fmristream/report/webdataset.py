@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fmristream.errors import CorruptDataError, ObjectExistsError, ObjectMissingError, UsageError
+from fmristream.errors import CorruptDataError, ObjectExistsError, ObjectMissingError, StorageError, UsageError
 from fmristream.ingest.target import require_exclusive
 from fmristream.report.objects import PIECE_BYTES
 from fmristream.report.tar_bytes import end_of_tar, npy_header
@@ -25,7 +25,7 @@ from fmristream.report.tar_samples import SampleWriter
 from fmristream.report.threads import Counter, in_threads
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import canonical_json, sha256
-from fmristream.shards.generation import holds_dataset
+from fmristream.shards.generation import FOLDER, HINT
 from fmristream.shards.hashing import new_hash
 from fmristream.storage import Store, open_store
 from fmristream.storage.urls import local_path, scheme_of
@@ -118,7 +118,13 @@ def write_planned(
         _clear(store)
         return _report(store, plan, index)
     masks = {part.name: _put_mask(store, part) for part in plan.parts}
-    written, resumed = _write_shards(store, plan, progress)
+    try:
+        written, resumed = _write_shards(store, plan, progress)
+    except StorageError:
+        index = _read_index(store, plan)
+        if index is None:
+            raise
+        return _report(store, plan, index)  # another writer finished the same, and cleared away what both had begun
     index = _index(plan, masks, written)
     with suppress(ObjectExistsError):
         store.put_new(INDEX, _text(index))
@@ -160,7 +166,7 @@ def _refuse_other_things(store: Store) -> None:
     others = [f"{PENDING}/"] if store.list(PENDING) else []  # of a conversion of NIfTI files, perhaps
     if scheme_of(store.name) == "file" and os.path.isdir(local_path(store.name)):
         others = sorted(set(os.listdir(local_path(store.name))) - {_SCRATCH})
-    if others or holds_dataset(store):
+    if others or _read(store, HINT) is not None or store.list(FOLDER):
         shown = ", ".join(others[:3]) or "a dataset"
         raise UsageError(f"{store.name}: holds other things already ({shown}); choose a new folder for tar shards")
 
