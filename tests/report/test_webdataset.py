@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -416,3 +417,21 @@ def test_runs_of_several_grids_or_unaligned_spaces_are_not_mixed(tmp_path):
     converted(tmp_path / "in", tmp_path / "e")
     with pytest.raises(SpaceError, match="2 grids or masks"):
         written(fmristream.open(str(tmp_path / "e")), tmp_path / "more", mix_spaces=True)
+
+
+def test_memory_holds_a_few_windows_and_never_a_shard(tmp_path):
+    cohort = "synth://?subjects=2&shape=24x24x24&frames=120&seed=1"
+    fmristream.convert(cohort, str(tmp_path / "d"), options=ConvertOptions(split="none"))
+    dataset = fmristream.open(str(tmp_path / "d"))
+    options = TarOptions(window=6, stride=2, arrays="placed", normalize="voxel-zscore")
+    written(dataset, tmp_path / "warm", options, samples_per_shard=3, parts=None)  # compiled, cached vectors in memory
+    window_bytes = 6 * 24**3 * 4
+    tracemalloc.start()
+    try:
+        written(dataset, tmp_path / "out", options)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    [shard] = (tmp_path / "out" / "unsplit").glob("*.tar")
+    assert shard.stat().st_size > 100 * window_bytes
+    assert peak < 8 * window_bytes
