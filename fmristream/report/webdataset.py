@@ -364,7 +364,8 @@ def _part_report(part: TarPart, index: dict[str, Any] | None) -> PartReport:
 
 def _clear(store: Store) -> None:
     """Remove notes and what killed writers left: the index says all."""
-    for key in (*store.list(PENDING), *store.list(_SCRATCH)):
+    # The last one is not there: a local store removes the folder with it when that is empty.
+    for key in (*store.list(PENDING), *store.list(_SCRATCH), f"{_SCRATCH}/none"):
         store.delete(key)
 
 

@@ -201,6 +201,7 @@ def test_shards_are_plain_sorted_tars_and_the_index_says_what_they_are(dataset, 
                 if member.endswith(".npy"):
                     assert np.load(io.BytesIO(data), allow_pickle=False).shape == (FRAMES, part["voxels"])
     assert files == listed, "no notes and no scratch are left"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"index.json", *index["parts"]}
     assert index["source"]["content"] == dataset.content_digest
 
 
