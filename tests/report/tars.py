@@ -1,6 +1,5 @@
 """Tar shards as other tools see them."""
 
-import gc
 import io
 import json
 import tarfile
@@ -21,9 +20,7 @@ def samples_of(folder: Path) -> list[dict[str, Any]]:
     urls = sorted(str(path) for path in folder.glob("*.tar"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves files to be closed by the garbage collector
-        samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=True).decode())
-        gc.collect()
-    return samples
+        return list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=True).decode())
 
 
 def members_of(data: bytes) -> dict[str, bytes]:
