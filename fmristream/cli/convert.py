@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from fmristream.cli import tars
 from fmristream.cli.choosing import add_choosing, as_typed, chosen
 from fmristream.cli.words import as_json, number, plural, shown_url, size
 
@@ -54,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="NIfTI headers in layout volume: scrub (no free text, no extensions; reported) or keep (every byte, so that "
         "export gives back the very file) (default: %(default)s)",
     )
+    parser.add_argument(
+        "--format",
+        default="zarr",
+        choices=("zarr", "webdataset"),
+        help="zarr (a dataset) or webdataset (tar shards of windows, from a dataset or from NIfTI) (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs converted at the same time")
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="let the workers of a running dask scheduler do it: tcp://host:8786"
@@ -92,26 +99,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_choosing(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    tars.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert, and say what came of it."""
-    from fmristream.cli.progress import meter
-    from fmristream.ingest.convert import convert
-
-    with meter(quiet=arguments.quiet) as shown:
-        report = convert(
-            arguments.source,
-            arguments.url,
-            options=_options(arguments),
-            dry_run=arguments.dry_run,
-            progress=lambda now: _tell(shown, now),
+    if arguments.format == "webdataset":
+        return tars.run(
+            arguments,
+            _options(arguments),
+            convert=lambda url: _convert(arguments, url),
+            show=lambda report: _print(report, arguments),
         )
+    tars.require_none(arguments)
+    report = _convert(arguments, arguments.url)
     if arguments.json:
         print(as_json(_document(report)))
     else:
         _print(report, arguments)
     return report.exit_code
+
+
+def _convert(arguments: argparse.Namespace, url: str) -> "ConvertReport":
+    from fmristream.cli.progress import meter
+    from fmristream.ingest.convert import convert
+
+    with meter(quiet=arguments.quiet) as shown:
+        return convert(
+            arguments.source,
+            url,
+            options=_options(arguments),
+            dry_run=arguments.dry_run,
+            progress=lambda now: _tell(shown, now),
+        )
 
 
 def _ratios(text: str) -> tuple[float, ...]:

@@ -67,6 +67,11 @@ def newest_generation(store: Store) -> Generation:
     return found
 
 
+def holds_dataset(store: Store) -> bool:
+    """Whether some version of a dataset was committed there, readable or not."""
+    return hinted_number(store) > 0 or bool(_listed(store))
+
+
 def listed_generations(store: Store) -> list[Generation]:
     """Every version that is there, the newest first."""
     return [load_generation(store, number) for number in sorted(_listed(store), reverse=True)]
