@@ -24,7 +24,8 @@ from fmristream.ingest.present import (
     present_parts,
     report_present,
     require_allowed,
-    unfinished,
+    unheard_of,
+    winner_of,
 )
 from fmristream.ingest.shard_jobs import convert_shard
 from fmristream.ingest.sources import Listing, find_runs
@@ -35,6 +36,7 @@ from fmristream.ingest.tasks import Resumed, RunTask, convert_run
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import repair_hint
 from fmristream.shards.spaces import space_document, write_space
+from fmristream.shards.withdrawn import is_withdrawn
 from fmristream.storage import Store, open_store
 from fmristream.storage.urls import display_url, scheme_of
 
@@ -125,17 +127,19 @@ def _update(present: Dataset, job: _Job, *, dry_run: bool) -> ConvertReport:
     changes = compare(present, job.found, job.options, job.listing.participants)
     require_allowed(changes, present, job.options)
     wanted = changes.wanted(job.options.update)
+    unheard = unheard_of(present, job.found.quarantined)
     notes = tuple(_update_notes(changes, job.options))
     todo = replace(job, found=replace(job.found, runs=list(wanted)))
     if dry_run:
         report = estimate(job.store.name, job.listing, todo.found, job.options)
-    elif wanted or (changes.participants and job.options.update == "all"):
+    elif wanted or (job.options.update == "all" and changes.participants) or (job.options.update and unheard):
         report = _convert(todo, present)
     else:
         # Whoever committed it may have been killed before this.
         pending.clear(job.store, set(present.runs.column("object")))
         repair_hint(job.store, present.generation.number)
         report = report_present(present, job.listing)
+        report = replace(report, quarantined=(*report.quarantined, *unheard))
     return replace(report, warnings=(*report.warnings, *notes))
 
 
@@ -161,6 +165,10 @@ def _convert(job: _Job, base: Dataset | None = None) -> ConvertReport:
     quarantined = (*found.quarantined, *plan.quarantined, *done.quarantined)
     if base is None:
         _require_some(done.converted, quarantined, job.listing.root)
+    elif not done.converted and options.update == "new" and not unheard_of(base, quarantined):
+        return replace(
+            report_present(base, job.listing), warnings=tuple(plan.warnings)
+        )  # what was broken is broken still
     present = _commit(job, base, done, plan, quarantined)
     pending.clear_runs(store, (one.finished for one in done.converted))
     report = describe_dataset(present, job.listing.kind)
@@ -214,11 +222,17 @@ def _commit(
         except ConflictError:
             if not attempts_left:
                 raise
-            base = unfinished(store, [one.surveyed for one in converted], started, job.options)
+            base = winner_of(store, [one.surveyed for one in converted], started, job.options)
             held = set(base.runs.column("name")) - (set() if started is None else set(started.runs.column("name")))
-            converted = [one for one in converted if one.surveyed.source.name not in held]
-            if not converted:
+            left = [
+                one
+                for one in converted
+                if one.surveyed.source.name not in held
+                and not is_withdrawn(base.generation, one.surveyed.source.subject)  # withdrawn in the meantime
+            ]
+            if converted and not left:
                 return base
+            converted = left
     raise AssertionError("the last attempt returns or raises")
 
 

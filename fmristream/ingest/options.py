@@ -183,6 +183,8 @@ class ConvertOptions:
             raise UsageError(f"--scheduler {self.scheduler}: expected an address as in tcp://host:8786")
         if self.shard is not None:
             Shard.parse(self.shard)
+            if self.update is not None:
+                raise UsageError("--shard converts into a new dataset; leave --update out, or update without --shard")
 
     @property
     def needs_shared_target(self) -> bool:

@@ -8,7 +8,7 @@ from fmristream.errors import ConflictError, UsageError
 from fmristream.ingest.execute import Engine
 from fmristream.ingest.fingerprint import quick_fingerprint
 from fmristream.ingest.options import ConvertOptions, ConvertReport, MaskChoice, Quarantined, UpdateKind
-from fmristream.ingest.plan import Survey, plan_spaces
+from fmristream.ingest.plan import Survey, plan_spaces, spaces_by_runs
 from fmristream.ingest.sources import Listing, SourceRun
 from fmristream.ingest.splitting import split_kind, split_record, split_subjects
 from fmristream.ingest.summary import describe_dataset, headers_mode
@@ -16,7 +16,7 @@ from fmristream.ingest.tasks import SurveyedRun
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import FOLDER, newest_generation
 from fmristream.shards.notes import headers_of
-from fmristream.shards.withdrawn import is_withdrawn
+from fmristream.shards.withdrawn import is_withdrawn, names_withdrawn
 from fmristream.storage import Store
 
 
@@ -98,7 +98,7 @@ def require_allowed(changes: Changes, present: Dataset, options: ConvertOptions)
     raise UsageError(f"{present.store.name}: holds a dataset already, with {' and '.join(wrong)}; {remedy}")
 
 
-def unfinished(store: Store, ours: Sequence[SurveyedRun], base: Dataset | None, options: ConvertOptions) -> Dataset:
+def winner_of(store: Store, ours: Sequence[SurveyedRun], base: Dataset | None, options: ConvertOptions) -> Dataset:
     """The dataset that another writer committed while `ours` were converted, if ours may be added to it.
 
     Raises:
@@ -115,9 +115,21 @@ def unfinished(store: Store, ours: Sequence[SurveyedRun], base: Dataset | None, 
     theirs = [run for run in ours if run.source.name in held and held[run.source.name] != before.get(run.source.name)]
     if any(_differs(run, held[run.source.name]) for run in theirs):
         raise ConflictError(f"{store.name}: another writer committed other versions of the same runs; {remedy}")
+    if others := _other_options(present, Survey(runs=list(ours)), options):
+        raise ConflictError(f"{store.name}: another writer committed a dataset with {' and '.join(others)}; {remedy}")
     if base is None and options.update is None and len(theirs) < len(ours):
         raise ConflictError(f"{store.name}: another writer committed other runs meanwhile; {remedy}")
     return present
+
+
+def unheard_of(present: Dataset, quarantined: Sequence[Quarantined]) -> tuple[Quarantined, ...]:
+    """Inputs that cannot be converted and that the dataset does not list as such; none of withdrawn subjects."""
+    known = set(present.skipped)
+    return tuple(
+        one
+        for one in quarantined
+        if (one.name, one.reason) not in known and not names_withdrawn(present.generation, f"{one.name} {one.reason}")
+    )
 
 
 def report_present(present: Dataset, listing: Listing) -> ConvertReport:
@@ -160,7 +172,7 @@ def _other_participants(present: Dataset, participants: Sequence[Participant]) -
     subjects = set(present.runs.column("subject"))
     rows = [row for row in participants if row["subject"] in subjects]
     now = decode_participants(encode_participants(rows)) if rows else []
-    return now != list(present.participants)
+    return {row["subject"]: row for row in now} != {row["subject"]: row for row in present.participants}
 
 
 def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> list[str]:
@@ -180,10 +192,12 @@ def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> 
         "another mask": document["mask"] != mask_record(choice),
     }
     brings_masks = choice.kind == "auto" and all(run.source.mask_url for run in found.runs)
-    is_whole = options.update is None  # a mask that grew would not be the one that is there
+    # The union of other runs' masks would be another one, and is not what new runs are stored in.
+    is_whole = len(kept) == len(held) == len(found.runs) and len(document["segments"]) == 1
+    existing = spaces_by_runs(present) if choice.kind == "file" else []
     if (choice.kind == "file" or (brings_masks and is_whole)) and not differs["another mask"]:
         with Engine(workers=1) as engine:
-            plan = plan_spaces(found.runs, choice, engine)  # reads the mask files, computes nothing
+            plan = plan_spaces(found.runs, choice, engine, existing=existing)  # reads mask files, computes nothing
         differs["another mask"] = any(
             plan.of_run.get(run.source.key) != rows[run.source.name].space_digest for run in kept
         )

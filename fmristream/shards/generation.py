@@ -52,6 +52,8 @@ def newest_generation(store: Store) -> Generation:
     """
     number = hinted_number(store)
     found = _load(store, number or max(_listed(store), default=1))
+    if found is None and number and (highest := max(_listed(store), default=0)) > number:
+        found = _load(store, highest)  # the hint came late, when what it names had been removed
     if found is None and number:  # it was committed before the hint was written; an older one is not what was asked for
         raise CorruptDataError(
             f"{store.name}/{key_of(number)}: is named by {HINT} and missing; restore it from a copy, or delete {HINT} "

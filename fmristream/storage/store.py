@@ -89,9 +89,14 @@ def open_store(url: str) -> Store:
     return remote.ReadOnlyStore(url)
 
 
+def is_key(key: str) -> bool:
+    """Whether a name can be one of a dataset's objects: it stays inside the store and means the same to every client."""
+    return _KEY.fullmatch(key) is not None and not any(part in (".", "..") for part in key.split("/"))
+
+
 def checked_key(key: str) -> str:
-    """The key itself, after a look that it stays inside the store and means the same to every client."""
-    if _KEY.fullmatch(key) is None or any(part in (".", "..") for part in key.split("/")):
+    """The key itself, after a look that it is one."""
+    if not is_key(key):
         raise CorruptDataError(f"object name {key!r} leaves the dataset folder; the table that names it is not ours")
     return key
 
