@@ -46,7 +46,8 @@ def one_request_at_a_time() -> Iterator[str]:
 def s3_endpoint() -> Iterator[str]:
     """An S3 server with one empty bucket; the AWS variables of this process lead to it."""
     import boto3
-    import s3fs
+
+    from fmristream.storage.s3_client import S3Client
 
     with one_request_at_a_time() as endpoint, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", endpoint)
@@ -54,12 +55,12 @@ def s3_endpoint() -> Iterator[str]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret-key")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        s3fs.S3FileSystem.clear_instance_cache()
+        S3Client.clear_instance_cache()
         client = boto3.client("s3")
         client.create_bucket(Bucket=BUCKET)
         client.close()
         yield endpoint
-        s3fs.S3FileSystem.clear_instance_cache()
+        S3Client.clear_instance_cache()
 
 
 @pytest.fixture
