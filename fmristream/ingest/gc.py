@@ -4,6 +4,9 @@ A conversion that runs at the same time is never robbed. Removing is itself a co
 version that says "unused objects from before me are removed" (`barrier`), and removes only what it had listed. Whoever
 started before then fails to commit, sees the barrier and does his work again under new names; whoever starts after it
 trusts no record from before. No clock is asked.
+
+Uploads to a bucket that were begun and not completed are listed before the barrier and aborted after it, likewise: the
+conversion that one belongs to would not be able to commit, or was killed.
 """
 
 import secrets
@@ -17,7 +20,7 @@ from fmristream.shards.digest import canonical_json
 from fmristream.shards.generation import FOLDER, Generation, commit, key_of, listed_generations, newest_generation
 from fmristream.shards.spaces import FOLDER as SPACES
 from fmristream.shards.withdrawn import is_withdrawn, last_withdrawal
-from fmristream.storage import Store, open_store
+from fmristream.storage import Store, Unfinished, open_store
 
 # Where a dataset has objects; nothing else below the root is looked at, let alone removed.
 FOLDERS = ("runs", "stats", "tables", "index", "spaces", "headers", "confounds", "events", "pending", "tmp", FOLDER)
@@ -47,6 +50,8 @@ class GcReport:
     versions_left: int
     generation: int  # the newest version
     receipt: str  # key of the receipt, "" where nothing was removed
+    uploads: int = 0  # that were begun and never completed
+    warnings: tuple[str, ...] = ()
 
 
 def gc(url: str, *, keep: int | None = None, purge: bool = False, dry_run: bool = False) -> GcReport:
@@ -68,8 +73,9 @@ def gc(url: str, *, keep: int | None = None, purge: bool = False, dry_run: bool 
     store = open_store(url)
     for attempts_left in reversed(range(_ATTEMPTS)):
         plan = _Plan.of(store, keep=keep, purge=purge)
-        if dry_run or not plan.keys:
-            return _report(url, plan, dry_run=dry_run, removed=0, receipt="")
+        warnings = tuple(_what_remains(store, plan, purge=purge))
+        if dry_run or not (plan.keys or plan.uploads):
+            return _report(url, plan, dry_run=dry_run, removed=0, receipt="", warnings=warnings)
         try:
             newest = _commit_barrier(store, plan.newest)
         except ConflictError:
@@ -78,7 +84,7 @@ def gc(url: str, *, keep: int | None = None, purge: bool = False, dry_run: bool 
             continue
         removed = _remove(store, plan)
         receipt = _write_receipt(store, newest, plan)
-        return _report(url, plan, dry_run=False, removed=removed, receipt=receipt)
+        return _report(url, plan, dry_run=False, removed=removed, receipt=receipt, warnings=warnings)
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -90,10 +96,12 @@ class _Plan:
     kept: tuple[Generation, ...]
     dropped: tuple[Generation, ...]
     keys: tuple[str, ...]  # to remove, versions first: nobody shall open one whose objects are going
+    uploads: tuple[Unfinished, ...]
 
     @classmethod
     def of(cls, store: Store, *, keep: int | None, purge: bool) -> "_Plan":
         listed = {key for folder in FOLDERS for key in store.list(folder)}
+        uploads = tuple(one for one in store.unfinished() if one.key.partition("/")[0] in FOLDERS)
         newest = newest_generation(store)
         versions = [one for one in listed_generations(store) if one.number <= newest.number]
         dropped = [
@@ -110,6 +118,7 @@ class _Plan:
             kept=tuple(kept),
             dropped=tuple(dropped),
             keys=(*(key_of(one.number) for one in dropped), *unused),
+            uploads=uploads,
         )
 
 
@@ -155,6 +164,8 @@ def _commit_barrier(store: Store, newest: Generation) -> Generation:
 def _remove(store: Store, plan: _Plan) -> int:
     """Remove what was planned; returns its size. Spaces are looked at once more: their names are not new each time."""
     removed = 0
+    for upload in plan.uploads:
+        store.discard_unfinished(upload)
     for key in plan.keys:
         if key.startswith(f"{SPACES}/"):
             continue
@@ -188,6 +199,24 @@ def _remove_one(store: Store, key: str) -> int:
     raise StorageError(f"{store.name}/{key}: is still there after it was deleted; check the store's permissions")
 
 
+def _what_remains(store: Store, plan: _Plan, *, purge: bool) -> Iterator[str]:
+    """What removing objects does not remove."""
+    if not (plan.keys or purge):
+        return
+    keeps = store.keeps_removed()
+    whose = ", among them those of withdrawn subjects" if purge else ""
+    if keeps:
+        yield (
+            f"{store.name}: the bucket keeps old versions of removed objects{whose}; remove them with the provider's own "
+            "tools, or let a lifecycle rule expire noncurrent versions"
+        )
+    elif keeps is None and purge:
+        yield (
+            f"{store.name}: the store does not say whether it keeps old versions of removed objects; look there, and at "
+            "copies and snapshots"
+        )
+
+
 def _write_receipt(store: Store, newest: Generation, plan: _Plan) -> str:
     """What went, for whoever has to prove it: keys and digests, which tell nothing about anybody."""
     key = f"{RECEIPTS}/{newest.number}.json"
@@ -203,7 +232,7 @@ def _write_receipt(store: Store, newest: Generation, plan: _Plan) -> str:
     return key
 
 
-def _report(url: str, plan: _Plan, *, dry_run: bool, removed: int, receipt: str) -> GcReport:
+def _report(url: str, plan: _Plan, *, dry_run: bool, removed: int, receipt: str, warnings: tuple[str, ...]) -> GcReport:
     return GcReport(
         url=url,
         dry_run=dry_run,
@@ -220,4 +249,6 @@ def _report(url: str, plan: _Plan, *, dry_run: bool, removed: int, receipt: str)
         versions_left=len(plan.kept) + bool(receipt),
         generation=plan.newest.number + bool(receipt),
         receipt=receipt,
+        uploads=len(plan.uploads),
+        warnings=warnings,
     )
