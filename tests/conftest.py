@@ -69,6 +69,26 @@ def s3_url(s3_endpoint: str) -> str:
     return f"s3://{BUCKET}/{secrets.token_hex(6)}"
 
 
+@pytest.fixture(scope="session")
+def rgw_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 server, where one is installed."""
+    from tests.storage import rgw
+
+    if reason := rgw.missing():
+        pytest.skip(reason)
+    with rgw.gateway(tmp_path_factory.mktemp("rgw")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def rgw_url(rgw_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An unused prefix on the real server; the AWS variables of this process lead to it while the test runs."""
+    from tests.storage import rgw
+
+    with rgw.bucket(rgw_endpoint, BUCKET, monkeypatch):
+        yield f"s3://{BUCKET}/{secrets.token_hex(6)}"
+
+
 @pytest.fixture
 def memory_url() -> str:
     """A memory:// root that nobody has used."""

@@ -178,10 +178,7 @@ class S3NewObject:
         # Ceph before release 18 ignores the condition here; streamed objects have random names, so looking is enough there.
         if self._store._standing(self._key) is not None:
             raise ObjectExistsError(f"{self._store.name}/{self._key}: exists already and is written only once")
-        try:
-            is_done = self._store.claim(self._key, self._write_id, self._complete)
-        except ObjectMissingError as error:
-            raise StorageError(f"{self._where}: its upload was removed meanwhile; run the command again") from error
+        is_done = self._store.claim(self._key, self._write_id, self._complete)
         if not is_done:  # the parts are lost with a refused completion
             raise StorageError(f"{self._where}: another writer was at it in this moment; run the command again")
         self._upload = ""
@@ -205,17 +202,19 @@ class S3NewObject:
             begun = self._store.call("create_multipart_upload", self._key, Metadata={WRITE_ID: self._write_id})
             self._upload = str(begun["UploadId"])
         number = len(self._parts) + 1
-        sent = self._store.call("upload_part", self._key, UploadId=self._upload, PartNumber=number, Body=part)
+        sent = self._of_upload("upload_part", PartNumber=number, Body=part)
         self._parts.append({"ETag": sent["ETag"], "PartNumber": number})
 
     def _complete(self) -> None:
-        self._store.call(
-            "complete_multipart_upload",
-            self._key,
-            UploadId=self._upload,
-            MultipartUpload={"Parts": self._parts},
-            IfNoneMatch="*",
-        )
+        self._of_upload("complete_multipart_upload", MultipartUpload={"Parts": self._parts}, IfNoneMatch="*")
+
+    def _of_upload(self, method: str, **arguments: Any) -> Any:
+        try:
+            return self._store.call(method, self._key, UploadId=self._upload, **arguments)
+        except ObjectMissingError as error:
+            raise StorageError(
+                f"{self._where}: its upload was removed meanwhile, by `fmristream gc` perhaps; run the command again"
+            ) from error
 
     @property
     def _where(self) -> str:

@@ -10,7 +10,7 @@ import errno
 from typing import Any
 
 import s3fs
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError, HTTPClientError
 from botocore.session import Session
 from fsspec.asyn import sync_wrapper
 from s3fs.errors import translate_boto_error
@@ -61,13 +61,18 @@ class S3Client(s3fs.S3FileSystem):  # type: ignore[misc]
     call_s3 = sync_wrapper(_call_s3)
 
     async def _cat_file(self, path: str, *, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
-        whole = super()._cat_file(path, start=start, end=end, **options)
-        try:
-            return bytes(await asyncio.wait_for(whole, timeout=_limit_s(start, end)))
-        except TimeoutError as error:
-            raise OSError(errno.ETIMEDOUT, "the answer did not come to its end in time") from error
-        except HTTPClientError as error:
-            raise OSError(errno.EIO, str(error)) from error
+        for attempts_left in reversed(range(BODY_ATTEMPTS)):
+            whole = super()._cat_file(path, start=start, end=end, **options)
+            try:
+                return bytes(await asyncio.wait_for(whole, timeout=_limit_s(start, end)))
+            except TimeoutError as error:
+                raise OSError(errno.ETIMEDOUT, "the answer did not come to its end in time") from error
+            except FlexibleChecksumError as error:  # of whole objects, where the server keeps checksums
+                if not attempts_left:
+                    raise OSError(errno.EIO, f"damaged on the way or on the server: {error}") from error
+            except HTTPClientError as error:
+                raise OSError(errno.EIO, str(error)) from error
+        raise AssertionError("the last attempt returns or raises")
 
     cat_file = sync_wrapper(_cat_file)
 

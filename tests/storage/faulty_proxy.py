@@ -111,7 +111,7 @@ def proxy_to(upstream: str) -> Iterator[Proxy]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True  # clients keep connections open
     Handler.proxy = Proxy(f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever, name="faulty-proxy")
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="faulty-proxy")
     thread.start()
     try:
         yield Handler.proxy

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +16,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import pytest
 
 ACCESS_KEY, SECRET_KEY = "RGWACCESSKEY", "rgw-sEcReT-key"
 _PROGRAMS = ("ceph", "ceph-mon", "ceph-mgr", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
@@ -82,6 +85,28 @@ def gateway(folder: Path) -> Iterator[str]:
         _stop(folder)
 
 
+@contextmanager
+def bucket(endpoint: str, name: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the AWS variables lead to the server, and make sure of a bucket there."""
+    import boto3
+
+    from fmristream.storage.s3_client import S3Client
+
+    patch.setenv("AWS_ENDPOINT_URL", endpoint)
+    patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    S3Client.clear_instance_cache()  # clients of another server
+    client = boto3.session.Session().client("s3")
+    client.create_bucket(Bucket=name)
+    client.close()
+    try:
+        yield
+    finally:
+        S3Client.clear_instance_cache()
+
+
 def _start(config: Path, folder: Path, address: str, fsid: str) -> None:
     monitors = str(folder / "monmap")
     _run(config, "monmaptool", "--create", "--addv", "a", address, "--fsid", fsid, monitors)
@@ -99,9 +124,12 @@ def _start(config: Path, folder: Path, address: str, fsid: str) -> None:
 
 
 def _run(config: Path, program: str, *arguments: str) -> str:
-    done = subprocess.run([program, "-c", config, *arguments], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, f"{program} {' '.join(arguments)}: {done.stderr[-2000:]}"
-    return done.stdout
+    with tempfile.TemporaryFile("w+") as said:  # not a pipe: daemons would keep it open
+        done = subprocess.run([program, "-c", config, *arguments], stdout=said, stderr=said, timeout=120)
+        said.seek(0)
+        text = said.read()
+    assert done.returncode == 0, f"{program} {' '.join(arguments)}: {text[-2000:]}"
+    return text
 
 
 def _stop(folder: Path) -> None:
