@@ -30,6 +30,7 @@ public network = 127.0.0.0/8
 auth cluster required = none
 auth service required = none
 auth client required = none
+ms mon client mode = crc secure
 osd pool default size = 1
 osd pool default min size = 1
 osd pool default pg num = 8
