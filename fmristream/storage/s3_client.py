@@ -11,6 +11,7 @@ from typing import Any
 
 import s3fs
 from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError, HTTPClientError
+from botocore.parsers import ResponseParserError
 from botocore.session import Session
 from fsspec.asyn import sync_wrapper
 from s3fs.errors import translate_boto_error
@@ -54,6 +55,9 @@ class S3Client(s3fs.S3FileSystem):  # type: ignore[misc]
                     continue
                 said = error.response["Error"].get("Message") or f"{code}, status {status_of(error)}"
                 raise translate_boto_error(error, message=said) from error
+            except ResponseParserError as error:  # a page of whatever stands between
+                if not attempts_left:
+                    raise OSError(errno.EIO, "the answer is not one of S3") from error
             except HTTPClientError as error:  # botocore has tried often enough; s3fs would begin again
                 raise OSError(errno.EIO, str(error)) from error
         raise AssertionError("the last attempt returns or raises")

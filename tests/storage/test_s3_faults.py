@@ -51,8 +51,19 @@ def one_get_each(proxy: Proxy, fault: str, number: int) -> None:
     proxy.choose = lambda request: fault if request.number == number else None
 
 
-@pytest.mark.parametrize("fault", ["503", "503 retry-after", "reset", "lost", "short", "slow", "flip"])
-@pytest.mark.parametrize("verb", ["range", "whole"])
+def heavy(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize(
+    ("verb", "fault"),
+    [
+        *(("range", fault) for fault in ("503", "short")),
+        *(heavy("range", fault) for fault in ("503 retry-after", "reset", "lost", "slow", "flip")),
+        *(("whole", fault) for fault in ("reset", "flip")),
+        *(heavy("whole", fault) for fault in ("503", "503 retry-after", "lost", "short", "slow")),
+    ],
+)
 def test_a_read_that_fails_once_is_read_again(proxy, s3_url, fault, verb):
     store = open_store(s3_url)
     store.put_new("a", DATA)
@@ -76,7 +87,7 @@ def test_a_body_that_falls_silent_is_read_again(proxy, s3_url, monkeypatch):
     assert store.read("a") == DATA
 
 
-@pytest.mark.parametrize("fault", ["503", "503 retry-after", "reset", "lost"])
+@pytest.mark.parametrize("fault", [heavy("503"), heavy("503 retry-after"), heavy("reset"), "lost"])
 @pytest.mark.parametrize(("size", "verb"), [(10, "PUT"), (9 * MIB, "PUT part"), (9 * MIB, "POST complete")])
 def test_a_write_that_fails_once_is_done_once_and_known_as_our_own(proxy, s3_url, fault, size, verb):
     store, data = open_store(s3_url), bytes(size)
@@ -152,7 +163,7 @@ def test_an_upload_that_was_removed_meanwhile_is_an_error_that_says_so(proxy, s3
     assert store.list("runs") == []
 
 
-@pytest.mark.parametrize("fault", ["503", "503 retry-after", "reset"])
+@pytest.mark.parametrize("fault", ["503", heavy("503 retry-after"), heavy("reset")])
 def test_a_server_that_never_answers_well_is_one_error_that_names_the_object(proxy, s3_url, two_attempts, fault):
     store = open_store(s3_url)
     proxy.choose = lambda request: fault
@@ -162,6 +173,16 @@ def test_a_server_that_never_answers_well_is_one_error_that_names_the_object(pro
         with pytest.raises(StorageError, match="x/y"):
             verb()
         assert 2 <= len(proxy.asked) <= 4  # a reset connection is tried once more below all counting
+
+
+def test_an_answer_that_is_not_of_s3_is_asked_for_again(proxy, s3_url):
+    store = open_store(s3_url)
+    store.put_new("runs/a", b"1")
+    proxy.choose = once((200, b"<please> log in"), "LIST")
+    assert store.list("runs") == ["runs/a"]
+    proxy.choose = lambda request: (200, b"<please> log in")
+    with pytest.raises(StorageError, match=f"{s3_url}/runs"):
+        store.list("runs")
 
 
 def test_a_body_that_never_comes_whole_is_an_error_that_names_the_object(proxy, s3_url):
@@ -187,6 +208,7 @@ def test_a_conversion_with_every_twentieth_request_failing_is_the_same_and_costs
     assert contents(s3_url) == contents(f"{s3_url}-quiet")
 
 
+@pytest.mark.full
 def test_a_flipped_bit_in_any_answer_is_found_or_changes_nothing(proxy, s3_url, tmp_path):
     fmristream.convert(write_runs(tmp_path / "in", RUNS, gzipped=False), s3_url, options=OPTIONS)
     proxy.forget()
