@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 Fault = Literal[
     "503",  # asked to come back later, without saying when
     "503 retry-after",
+    "silent",  # the connection stays, no answer comes
     "reset",  # the server never hears of it
     "lost",  # the server does it, nobody hears of that
     "short",  # half a body, then the connection ends
@@ -131,7 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         _, fault = self.proxy.next(self.command, self.path)
-        if fault == "reset":
+        if fault in ("silent", "reset"):
+            time.sleep(self.proxy.stall_s if fault == "silent" else 0)
             self._reset()
         elif isinstance(fault, tuple):
             self._answer(fault[0], [("Content-Type", "application/xml")], fault[1])

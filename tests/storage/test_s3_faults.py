@@ -175,6 +175,18 @@ def test_a_server_that_never_answers_well_is_one_error_that_names_the_object(pro
         assert 2 <= len(proxy.asked) <= 4  # a reset connection is tried once more below all counting
 
 
+def test_a_server_that_accepts_and_never_answers_is_given_up(proxy, s3_url, two_attempts, monkeypatch):
+    monkeypatch.setattr(S3Client, "read_timeout", 0.3)
+    proxy.stall_s = 2.0
+    store = open_store(s3_url)
+    proxy.choose = lambda request: "silent"
+    for verb in (lambda: store.read_range("x/y", 0, 5), lambda: store.put_new("x/y", b"1")):
+        proxy.forget()
+        with pytest.raises(StorageError, match="x/y"):
+            verb()
+        assert 2 <= len(proxy.asked) <= 4
+
+
 def test_an_answer_that_is_not_of_s3_is_asked_for_again(proxy, s3_url):
     store = open_store(s3_url)
     store.put_new("runs/a", b"1")
