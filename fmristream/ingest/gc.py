@@ -5,6 +5,9 @@ version that says "unused objects from before me are removed" (`barrier`), and r
 started before then fails to commit, sees the barrier and does his work again under new names; whoever starts after it
 trusts no record from before. Spaces, whose names are not new each time, go only with whole versions, and a second such
 commit follows. No clock is asked.
+
+Uploads to a bucket that were begun and not completed are listed before the barrier and aborted after it, likewise: the
+conversion that one belongs to would not be able to commit, or was killed.
 """
 
 import secrets
@@ -18,7 +21,7 @@ from fmristream.shards.digest import canonical_json
 from fmristream.shards.generation import FOLDER, Generation, commit, key_of, listed_generations, newest_generation
 from fmristream.shards.spaces import FOLDER as SPACES
 from fmristream.shards.withdrawn import is_withdrawn, last_withdrawal
-from fmristream.storage import Store, open_store
+from fmristream.storage import Store, Unfinished, open_store
 from fmristream.storage.store import is_key
 
 # Where a dataset has objects; nothing else below the root is looked at, let alone removed.
@@ -51,6 +54,8 @@ class GcReport:
     versions_left: int
     generation: int  # the newest version
     receipt: str  # key of the receipt, "" where nothing was removed
+    uploads: int = 0  # that were begun and never completed
+    warnings: tuple[str, ...] = ()
 
 
 def gc(url: str, *, keep: int | None = None, purge: bool = False, dry_run: bool = False) -> GcReport:
@@ -72,8 +77,9 @@ def gc(url: str, *, keep: int | None = None, purge: bool = False, dry_run: bool 
     store = open_store(url)
     for attempts_left in reversed(range(_ATTEMPTS)):
         plan = _Plan.of(store, keep=keep, purge=purge)
-        if dry_run or not plan.keys:
-            return _report(url, plan, newest=None, removed=0, receipt="", dry_run=dry_run)
+        warnings = tuple(_what_remains(store, plan, purge=purge))
+        if dry_run or not (plan.keys or plan.uploads):
+            return _report(url, plan, newest=None, removed=0, receipt="", warnings=warnings, dry_run=dry_run)
         try:
             newest = _commit_barrier(store, plan.newest)
         except ConflictError:
@@ -85,7 +91,7 @@ def gc(url: str, *, keep: int | None = None, purge: bool = False, dry_run: bool 
         if any(key.startswith(f"{SPACES}/") for key in plan.keys):
             # Names of spaces are not new each time: who began after the barrier may count on one that went.
             newest = _commit_barrier_on_top(store)
-        return _report(url, plan, newest=newest, removed=removed, receipt=receipt)
+        return _report(url, plan, newest=newest, removed=removed, receipt=receipt, warnings=warnings)
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -97,11 +103,13 @@ class _Plan:
     kept: tuple[Generation, ...]
     dropped: tuple[Generation, ...]
     keys: tuple[str, ...]  # to remove, versions first: nobody shall open one whose objects are going
+    uploads: tuple[Unfinished, ...]
 
     @classmethod
     def of(cls, store: Store, *, keep: int | None, purge: bool) -> "_Plan":
         folders = FOLDERS if keep is None and not purge else (*FOLDERS, *DROPPED_FOLDERS)
         listed = {key for folder in folders for key in store.list(folder) if is_key(key)}
+        uploads = tuple(one for one in store.unfinished() if one.key.partition("/")[0] in FOLDERS)
         newest = newest_generation(store)
         versions = [one for one in listed_generations(store) if one.number <= newest.number]
         dropped = [
@@ -118,6 +126,7 @@ class _Plan:
             kept=tuple(kept),
             dropped=tuple(dropped),
             keys=(*(key_of(one.number) for one in dropped), *unused),
+            uploads=uploads,
         )
 
 
@@ -175,6 +184,8 @@ def _remove(store: Store, plan: _Plan) -> int:
     needed = {
         file["name"] for space in newest_generation(store).document["spaces"].values() for file in space["objects"]
     }
+    for upload in plan.uploads:
+        store.discard_unfinished(upload)
     return sum(_remove_one(store, key) for key in plan.keys if key not in needed)
 
 
@@ -193,6 +204,24 @@ def _remove_one(store: Store, key: str) -> int:
     raise StorageError(f"{store.name}/{key}: is still there after it was deleted; check the store's permissions")
 
 
+def _what_remains(store: Store, plan: _Plan, *, purge: bool) -> Iterator[str]:
+    """What removing objects does not remove."""
+    if not (plan.keys or purge):
+        return
+    keeps = store.keeps_removed()
+    whose = ", among them those of withdrawn subjects" if purge else ""
+    if keeps:
+        yield (
+            f"{store.name}: the bucket keeps old versions of removed objects{whose}; remove them with the provider's own "
+            "tools, or let a lifecycle rule expire noncurrent versions"
+        )
+    elif keeps is None and purge:
+        yield (
+            f"{store.name}: the store does not say whether it keeps old versions of removed objects; look there, and at "
+            "copies and snapshots"
+        )
+
+
 def _write_receipt(store: Store, newest: Generation, plan: _Plan) -> str:
     """What went, for whoever has to prove it: keys and digests, which tell nothing about anybody."""
     key = f"{RECEIPTS}/{newest.number}.json"
@@ -209,7 +238,14 @@ def _write_receipt(store: Store, newest: Generation, plan: _Plan) -> str:
 
 
 def _report(
-    url: str, plan: _Plan, *, newest: Generation | None, removed: int, receipt: str, dry_run: bool = False
+    url: str,
+    plan: _Plan,
+    *,
+    newest: Generation | None,
+    removed: int,
+    receipt: str,
+    warnings: tuple[str, ...],
+    dry_run: bool = False,
 ) -> GcReport:
     return GcReport(
         url=url,
@@ -227,4 +263,6 @@ def _report(
         versions_left=len(plan.kept) + (0 if newest is None else newest.number - plan.newest.number),
         generation=plan.newest.number if newest is None else newest.number,
         receipt=receipt,
+        uploads=len(plan.uploads),
+        warnings=warnings,
     )

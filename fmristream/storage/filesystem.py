@@ -39,11 +39,11 @@ def filesystem(url: str) -> tuple[Any, str]:
     scheme = scheme_of(without_credentials(url))
     # A remembered listing would hide what other writers did since.
     options: dict[str, Any] = {"use_listings_cache": False}
-    if scheme == "s3":
-        options |= {"default_block_size": PART_BYTES, "default_cache_type": "none"}
     try:
         if scheme in ("http", "https"):
             options["client_kwargs"] = _http_client()
+        if scheme == "s3":
+            return _s3(url, options)
         fs, path = fsspec.core.url_to_fs(f"{scheme}://{url.partition('://')[2]}", **options)
     except ImportError as error:
         extra = _EXTRA_OF.get(scheme, scheme)
@@ -66,6 +66,13 @@ def _http_client() -> dict[str, Any]:
         "timeout": aiohttp.ClientTimeout(total=None, sock_connect=_HTTP_SILENCE_S, sock_read=_HTTP_SILENCE_S),
         "trust_env": True,
     }
+
+
+def _s3(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+    from fmristream.storage.s3_client import S3Client, client_options
+
+    fs = S3Client(**options, **client_options(), default_block_size=PART_BYTES)
+    return fs, str(fs._strip_protocol(f"s3://{url.partition('://')[2]}"))
 
 
 def client_errors() -> tuple[type[Exception], ...]:
