@@ -2,12 +2,15 @@
 
 import io
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from fmristream.catalog.run import Run, StoredArray, StoredFile
 from fmristream.errors import CorruptDataError
@@ -124,9 +127,7 @@ class RunsFile:
         self._data = data
         self._file = _opened(data)
         _require_columns(self._file.schema_arrow, _RUNS)
-        groups = self._file.metadata
-        sizes = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
-        self._first: list[int] = [0, *accumulate(sizes)]
+        self._first = _first_rows(self._file)
         self._made: dict[int, list[Run]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -195,22 +196,63 @@ def encode_arrays(arrays: Sequence[tuple[int, StoredArray]]) -> bytes:
 
 def decode_arrays(data: bytes) -> list[tuple[int, StoredArray]]:
     """Rows of an arrays table, with the row of their run."""
-    table = read_arrays(data)
-    return list(zip(table.column("run_row").to_pylist(), arrays_of(table), strict=True))
+    file = ArraysFile(data)
+    return list(zip(file.run_rows.tolist(), file.all_arrays(), strict=True))
 
 
-def read_arrays(data: bytes) -> pa.Table:
-    """An arrays table as columns."""
-    return _from_parquet(data, _ARRAYS)
+class ArraysFile:
+    """An arrays table that is decoded by row group; what was decoded is kept as columns.
+
+    Raises:
+        CorruptDataError: it is no Parquet, or columns are missing or of other types.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._file = _opened(data)
+        _require_columns(self._file.schema_arrow, _ARRAYS)
+        self._first = _first_rows(self._file)
+        self._groups: dict[int, pa.Table] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArraysFile, (self._data,)
+
+    @cached_property
+    def run_rows(self) -> NDArray[np.int32]:
+        """Row of its run of every array."""
+        values: NDArray[np.int32] = _selected(self._file, _ARRAYS, ["run_row"]).column("run_row").to_numpy()
+        return values
+
+    def file_sizes(self) -> pa.Array:
+        """Size of every object that the table names; nothing else of it is decoded."""
+        lists = (
+            self._file.read(columns=["files.list.element.bytes"], use_threads=False).column("files").combine_chunks()
+        )
+        return lists.flatten().field("bytes")
+
+    def arrays(self, rows: Sequence[int]) -> list[StoredArray]:
+        """The arrays in some rows."""
+        found = []
+        for row in rows:
+            group = bisect_right(self._first, row) - 1
+            if group not in self._groups:
+                self._groups[group] = _selected(self._file, _ARRAYS, _ARRAYS.names, row_group=group)
+            found += _arrays_of(self._groups[group].slice(row - self._first[group], 1))
+        return found
+
+    def all_arrays(self) -> Iterator[StoredArray]:
+        """Every array; nothing is kept."""
+        for group in range(len(self._first) - 1):
+            yield from _arrays_of(_selected(self._file, _ARRAYS, _ARRAYS.names, row_group=group))
 
 
-def read_file_sizes(data: bytes) -> pa.Array:
-    """Size of every object that an arrays table names; nothing else of it is decoded."""
-    lists = _opened(data).read(columns=["files.list.element.bytes"], use_threads=False).column("files").combine_chunks()
-    return lists.flatten().field("bytes")
+def _first_rows(file: pq.ParquetFile) -> list[int]:
+    """The first row of each row group, and the number of rows."""
+    sizes = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+    return [0, *accumulate(sizes)]
 
 
-def arrays_of(table: pa.Table) -> list[StoredArray]:
+def _arrays_of(table: pa.Table) -> list[StoredArray]:
     """The rows of such a table, in its order, without that of their run."""
     found = []
     for row in table.drop_columns(["run_row"]).to_pylist():
@@ -274,6 +316,35 @@ def _files_column(files: Sequence[tuple[StoredFile, ...]]) -> pa.Array:
         fields=list(_FILE),
     )
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs)
+
+
+# What a table of half a million subjects unpacks to; a few kilobytes of Parquet can declare a thousand times as much.
+_MAX_UNPACKED_BYTES = 2**31
+_MAX_CELLS = 200_000_000
+
+
+def read_any_parquet(data: bytes, *, ignored: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
+    """The columns of a table that somebody else made, but those that are `ignored`.
+
+    Raises:
+        CorruptDataError: it is no Parquet, unpacks to too much, or has columns of lists or structures.
+    """
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        unpacked = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
+        if unpacked > _MAX_UNPACKED_BYTES:
+            raise CorruptDataError(f"it unpacks to {unpacked} bytes, at most {_MAX_UNPACKED_BYTES} are read")
+        cells = file.metadata.num_rows * file.metadata.num_columns
+        if cells > _MAX_CELLS or len(set(file.schema_arrow.names)) != len(file.schema_arrow.names):
+            raise CorruptDataError(f"it has {cells} cells (at most {_MAX_CELLS} are read), or two columns of one name")
+        wanted = [field for field in file.schema_arrow if field.name not in ignored]
+        nested = [field.name for field in wanted if pa.types.is_nested(field.type)]
+        if nested:
+            raise CorruptDataError(f"column {nested[0]} holds lists or structures")
+        table = file.read(columns=[field.name for field in wanted], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptDataError(f"not readable as Parquet: {error}") from error
+    return {name: table.column(name).to_pylist() for name in table.column_names}
 
 
 def _column(values: list[str | float | None]) -> pa.Array:

@@ -20,6 +20,7 @@ from fmristream.shards.generation import Generation, commit
 from fmristream.shards.index import encode_block
 from fmristream.shards.segments import Entry, SegmentWriter, kept_segments, put_table
 from fmristream.shards.spaces import Space, space_document, write_space
+from fmristream.shards.withdrawn import is_withdrawn, names_withdrawn
 from fmristream.storage import Store
 
 # What a generation says that later ones carry on.
@@ -77,7 +78,7 @@ def run_row(converted: Converted, *, split: str) -> Run:
         echo=source.echo,
         space=converted.surveyed.space,
         split=split,
-        group=source.subject,
+        group=source.group or source.subject,
         frames=header.frames,
         tr_s=converted.surveyed.tr_s,
         shape=header.shape,
@@ -152,7 +153,7 @@ def _new_segment(store: Store, rows: Sequence[tuple[Run, Converted]]) -> list[En
         return []
     with SegmentWriter(store) as writer:
         for run, one in rows:
-            block = encode_block(np.frombuffer(one.finished.lengths, dtype="<u4").tolist())
+            block = encode_block(np.frombuffer(one.finished.lengths, dtype="<u4"))
             writer.add(run, one.finished.arrays, block)
         return [writer.finish()]
 
@@ -191,19 +192,26 @@ def _skipped(base: Dataset | None, addition: Addition, converted: set[str]) -> l
     """What was left out before and is not there now, and what was left out this time."""
     now = {one.name: one.reason for one in addition.quarantined}
     before = {} if base is None else dict(base.skipped)
-    return [(name, reason) for name, reason in {**before, **now}.items() if name not in converted]
+    rows = [(name, reason) for name, reason in {**before, **now}.items() if name not in converted]
+    if base is None:
+        return rows
+    # A broken file of somebody who was withdrawn must not bring his label back.
+    return [row for row in rows if not names_withdrawn(base.generation, " ".join(row))]
 
 
 def _participants(base: Dataset | None, addition: Addition) -> list[Participant]:
     before = () if base is None else base.participants
+    added = [
+        row for row in addition.participants if base is None or not is_withdrawn(base.generation, str(row["subject"]))
+    ]
     numeric = {name for row in before for name, value in row.items() if isinstance(value, float)}
     text = {name for row in before for name, value in row.items() if isinstance(value, str)} - {"subject"}
-    for row in addition.participants:
+    for row in added:
         wrong = [name for name, value in row.items() if isinstance(value, str if name in numeric else float)]
         if wrong := [name for name in wrong if name in numeric | text]:
             raise UsageError(
                 f"the participants column {wrong[0]!r} holds {'numbers' if wrong[0] in numeric else 'text'} in the dataset "
                 "and something else in the source; write it alike in both"
             )
-    rows = {str(row["subject"]): row for row in (*before, *addition.participants)}
+    rows = {str(row["subject"]): row for row in (*before, *added)}
     return list(rows.values())

@@ -1,12 +1,11 @@
 """What a conversion amounts to, in numbers: afterwards from the tables, beforehand as an estimate."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fmristream.catalog.run import UNALIGNED
 from fmristream.catalog.tables import Participant
 from fmristream.ingest.options import ConvertOptions, ConvertReport, Quarantined
 from fmristream.ingest.plan import Survey
@@ -14,6 +13,13 @@ from fmristream.ingest.sources import Listing
 from fmristream.ingest.splitting import split_subjects
 from fmristream.shards.codec import padded_length
 from fmristream.shards.dataset import Dataset
+from fmristream.shards.notes import (
+    ORIGINAL_HEADERS,
+    alignment_warnings,
+    has_original_headers,
+    headers_of,
+    subjects_by_space,
+)
 from fmristream.signal.quantize import LOSSY_CODECS
 
 # For a dry run, where masks are not known yet: the MNI brain's share of the 2 mm grid, and what lossless coding leaves
@@ -28,13 +34,6 @@ FILES_PER_RUN = 9
 FOLDERS_PER_RUN = 9
 
 
-# Beside the other warnings of a conversion, where it was asked for.
-ORIGINAL_HEADERS = (
-    "original NIfTI headers are stored with every byte: descriptions, comments and extensions may name a person, a place "
-    "or a date; read them before the dataset is shared, or convert with --header scrub"
-)
-
-
 def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
     """The report of a dataset, from its tables."""
     runs, document = dataset.runs, dataset.generation.document
@@ -46,7 +45,7 @@ def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
         content_digest=dataset.content_digest,
         generation_digest=dataset.generation_digest,
         runs=len(runs),
-        subjects=len(runs.counts("subject")),
+        subjects=runs.distinct("subject"),
         frames=int(runs.numbers("frames").sum()),
         splits=dict(parts),
         spaces=tuple(sorted(runs.counts("space"))),
@@ -55,7 +54,7 @@ def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
         headers=headers_of(document),
         headers_removed=dict(headers.get("removed", {})),
         warnings=(
-            *alignment_warnings(runs.counts("space", "subject")),
+            *alignment_warnings(subjects_by_space(runs)),
             *([ORIGINAL_HEADERS] if has_original_headers(document) else []),
         ),
     )
@@ -63,7 +62,7 @@ def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
 
 def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions) -> ConvertReport:
     """What a conversion would do, from headers alone."""
-    parts, _ = split_subjects({run.source.subject for run in found.runs}, options)
+    parts, _ = split_subjects((run.source for run in found.runs), options)
     share = 1.0 if options.mask_choice.kind == "none" else TYPICAL_MASK_SHARE
     stored = 0.0
     for run in found.runs:
@@ -88,7 +87,7 @@ def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions)
         warnings=(
             *listing.notes,
             *found.warnings,
-            *alignment_warnings((run.space, run.source.subject) for run in found.runs),
+            *alignment_warnings(Counter(space for space, _ in {(run.space, run.source.subject) for run in found.runs})),
         ),
     )
 
@@ -99,11 +98,6 @@ def _voxel_bytes(dtype: "np.dtype[Any]", options: ConvertOptions) -> float:
     if lossy is not None and lossy.takes(dtype):
         return TYPICAL_CODE_BYTES[options.codec]
     return float(dtype.itemsize) * (1.0 if options.codec == "raw" else TYPICAL_RATIO[dtype.kind])
-
-
-def codec_of(document: Mapping[str, Any]) -> str:
-    """How the frames of a generation are coded; the first releases had one codec and did not record it."""
-    return str(document.get("codec", {}).get("name", document["parameters"]["codec"]))
 
 
 def codec_record(
@@ -131,16 +125,6 @@ def codec_record(
 def headers_mode(options: ConvertOptions) -> str:
     """What will be stored of NIfTI headers: nothing, what is left of them, or all."""
     return "none" if options.layout == "voxels" else options.header
-
-
-def headers_of(document: Mapping[str, Any]) -> str:
-    """The same of a generation; releases that stored no headers recorded nothing."""
-    return str(document.get("headers", {}).get("mode", "none"))
-
-
-def has_original_headers(document: Mapping[str, Any]) -> bool:
-    """Whether a generation holds NIfTI headers with every byte."""
-    return bool(document.get("headers", {}).get("contains_original_headers"))
 
 
 def headers_record(
@@ -175,23 +159,3 @@ def participant_warnings(participants: Sequence[Participant], subjects: set[str]
 def not_chosen(listing: Listing) -> tuple[Quarantined, ...]:
     """Files that are left out on purpose, and which choice left them out."""
     return tuple(Quarantined(name=file.key, reason=file.reason) for file in listing.skipped if file.by_choice)
-
-
-def alignment_warnings(runs: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """What to know before training on runs given as (space label, subject)."""
-    subjects = defaultdict(set)
-    for space, subject in runs:
-        subjects[space].add(subject)
-    warnings = []
-    unaligned = {space: len(who) for space, who in subjects.items() if space in UNALIGNED and len(who) > 1}
-    if unaligned:
-        shown = ", ".join(f"{space or 'unknown'} ({count} subjects)" for space, count in sorted(unaligned.items()))
-        warnings.append(
-            f"voxels of different subjects do not correspond: space {shown}; convert normalised derivatives, or give "
-            "--space NAME if you know that all runs are in one template; training refuses to mix them"
-        )
-    if len(subjects) > 1:
-        warnings.append(
-            f"runs are in {len(subjects)} spaces ({', '.join(sorted(subjects))}); training takes one at a time"
-        )
-    return tuple(warnings)

@@ -26,13 +26,22 @@ def require_readable_mask(options: ConvertOptions) -> None:
 
 
 def require_writable(store: Store) -> None:
-    """Write, claim twice and remove a small object: the store takes objects, and a name only once.
+    """The target is ours to fill; the store takes objects, and a name only once.
 
     Raises:
         UsageError: the target is a folder that holds other things, the source itself perhaps.
         StorageError: it cannot be written, or overwrites what is there.
     """
     _refuse_other_things(store)
+    require_exclusive(store)
+
+
+def require_exclusive(store: Store) -> None:
+    """Write, claim twice and remove a small object.
+
+    Raises:
+        StorageError: the store cannot be written, or overwrites what is there.
+    """
     key = f"tmp/probe-{secrets.token_hex(8)}"
     try:
         store.put_new(key, b"probe")

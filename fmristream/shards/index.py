@@ -9,6 +9,7 @@ of each in their place: its checksum; where lengths may be equal by chance, both
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ class ByteRange:
     lengths: tuple[int, ...]
 
 
-def encode_block(lengths: Sequence[int]) -> bytes:
+def encode_block(lengths: Sequence[int] | NDArray[np.unsignedinteger[Any]]) -> bytes:
     """The index block of one array."""
     data = np.asarray(lengths, dtype="<u4").tobytes()
     return data + codec.checksum(data)

@@ -116,3 +116,11 @@ def test_warnings_are_part_of_the_report(tmp_path, capsys):
     source = write_runs(tmp_path / "source", runs, sform_code=1)
     assert main(["convert", str(source), str(tmp_path / "d"), *WHOLE]) == 0
     assert "voxels of different subjects do not correspond" in capsys.readouterr().out
+
+
+def test_the_help_names_every_kind_that_is_known(capsys):
+    from fmristream.ingest.sources.collection import known_collections
+
+    assert main(["convert", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(kind in shown.replace("- ", "-") for kind in ("bids", "folder", *known_collections()))

@@ -9,6 +9,7 @@ import pytest
 import fmristream
 from fmristream.errors import ConflictError, UsageError
 from fmristream.ingest.options import ConvertOptions
+from fmristream.ingest.sources import Phenotypes
 from fmristream.shards import segments
 from fmristream.storage import open_store
 from tests.ingest.cohorts import bold, contents, convert, stored, write_runs
@@ -109,6 +110,27 @@ def test_nobody_changes_sides_when_others_join(tmp_path, memory_url, split):
     assert convert(source, memory_url, update="new", **options).already_there
 
 
+@pytest.mark.parametrize("split", ["hash", "exact"])
+def test_a_new_member_of_a_family_joins_its_part(tmp_path, memory_url, split):
+    def family(numbers: range) -> str:
+        """Three members of each of eight families."""
+        source = write_runs(
+            tmp_path / "in", {f"sub-{n:02}_bold": bold(seed=n, shape=(2, 3, 2, 2)) for n in numbers}, gzipped=False
+        )
+        rows = "".join(f"sub-{n:02}\tf{n % 8}\n" for n in range(24) if n in numbers or n < 16)
+        (tmp_path / "in" / "participants.tsv").write_text("participant_id\tfamily\n" + rows)
+        return source
+
+    options = {"split": split, "split_ratios": (0.5, 0.25, 0.25), "phenotypes": Phenotypes(group_by="family")}
+    convert(family(range(16)), memory_url, **options)
+    before = {run.subject: run.split for run in fmristream.open(memory_url).runs}
+    assert convert(family(range(16, 24)), memory_url, update="new", **options).added == 8
+    found = fmristream.open(memory_url).runs
+    assert {run.subject: run.split for run in found if run.subject in before} == before
+    assert {run.split for run in found} == {"train", "val", "test"}
+    assert len({(run.group, run.split) for run in found}) == 8
+
+
 def test_a_file_that_was_quarantined_and_is_repaired_joins(tmp_path, memory_url):
     source = write_runs(tmp_path / "in", FIRST)
     (tmp_path / "in" / "sub-0_bold.nii.gz").write_bytes(b"\x1f\x8bnonsense")
@@ -164,6 +186,25 @@ def test_updates_of_different_runs_at_the_same_time_all_get_in(tmp_path, dataset
     assert found.generation.number == 5
     write_runs(tmp_path / "first", {f"sub-1{n}_bold": bold(seed=n, shape=(3, 4, 3, 2)) for n in range(4)})
     assert found.content_digest == alone(str(tmp_path / "first"), dataset_url)
+
+
+def test_who_commits_first_leaves_the_records_of_others_alone(tmp_path, dataset_url):
+    convert(write_runs(tmp_path / "first", FIRST), dataset_url)
+    ours = write_runs(tmp_path / "ours", MORE)
+    theirs = write_runs(tmp_path / "theirs", {"sub-9_bold": bold(seed=9, shape=(3, 4, 3, 2))})
+
+    def stop(now):
+        if now.stage == "converting" and now.runs_done == 1:
+            raise KeyboardInterrupt
+
+    options = ConvertOptions(mask="none", split="none", update="new")
+    with pytest.raises(KeyboardInterrupt):
+        fmristream.convert(ours, dataset_url, options=options, progress=stop)
+    assert convert(theirs, dataset_url, update="new").added == 1
+    assert convert(theirs, dataset_url, update="new").already_there
+    report = convert(ours, dataset_url, update="new")
+    assert (report.added, report.resumed) == (2, 1)
+    assert not open_store(dataset_url).list("pending")
 
 
 def test_two_versions_of_one_run_at_the_same_time_do_not_overwrite_each_other(tmp_path, dataset_url):
