@@ -284,3 +284,17 @@ def test_an_older_version_opens_by_its_digest_and_a_late_hint_harms_nobody(tmp_p
     store = open_store(memory_url)
     repair_hint(store, 1)  # of a writer that stalled after its commit, which is gone by now
     assert fmristream.open(memory_url).content_digest == second.content_digest
+
+
+def test_two_first_conversions_with_other_options_do_not_end_in_one_dataset(tmp_path, memory_url):
+    source = write_runs(tmp_path / "in", FIRST)
+    theirs = []
+
+    def overtake(now):
+        if now.stage == "converting" and now.runs_done == 1 and not theirs:
+            theirs.append(convert(source, memory_url))
+
+    options = ConvertOptions(mask="none", split="none", layout="volume", tr_s=3.0, update="new")
+    with pytest.raises(ConflictError, match="another tr and another layout"):
+        fmristream.convert(source, memory_url, options=options, progress=overtake)
+    assert fmristream.open(memory_url).content_digest == theirs[0].content_digest
