@@ -11,6 +11,7 @@ from fmristream.errors import ConflictError, UsageError
 from fmristream.ingest.options import ConvertOptions
 from fmristream.ingest.sources import Phenotypes
 from fmristream.shards import segments
+from fmristream.shards.generation import repair_hint
 from fmristream.storage import open_store
 from tests.ingest.cohorts import bold, contents, convert, stored, write_runs
 
@@ -257,3 +258,43 @@ def test_nothing_that_was_replaced_by_an_update_is_lost_from_the_store(tmp_path,
         key: data for key, data in before.items() if key != "dataset.json"
     }
     assert open_store(memory_url).list("pending") == []
+
+
+def test_a_new_broken_file_is_told_whatever_is_asked(tmp_path, memory_url):
+    source = write_runs(tmp_path / "in", FIRST)
+    convert(source, memory_url)
+    (tmp_path / "in" / "sub-9_bold.nii.gz").write_bytes(b"\x1f\x8bnonsense")
+    report = convert(source, memory_url)
+    assert ([one.name for one in report.quarantined], report.exit_code) == (["sub-9_bold"], 3)
+    assert convert(source, memory_url, update="new").exit_code == 3
+    assert [name for name, _ in fmristream.open(memory_url).skipped] == ["sub-9_bold"]
+    number = fmristream.open(memory_url).generation.number
+    assert convert(source, memory_url, update="new").exit_code == 3
+    assert fmristream.open(memory_url).generation.number == number, "nothing is new about it"
+
+
+def test_an_older_version_opens_by_its_digest_and_a_late_hint_harms_nobody(tmp_path, memory_url):
+    source = write_runs(tmp_path / "in", FIRST)
+    first = convert(source, memory_url)
+    write_runs(tmp_path / "in", MORE)
+    second = convert(source, memory_url, update="new")
+    for digest in (first.generation_digest, first.content_digest[:16]):
+        assert len(fmristream.open(memory_url, digest=digest).runs) == 2
+    fmristream.gc(memory_url, keep=1)
+    store = open_store(memory_url)
+    repair_hint(store, 1)  # of a writer that stalled after its commit, which is gone by now
+    assert fmristream.open(memory_url).content_digest == second.content_digest
+
+
+def test_two_first_conversions_with_other_options_do_not_end_in_one_dataset(tmp_path, memory_url):
+    source = write_runs(tmp_path / "in", FIRST)
+    theirs = []
+
+    def overtake(now):
+        if now.stage == "converting" and now.runs_done == 1 and not theirs:
+            theirs.append(convert(source, memory_url))
+
+    options = ConvertOptions(mask="none", split="none", layout="volume", tr_s=3.0, update="new")
+    with pytest.raises(ConflictError, match="another tr and another layout"):
+        fmristream.convert(source, memory_url, options=options, progress=overtake)
+    assert fmristream.open(memory_url).content_digest == theirs[0].content_digest

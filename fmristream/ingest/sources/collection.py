@@ -18,7 +18,7 @@ The files of `collections/` describe those that are known; `--kind path/to/my.to
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -185,11 +185,25 @@ def _texts_by_name(values: Mapping[str, Any]) -> dict[str, str]:
     return {name: _text(value) for name, value in values.items()}
 
 
-def recognised(paths: Iterable[str], *, layout: str) -> list[Collection]:
-    """The known collections of this layout to which at least one path belongs."""
-    paths = list(paths)
-    known = (one for one in known_collections().values() if one.layout == layout)
-    return [one for one in known if any(_belongs(one, path) for path in paths)]
+def recognised(keys: Sequence[str], *, layout: str, as_path: Callable[[str], str] = str) -> list[Collection]:
+    """The known collections of this layout that images form.
+
+    At least half of the folders at the top must hold a run of it: a folder of this and that, one part of which is laid out
+    like a collection, is none, and taking it for one would leave out the rest.
+
+    Args:
+        keys: relative paths of the images.
+        layout: of the collections to think of.
+        as_path: from a key to the path that patterns are matched with.
+    """
+    folders = {key.partition("/")[0] for key in keys}
+    found = []
+    for collection in known_collections().values():
+        if collection.layout == layout:
+            within = {key.partition("/")[0] for key in keys if _belongs(collection, as_path(key))}
+            if within and 2 * len(within) >= len(folders):
+                found.append(collection)
+    return found
 
 
 def _belongs(collection: Collection, path: str) -> bool:

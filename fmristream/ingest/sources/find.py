@@ -118,7 +118,7 @@ def _recognised(
         images = [key for key in (inner if is_plain_bids else keys) if imaging_suffix(key)]
         candidates = recognised(images, layout="bids" if is_plain_bids else "paths")
         if not candidates and not is_plain_bids:
-            candidates = recognised((qualified(place.root, key) for key in images), layout="paths")
+            candidates = recognised(images, layout="paths", as_path=lambda key: qualified(place.root, key))
         if len(candidates) > 1:
             names = ", ".join(one.kind for one in candidates)
             raise UsageError(f"{display_url(place.root)}: may be {names}; say which with --kind")
