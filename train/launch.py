@@ -160,14 +160,17 @@ class WithBystander(nn.Module):
 
 @dataclass(kw_only=True)
 class StopRequest:
-    """Whether somebody asked this process to end."""
+    """Whether somebody asked this process, or another rank, to end."""
 
     is_asked: bool = False
 
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[StopRequest]:
-    """SIGTERM (a scheduler's preemption, torchrun's end) asks for a checkpoint and an orderly end."""
+    """SIGTERM (a scheduler's preemption, torchrun's end) asks for a checkpoint and an orderly end.
+
+    Who was asked, or knows from another rank, is ending: a SIGTERM that comes later still must not turn that into a failure.
+    """
     stop = StopRequest()
 
     def ask(number: int, frame: Any) -> None:
@@ -177,7 +180,7 @@ def stop_on_sigterm() -> Iterator[StopRequest]:
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if stop.is_asked else before)
 
 
 def _leave_group() -> None:

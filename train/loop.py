@@ -119,6 +119,7 @@ def fit(run: Run, stop: StopRequest) -> bool:
         if run.step == plan.steps or run.step % plan.checkpoint_every == 0 or facts.stopping:
             save(run)
         if facts.stopping and run.step < plan.steps:
+            stop.is_asked = True  # wherever the signal came
             return False
     return True
 

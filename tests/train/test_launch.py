@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.launch import join_world, local_device_count
+from train.launch import join_world, local_device_count, stop_on_sigterm
 from train.main import main
 
 RANKS = Path(__file__).with_name("ranks.py")
@@ -154,3 +154,16 @@ def test_nproc_starts_the_processes_and_gives_back_their_exit_status(cohort, tmp
     assert "train [rank " in done.stderr
     assert "no column 'shoe size'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("was_asked", [True, False])
+def test_who_is_ending_after_a_sigterm_is_not_killed_by_another(was_asked):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with stop_on_sigterm() as stop:
+            if was_asked:
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.is_asked is was_asked
+        assert signal.getsignal(signal.SIGTERM) == (signal.SIG_IGN if was_asked else before)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -138,7 +138,7 @@ def test_killed_stopped_and_resumed_on_other_worlds_every_window_counts_once_per
     for rank in psutil.Process(crashed.pid).children():
         rank.terminate()
     said = crashed.communicate(timeout=60)[0].decode()
-    assert crashed.returncode == 0
+    assert crashed.returncode == 0, said + (tmp_path / "said-1.txt").read_text()
     assert "the same command goes on" in said
     assert checkpoint_steps(out / "checkpoints")[0] == read_history(out / "log.jsonl").steps[-1]["step"] < STEPS
 
