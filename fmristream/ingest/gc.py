@@ -10,12 +10,20 @@ Uploads to a bucket that were begun and not completed are listed before the barr
 conversion that one belongs to would not be able to commit, or was killed.
 """
 
+import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fmristream.errors import ConflictError, ObjectMissingError, StorageError, UsageError
+from fmristream.errors import (
+    ConflictError,
+    CorruptDataError,
+    ObjectExistsError,
+    ObjectMissingError,
+    StorageError,
+    UsageError,
+)
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import canonical_json
 from fmristream.shards.generation import FOLDER, Generation, commit, key_of, listed_generations, newest_generation
@@ -64,7 +72,8 @@ def gc(url: str, *, keep: int | None = None, purge: bool = False, dry_run: bool 
     Args:
         url: the dataset.
         keep: how many versions stay, the newest ones; None for all.
-        purge: older versions that name a withdrawn subject go, with every object that only they name.
+        purge: older versions that name a withdrawn subject go, with every object that only they name; so do those from
+            before the last withdrawal that can no longer be read.
         dry_run: say what would be done, remove nothing.
 
     Raises:
@@ -87,10 +96,12 @@ def gc(url: str, *, keep: int | None = None, purge: bool = False, dry_run: bool 
                 raise
             continue
         receipt = _write_receipt(store, newest, plan)  # before anything goes: it says what was to go
+        spaces = {key: store.read(key) for key in plan.keys if key.startswith(f"{SPACES}/")}
         removed = _remove(store, plan)
-        if any(key.startswith(f"{SPACES}/") for key in plan.keys):
+        if spaces:
             # Names of spaces are not new each time: who began after the barrier may count on one that went.
             newest = _commit_barrier_on_top(store)
+            _put_back(store, spaces, newest)  # who committed in between may name one, nobody after this barrier does
         return _report(url, plan, newest=newest, removed=removed, receipt=receipt, warnings=warnings)
     raise AssertionError("the last attempt returns or raises")
 
@@ -132,13 +143,19 @@ class _Plan:
 
 def _names_withdrawn(store: Store, version: Generation, newest: Generation) -> bool:
     """Whether a version names a subject that the newest one says is withdrawn, or may do so."""
+    is_older = version.number < last_withdrawal(newest)
     dataset = Dataset(store.name, store, version)
-    labels = {*dataset.runs.column("subject"), *(str(row["subject"]) for row in dataset.participants)}
+    try:
+        labels = {*dataset.runs.column("subject"), *(str(row["subject"]) for row in dataset.participants)}
+        skipped = set(dataset.skipped)
+    except (CorruptDataError, ObjectMissingError):
+        if is_older:
+            return True  # nobody can tell, and nobody can use it
+        raise
     if any(is_withdrawn(newest, label) for label in labels):
         return True
     # Names of files that were left out hold labels in any form: rows that are gone may be those of a withdrawn subject.
-    is_older = version.number < last_withdrawal(newest)
-    return is_older and not set(dataset.skipped) <= set(Dataset(store.name, store, newest).skipped)
+    return is_older and not skipped <= set(Dataset(store.name, store, newest).skipped)
 
 
 def _keys_of(store: Store, version: Generation) -> Iterator[str]:
@@ -179,11 +196,20 @@ def _commit_barrier_on_top(store: Store) -> Generation:
     raise AssertionError("the last attempt returns or raises")
 
 
+def _named_spaces(version: Generation) -> set[str]:
+    """Keys of the spaces' objects that a version names."""
+    return {file["name"] for space in version.document["spaces"].values() for file in space["objects"]}
+
+
+def _put_back(store: Store, spaces: Mapping[str, bytes], newest: Generation) -> None:
+    for key in sorted(_named_spaces(newest) & set(spaces)):
+        with contextlib.suppress(ObjectExistsError):  # it was not removed, or whoever names it wrote it again
+            store.put_new(key, spaces[key])
+
+
 def _remove(store: Store, plan: _Plan) -> int:
     """Remove what was planned, but spaces that a version names by now; returns the size."""
-    needed = {
-        file["name"] for space in newest_generation(store).document["spaces"].values() for file in space["objects"]
-    }
+    needed = _named_spaces(newest_generation(store))
     for upload in plan.uploads:
         store.discard_unfinished(upload)
     return sum(_remove_one(store, key) for key in plan.keys if key not in needed)

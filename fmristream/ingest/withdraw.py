@@ -12,7 +12,7 @@ from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import content_digest
 from fmristream.shards.generation import Generation, commit, listed_generations, newest_generation
 from fmristream.shards.segments import kept_segments
-from fmristream.shards.withdrawn import with_withdrawn
+from fmristream.shards.withdrawn import is_withdrawn, with_withdrawn
 from fmristream.storage import open_store
 
 # How often a version that another writer committed first is taken as the new start.
@@ -49,7 +49,7 @@ def withdraw(url: str, subjects: Iterable[str], *, dry_run: bool = False) -> Wit
         dry_run: say what would be done, write nothing.
 
     Raises:
-        UsageError: a subject is not in the dataset.
+        UsageError: a subject is not in the dataset and was not withdrawn before, which changes nothing.
         StorageError: the store failed, or cannot be written; nothing is half done.
     """
     wanted = tuple(sorted({subject.removeprefix("sub-") for subject in subjects}))
@@ -61,6 +61,8 @@ def withdraw(url: str, subjects: Iterable[str], *, dry_run: bool = False) -> Wit
         leaving = _Leaving.of(base, wanted)
         if dry_run:
             return _report(base, leaving, None, ())
+        if leaving.is_done(base):
+            return _report(base, leaving, base.generation, tuple(one.digest for one in listed_generations(store)[1:]))
         older = tuple(one.digest for one in listed_generations(store))
         try:
             return _report(base, leaving, _commit_without(base, leaving), older)
@@ -93,11 +95,17 @@ class _Leaving:
         )
         held = {*base.runs.column("subject"), *(str(row["subject"]) for row in base.participants)}
         for subject in subjects:
-            if subject not in held and not any(_names_one_of(row, [subject]) for row in base.skipped):
+            is_named = subject in held or any(_names_one_of(row, [subject]) for row in base.skipped)
+            if not is_named and not is_withdrawn(base.generation, subject):
                 raise UsageError(
                     f"{base.store.name}: no subject is called {subject!r}; `fmristream info --runs` lists the labels"
                 )
         return leaving
+
+    def is_done(self, base: Dataset) -> bool:
+        """Whether all of them were withdrawn before."""
+        stay = (len(self.participants), len(self.skipped)) == (len(base.participants), len(base.skipped))
+        return not self.runs and stay and all(is_withdrawn(base.generation, subject) for subject in self.subjects)
 
 
 def _names_one_of(row: tuple[str, str], subjects: Sequence[str]) -> bool:

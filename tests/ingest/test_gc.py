@@ -8,6 +8,7 @@ import pytest
 import fmristream
 from fmristream.cli.main import main
 from fmristream.errors import ConflictError, FormatError, UsageError
+from fmristream.ingest import commit as commit_module
 from fmristream.ingest import gc as gc_module
 from fmristream.ingest.convert import convert_into
 from fmristream.ingest.options import ConvertOptions
@@ -84,6 +85,33 @@ def test_a_conversion_that_runs_meanwhile_is_not_robbed(tmp_path, dataset_url):
     report = convert(source, dataset_url, update="new")
     assert (report.added, report.resumed) == (3, 0), "what was recorded before is not trusted"
     assert verify(dataset_url, deep=True, against=source, space="MNI").is_sound
+
+
+def test_a_space_that_a_conversion_counts_on_while_it_is_removed_comes_back(tmp_path, dataset_url, monkeypatch):
+    old, new = bold(shape=(3, 4, 3, 3)), bold(shape=(4, 4, 3, 3))
+    source = write_runs(tmp_path / "in", {"sub-1_bold": old})
+    convert(source, dataset_url)
+    write_runs(tmp_path / "in", {"sub-1_bold": new})
+    convert(source, dataset_url, update="all")
+    write_runs(tmp_path / "in", {"sub-2_bold": old})
+    removed, commit = gc_module._remove, commit_module.commit
+
+    def commit_late(store, **rest):
+        removed(store, plans.pop())  # between the look for its space and the commit
+        return commit(store, **rest)
+
+    def remove(store, plan):
+        plans.append(plan)
+        monkeypatch.setattr(commit_module, "commit", commit_late)
+        convert(source, dataset_url, update="new")
+        return 0
+
+    plans: list[object] = []
+    monkeypatch.setattr(gc_module, "_remove", remove)
+    report = fmristream.gc(dataset_url, keep=1)
+    assert any(key.startswith("spaces/") for key in json.loads(open_store(dataset_url).read(report.receipt))["objects"])
+    assert len(fmristream.open(dataset_url).runs) == 2
+    assert verify(dataset_url, deep=True).is_sound
 
 
 def test_a_first_conversion_that_nobody_committed_yet_is_left_alone(tmp_path, dataset_url):

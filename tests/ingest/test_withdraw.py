@@ -101,6 +101,26 @@ def test_a_withdrawal_can_be_tried_and_names_who_is_not_there(tmp_path, memory_u
         fmristream.withdraw(f"{memory_url}-nothing", ["ben"])
 
 
+def test_a_withdrawal_that_is_done_changes_nothing(tmp_path, memory_url):
+    convert(bids(tmp_path / "in"), memory_url)
+    first = fmristream.withdraw(memory_url, ["ben"])
+    before = stored(memory_url)
+    again = fmristream.withdraw(memory_url, ["ben"])
+    assert stored(memory_url) == before
+    assert (again.generation, again.generation_digest, again.runs) == (first.generation, first.generation_digest, 0)
+    assert again.older == first.older
+
+
+def test_an_older_version_that_nobody_can_read_goes_with_a_purge(tmp_path, memory_url):
+    convert(bids(tmp_path / "in"), memory_url)
+    old = fmristream.open(memory_url).generation
+    fmristream.withdraw(memory_url, ["ben"])
+    open_store(memory_url).delete(old.document["participants"]["key"])
+    report = fmristream.gc(memory_url, purge=True)
+    assert [one.generation_digest for one in report.versions] == [old.digest]
+    assert verify(memory_url, deep=True).is_sound
+
+
 def test_everybody_may_withdraw(tmp_path, memory_url):
     convert(bids(tmp_path / "in"), memory_url)
     report = fmristream.withdraw(memory_url, ["ann", "ben", "cid", "dot"])
