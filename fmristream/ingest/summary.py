@@ -16,6 +16,7 @@ from fmristream.shards.dataset import Dataset
 from fmristream.shards.notes import (
     ORIGINAL_HEADERS,
     alignment_warnings,
+    copy_warnings,
     has_original_headers,
     headers_of,
     subjects_by_space,
@@ -55,6 +56,7 @@ def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
         headers_removed=dict(headers.get("removed", {})),
         warnings=(
             *alignment_warnings(subjects_by_space(runs)),
+            *copy_warnings(runs),
             *([ORIGINAL_HEADERS] if has_original_headers(document) else []),
         ),
     )

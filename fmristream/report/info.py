@@ -18,6 +18,7 @@ from fmristream.shards.notes import (
     ORIGINAL_HEADERS,
     alignment_warnings,
     codec_of,
+    copy_warnings,
     has_original_headers,
     headers_of,
     subjects_by_space,
@@ -236,7 +237,7 @@ def _labels(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def _warnings(runs: RunTable) -> tuple[str, ...]:
-    warnings = list(alignment_warnings(subjects_by_space(runs)))
+    warnings = [*alignment_warnings(subjects_by_space(runs)), *copy_warnings(runs)]
     for what, chosen in {
         "have no repetition time": np.isnan(runs.numbers("tr_s")),
         "hold values that are NaN or infinite": runs.numbers("nonfinite") > 0,

@@ -1,6 +1,6 @@
 """What people should know of a dataset before they use it or pass it on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmristream.catalog.run import UNALIGNED
@@ -43,6 +43,31 @@ def alignment_warnings(subjects: Mapping[str, int]) -> tuple[str, ...]:
             f"runs are in {len(subjects)} spaces ({', '.join(sorted(subjects))}); training takes one at a time"
         )
     return tuple(warnings)
+
+
+def copy_warnings(runs: RunTable) -> tuple[str, ...]:
+    """Which runs hold the very data of another run, and whether these are said to be two people's."""
+    names, subjects = runs.column("name"), runs.column("subject")
+    groups = runs.alike("digest")
+    between = [group for group in groups if len({subjects[row] for row in group}) > 1]
+    within = [group for group in groups if group not in between]
+    warnings = []
+    if between:
+        warnings.append(
+            f"{sum(map(len, between))} runs hold the same data under different subjects, so that one person may stand in two "
+            f"parts of a split: {_shown(between, names)}; find out whose they are and withdraw the other subject"
+        )
+    if within:
+        warnings.append(
+            f"{sum(map(len, within))} runs of the same subjects hold the same data and count twice: {_shown(within, names)}; "
+            "was a file of the source renamed?"
+        )
+    return tuple(warnings)
+
+
+def _shown(groups: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    shown = "; ".join(" = ".join(names[row] for row in group) for group in groups[:3])
+    return f"{shown} and {len(groups) - 3} more" if len(groups) > 3 else shown
 
 
 def codec_of(document: Mapping[str, Any]) -> str:

@@ -7,10 +7,11 @@ and what either gave up on is final.
 
 import asyncio
 import errno
+import os
 from typing import Any
 
 import s3fs
-from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError, HTTPClientError
+from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError, HTTPClientError, NoCredentialsError
 from botocore.parsers import ResponseParserError
 from botocore.session import Session
 from fsspec.asyn import sync_wrapper
@@ -60,6 +61,8 @@ class S3Client(s3fs.S3FileSystem):  # type: ignore[misc]
                     raise OSError(errno.EIO, "the answer is not one of S3") from error
             except HTTPClientError as error:  # botocore has tried often enough; s3fs would begin again
                 raise OSError(errno.EIO, str(error)) from error
+            except NoCredentialsError as error:
+                raise OSError(errno.EACCES, f"{error}; for a public bucket set AWS_NO_SIGN_REQUEST=YES") from error
         raise AssertionError("the last attempt returns or raises")
 
     call_s3 = sync_wrapper(_call_s3)
@@ -89,6 +92,8 @@ def client_options() -> dict[str, Any]:
     except BotoCoreError as error:  # a profile that is not there
         raise OSError(errno.EINVAL, str(error)) from error
     return {
+        # As GDAL and others have it: public buckets, for people without keys.
+        "anon": os.environ.get("AWS_NO_SIGN_REQUEST", "").lower() in ("yes", "true", "on", "1"),
         "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": chosen or CALL_ATTEMPTS}},
         "default_cache_type": "none",
         # s3fs asks for the size of whatever it might read in parallel pieces: twice the requests for all small objects.

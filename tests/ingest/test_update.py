@@ -10,6 +10,7 @@ import fmristream
 from fmristream.errors import ConflictError, UsageError
 from fmristream.ingest.options import ConvertOptions
 from fmristream.ingest.sources import Phenotypes
+from fmristream.report.info import describe
 from fmristream.shards import segments
 from fmristream.shards.generation import repair_hint
 from fmristream.storage import open_store
@@ -298,3 +299,25 @@ def test_two_first_conversions_with_other_options_do_not_end_in_one_dataset(tmp_
     with pytest.raises(ConflictError, match="another tr and another layout"):
         fmristream.convert(source, memory_url, options=options, progress=overtake)
     assert fmristream.open(memory_url).content_digest == theirs[0].content_digest
+
+
+def test_the_same_data_under_two_names_is_told(tmp_path, memory_url):
+    first, second = bold(shape=(3, 4, 3, 3)), bold(seed=1, shape=(3, 4, 3, 3))
+    source = write_runs(
+        tmp_path / "in",
+        {"sub-1_bold": first, "sub-2_bold": second, "sub-3_run-1_bold": first, "sub-2_run-9_bold": second},
+    )
+    report = convert(source, memory_url)
+    told = {line.partition(":")[0]: line for line in report.warnings if "the same data" in line}
+    assert len(told) == 2
+    assert any("2 runs hold the same data under different subjects" in line for line in told.values())
+    assert any(line.count(" = ") == 1 and "sub-1_bold = sub-3_run-1_bold" in line for line in told.values())
+    assert any(
+        "2 runs of the same subjects" in line and "sub-2_bold = sub-2_run-9_bold" in line for line in told.values()
+    )
+    assert set(told.values()) <= set(describe(fmristream.open(memory_url)).warnings)
+
+
+def test_no_two_runs_alike_is_not_worth_a_word(tmp_path, memory_url):
+    runs = {f"sub-{n}_bold": bold(seed=n, shape=(3, 4, 3, 3)) for n in range(3)}
+    assert not any("same data" in line for line in convert(write_runs(tmp_path / "in", runs), memory_url).warnings)

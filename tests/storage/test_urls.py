@@ -1,7 +1,9 @@
 """URLs: what is opened, what is refused, and that nothing secret is ever shown."""
 
+import contextlib
 import os
 
+import boto3
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -131,8 +133,27 @@ def test_missing_credentials_are_our_error(monkeypatch, tmp_path, s3_endpoint):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     S3Client.clear_instance_cache()
-    with pytest.raises(FmriStreamError, match="credentials"):
+    with pytest.raises(FmriStreamError, match=r"credentials.*AWS_NO_SIGN_REQUEST"):
         open_store("s3://bucket/data").read("a")
+    S3Client.clear_instance_cache()
+
+
+def test_public_buckets_need_no_credentials(monkeypatch, tmp_path, s3_url):
+    from fmristream.storage.s3_client import S3Client
+
+    bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
+    with contextlib.closing(boto3.client("s3")) as client:
+        client.put_object(Bucket=bucket, Key=f"{prefix}/a", Body=b"everybody's", ACL="public-read")
+        client.put_object(Bucket=bucket, Key=f"{prefix}/b", Body=b"ours")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    S3Client.clear_instance_cache()
+    store = open_store(s3_url)
+    assert store.read("a") == b"everybody's"
+    with pytest.raises(FmriStreamError, match="Forbidden"):
+        store.read("b")
     S3Client.clear_instance_cache()
 
 
