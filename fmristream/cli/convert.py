@@ -49,6 +49,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="NIfTI headers in layout volume: scrub (no free text, no extensions; reported) or keep (every byte, so that "
         "export gives back the very file) (default: %(default)s)",
     )
+    parser.add_argument(
+        "--atlas",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="store time series of its parcels, too: a label image (3-D) or probabilistic maps (4-D) in the space of the "
+        "runs; may be repeated",
+    )
+    parser.add_argument(
+        "--no-side", action="store_true", help="leave out confounds, events and recordings that lie beside the runs"
+    )
+    parser.add_argument(
+        "--no-sketch", action="store_true", help="store no fingerprints, by which copies of runs are found"
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs converted at the same time")
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="let the workers of a running dask scheduler do it: tcp://host:8786"
@@ -129,6 +143,9 @@ def _options(arguments: argparse.Namespace) -> "ConvertOptions":
         update=arguments.update,
         layout=arguments.layout,
         header=arguments.header,
+        atlases=tuple(arguments.atlas),
+        side=not arguments.no_side,
+        sketch=not arguments.no_sketch,
     )
 
 

@@ -20,7 +20,10 @@ from fmristream.shards.withdrawn import is_withdrawn, last_withdrawal
 from fmristream.storage import Store, open_store
 
 # Where a dataset has objects; nothing else below the root is looked at, let alone removed.
-FOLDERS = ("runs", "stats", "tables", "index", "spaces", "headers", "confounds", "events", "pending", "tmp", FOLDER)
+FOLDERS = (
+    "runs", "stats", "tables", "index", "spaces", "headers", "sketches", "confounds", "events", "recordings", "pending",
+    "tmp", FOLDER,
+)  # fmt: skip
 RECEIPTS = "receipts"
 
 _ATTEMPTS = 20

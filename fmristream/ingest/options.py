@@ -91,6 +91,9 @@ class ConvertOptions:
         layout: `voxels` (those of the mask, for training), or `volume` (whole frames as OME-Zarr, exported bit for bit).
         header: of layout `volume`, what is stored of NIfTI headers: `scrub` (without free text, unused bytes and
             extensions) or `keep` (every byte, whoever it may name).
+        atlases: paths of label or probabilistic images, whose parcel time series are stored beside the voxels.
+        side: store confounds, events and recordings that lie beside runs of a BIDS dataset.
+        sketch: store a fingerprint of each run, by which copies of it are found.
     """
 
     mask: str = "auto"
@@ -109,6 +112,9 @@ class ConvertOptions:
     update: UpdateKind | None = None
     layout: Layout = "voxels"
     header: HeaderMode = "scrub"
+    atlases: tuple[str, ...] = ()
+    side: bool = True
+    sketch: bool = True
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:

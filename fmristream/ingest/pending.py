@@ -47,9 +47,18 @@ class FinishedRun:
     lengths: bytes  # of its chunks in frame order, little-endian u32: a driver holds those of all runs
     source: Fingerprint
     removed: tuple[str, ...] = ()  # header fields that held something and were not stored
+    notes: tuple[str, ...] = ()  # what people should know of what was stored beside it; no names of files or people
 
     @classmethod
-    def of(cls, written: WrittenRun, *, space_digest: str, outside: int, source: Fingerprint) -> "FinishedRun":
+    def of(
+        cls,
+        written: WrittenRun,
+        *,
+        space_digest: str,
+        outside: int,
+        source: Fingerprint,
+        notes: tuple[str, ...] = (),
+    ) -> "FinishedRun":
         """What stays of a run that was written just now."""
         return cls(
             object=written.object,
@@ -61,6 +70,7 @@ class FinishedRun:
             lengths=np.asarray(written.lengths, dtype="<u4").tobytes(),
             source=source,
             removed=written.removed,
+            notes=notes,
         )
 
 
@@ -121,6 +131,7 @@ def load(store: Store, key: str, *, barrier: int) -> FinishedRun | None:
         lengths=base64.b64decode(body["lengths"]),
         source=Fingerprint(**body["source"]),
         removed=tuple(body.get("removed", ())),
+        notes=tuple(body.get("notes", ())),
     )
 
 

@@ -56,8 +56,15 @@ def open_present(store: Store) -> Dataset | None:
     return Dataset(store.name, store, newest_generation(store))
 
 
-def compare(present: Dataset, found: Survey, options: ConvertOptions, participants: Sequence[Participant]) -> Changes:
-    """What of a source is not in the dataset, or is there otherwise."""
+def compare(
+    present: Dataset,
+    found: Survey,
+    options: ConvertOptions,
+    participants: Sequence[Participant],
+    *,
+    contents: Mapping[str, object] | None = None,
+) -> Changes:
+    """What of a source is not in the dataset, or is there otherwise; `contents` says what is stored beside the voxels."""
     held = _held(present)
     skipped = {name for name, _ in present.skipped}
     withdrawn = tuple(run for run in found.runs if is_withdrawn(present.generation, run.source.subject))
@@ -72,7 +79,7 @@ def compare(present: Dataset, found: Survey, options: ConvertOptions, participan
         gone=sum(name not in names for name in held),
         withdrawn=withdrawn,
         participants=_other_participants(present, participants),
-        options=tuple(_other_options(present, found, options)),
+        options=(*_other_options(present, found, options), *_other_contents(present, contents)),
     )
 
 
@@ -187,6 +194,15 @@ def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> 
             plan.of_run.get(run.source.key) != rows[run.source.name].space_digest for run in kept
         )
     return [name for name, is_so in differs.items() if is_so]
+
+
+def _other_contents(present: Dataset, contents: Mapping[str, object] | None) -> list[str]:
+    """What is stored beside the voxels and was not, or the other way round; releases that stored none said nothing."""
+    told = present.generation.document.get("contents")
+    if contents is None or told is None:
+        return []
+    words = {"atlases": "other atlases", "sketch": "sketches on or off", "tables": "side tables on or off"}
+    return [words[name] for name, value in contents.items() if told.get(name) != value]
 
 
 def _moved_by_file(present: Dataset, options: ConvertOptions) -> bool:

@@ -11,7 +11,7 @@ from fmristream.storage.urls import display_url, local_path, scheme_of
 
 # What an interrupted conversion may have left.
 _OURS = frozenset(
-    {"generations", "index", "pending", "runs", "receipts", "spaces", "stats", "tables", "tmp", "dataset.json"}
+    "confounds dataset.json events generations index pending receipts recordings runs sketches spaces stats tables tmp".split()
 )
 
 

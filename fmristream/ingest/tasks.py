@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,13 @@ from fmristream.ingest.options import HeaderMode, Layout, Quarantined
 from fmristream.ingest.pending import FinishedRun
 from fmristream.ingest.read_ahead import RING, ReadAhead
 from fmristream.ingest.run_stream import Frame, RunHeader, RunStream, open_run
+from fmristream.ingest.side import Beside, SideTask, read_beside
 from fmristream.ingest.sidecar import read_sidecar
 from fmristream.ingest.sources import SourceRun
 from fmristream.ingest.sources.synth import is_synth
 from fmristream.shards.digest import sha256
 from fmristream.shards.run_writer import RunWriter
+from fmristream.shards.side import SideWriter
 from fmristream.shards.spaces import Space, read_space
 from fmristream.shards.volume import NiftiPrefix, VolumeRunWriter
 from fmristream.signal import kernels
@@ -90,6 +92,7 @@ class RunTask:
     layout: Layout = "voxels"
     header: HeaderMode = "scrub"  # of layout volume
     threads: int = 1  # 2: the source is read and decompressed by a thread of its own; the result is the same
+    side: SideTask = field(default_factory=SideTask)
 
     @property
     def name(self) -> str:
@@ -156,19 +159,21 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
     store, source = task.store, task.run.source
     try:
         own_mask, sidecar = _own_mask(task.run), read_sidecar(source.sidecar_urls)
+        beside = read_beside(task.side, source, task.run.header)
         decided = {
             "own_mask": None if own_mask is None else sha256(np.packbits(own_mask).tobytes()),
             "space": task.space_digest,
             "tr_s": task.run.tr_s,
             **({"sidecar": sidecar} if sidecar else {}),
             **({"header": task.header, "layout": task.layout} if task.layout != "voxels" else {}),
+            **beside.decided,
         }
         key = pending.record_key(source.key, quick_fingerprint(source), decided=decided)
         found = pending.load(store, key, barrier=task.barrier)
         if found is not None:
             return Resumed(finished=found)
         space = read_space(store, digest=task.space_digest, document=task.space_document)
-        finished = _convert(task, space, own_mask, sidecar, on_frame)
+        finished = _convert(task, space, own_mask, sidecar, beside, on_frame)
         if own_mask is None:
             finished = replace(finished, outside=task.computed_outside)
         # The content that was read is what is recorded, should the file have changed meanwhile.
@@ -183,28 +188,34 @@ def _convert(
     space: Space,
     own_mask: NDArray[np.bool_] | None,
     sidecar: Mapping[str, Any],
+    beside: Beside,
     on_frame: FrameCallback | None,
 ) -> FinishedRun:
     run, header = task.run, task.run.header
     order = gather_order(space.mask)
+    measures = beside.measures(task.store, space)
     with (
         open_run(run.source, with_prefix=task.layout == "volume") as stream,
         _writer(task, space, stream) as writer,
+        SideWriter(task.store, writer.object, space.digest) as side,
     ):
         if stream.header != header:
             raise SourceError(f"{run.source.key}: its header changed while the conversion ran; convert it again")
         with _frames(stream, threads=task.threads) as frames:
             for volume in frames:
                 kernels.gather(volume.reshape(-1, order="F"), order, writer.values)
+                measures.add(writer.values)
                 writer.append()
                 if on_frame is not None:
                     on_frame(1)
+        measures.store(side)
         written = writer.finish(own_mask=None if own_mask is None else own_mask[space.mask], sidecar=sidecar)
         return FinishedRun.of(
-            written,
+            replace(written, arrays=(*written.arrays, *side.arrays)),
             space_digest=space.digest,
             outside=0 if own_mask is None else int((own_mask & ~space.mask).sum()),
             source=stream.fingerprint(),
+            notes=beside.notes,
         )
 
 

@@ -233,3 +233,42 @@ def place(packed: Any, positions: Any, grid: Any) -> None:
             position = positions[v]
             if position >= 0:
                 grid[t, position] = packed[t, v]
+
+
+@_jit
+def parcel_means(values: Any, indptr: Any, voxels: Any, weights: Any, means: Any) -> None:
+    """means[p] = weighted mean of the finite values of parcel p, summed in float64; NaN where there is none.
+
+    Args:
+        values: (v,) stored.
+        indptr: (p + 1,) int64 where each parcel's voxels begin.
+        voxels: (n,) int64 places in values.
+        weights: (n,) float32.
+        means: (p,) float32, written.
+    """
+    for parcel in range(means.size):
+        total = 0.0
+        weight = 0.0
+        for k in range(indptr[parcel], indptr[parcel + 1]):
+            value = np.float64(values[voxels[k]])
+            if value - value == 0:
+                total += np.float64(weights[k]) * value
+                weight += np.float64(weights[k])
+        means[parcel] = total / weight if weight > 0 else np.nan
+
+
+@_jit
+def block_sums(values: Any, stretches: Any, sums: Any) -> None:
+    """sums[b] += the finite values of block b.
+
+    Args:
+        values: (v,) stored.
+        stretches: (n, 3) int64: first voxel, one beyond the last, block.
+        sums: (b,) float32, added to.
+    """
+    for n in range(stretches.shape[0]):
+        total = 0.0
+        for v in range(stretches[n, 0], stretches[n, 1]):
+            value = np.float64(values[v])
+            total += value if value - value == 0 else 0.0
+        sums[stretches[n, 2]] += total

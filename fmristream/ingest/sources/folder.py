@@ -72,6 +72,7 @@ def _source_run(root: str, key: str, subject: str, *, space: str | None, stems: 
         space=space or name.entities.get("space", ""),
         tr_s=None,
         sidecar_urls=(),
+        side=(),
     )
 
 

@@ -11,6 +11,15 @@ _LABEL = re.compile(r"^([A-Za-z0-9]+)-([A-Za-z0-9+.]+)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SideFile:
+    """A table that belongs to a run."""
+
+    name: str  # "confounds", "events", "physio", "stim", or these with "-" and the label of the recording
+    url: str  # "" where several files apply equally
+    sidecar_urls: tuple[str, ...] = ()  # nearest first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRun:
     """One file that may be a run, and what its name and its neighbours say about it."""
 
@@ -27,6 +36,7 @@ class SourceRun:
     tr_s: float | None = None  # from the sidecar; wins over the header
     mask_url: str | None = None  # the brain mask that belongs to this run
     sidecar_urls: tuple[str, ...] = ()  # BIDS sidecars that apply, nearest first
+    side: tuple[SideFile, ...] = ()  # confounds, events, recordings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
