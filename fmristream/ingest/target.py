@@ -11,7 +11,8 @@ from fmristream.storage.urls import display_url, local_path, scheme_of
 
 # What an interrupted conversion may have left.
 _OURS = frozenset(
-    "confounds dataset.json events generations index pending receipts recordings runs sketches spaces stats tables tmp".split()
+    {"confounds", "dataset.json", "events", "generations", "index", "pending", "receipts", "recordings", "runs"}
+    | {"sketches", "spaces", "stats", "tables", "tmp"}
 )
 
 

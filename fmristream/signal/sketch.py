@@ -212,7 +212,8 @@ def _block_of(stored: NDArray[np.int64], grid: Grid) -> NDArray[Any]:
     moved = [
         np.floor(np.round((row[0] * x + row[1] * y + row[2] * z + row[3]) * 1024) / 1024 / BLOCK_MM) for row in rows
     ]
-    return np.clip(np.stack(moved, axis=1), -(2**14), 2**14).astype(np.int16)
+    blocks: NDArray[Any] = np.clip(np.stack(moved, axis=1), -(2**14), 2**14).astype(np.int16)
+    return blocks
 
 
 def _signs(sums: NDArray[np.float64], share: NDArray[Any], blocks: NDArray[Any]) -> NDArray[np.bool_]:
