@@ -177,10 +177,13 @@ def read_parcels_of(dataset: "Dataset", run: Run, atlas: str | None) -> Parcels:
     space = read_parcel_space(dataset, digest)
     series = read_small_array(reader, name).astype(np.float64) * run.slope + run.inter
     robust = read_small_array(reader, robust_name(space.atlas)).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite
+        median, iqr = (robust[0] * run.slope + run.inter).astype(np.float32), (robust[1] * abs(run.slope)).astype("<f4")
+        values = series.astype(np.float32)
     return Parcels(
-        values=series.astype(np.float32),
-        median=(robust[0] * run.slope + run.inter).astype(np.float32),
-        iqr=(robust[1] * abs(run.slope)).astype(np.float32),
+        values=values,
+        median=median,
+        iqr=iqr,
         labels=space.labels,
         names=space.names,
         coverage=space.weights.coverage,

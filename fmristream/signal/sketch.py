@@ -126,7 +126,8 @@ class RunSketch:
 
     def finish(self) -> Sketch:
         """The sketch of what was counted."""
-        sums = self._sums[: self._count].astype(np.float64) * self._volume_mm3
+        # What float32 cannot hold is no signal of a scanner.
+        sums = np.nan_to_num(self._sums[: self._count].astype(np.float64), posinf=0, neginf=0) * self._volume_mm3
         signs = _signs(sums, self._share, self._blocks)
         return Sketch(signs=signs, **_image(sums.mean(axis=0), self._blocks))
 
