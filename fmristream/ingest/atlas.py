@@ -235,7 +235,7 @@ def _names(path: str, atlas: Atlas) -> tuple[str, ...]:
     stem = re.sub(r"\.nii(\.gz)?$", "", file, flags=re.IGNORECASE)
     for suffix in (".tsv", ".csv", ".txt"):
         try:
-            text = read_text(root or ".", stem + suffix)
+            text = read_text(root or ("/" if path.startswith("/") else "."), stem + suffix)
         except SourceError:
             continue
         named = _colour_table(text) if suffix == ".txt" else _index_table(text, "\t" if suffix == ".tsv" else ",")

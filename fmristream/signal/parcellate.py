@@ -147,19 +147,26 @@ def _interpolated_maps(
     atlas: Atlas, shape: Shape3, stored: NDArray[np.int64], to_atlas: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     dense = np.zeros(int(np.prod(atlas.grid.shape)), dtype=np.float64)
-    corners = [_corners(stored[at : at + _BLOCK], atlas, shape, to_atlas) for at in range(0, len(stored), _BLOCK)]
-    voxels, weights = [], []
-    for parcel in range(len(atlas.labels)):
-        span = slice(int(atlas.indptr[parcel]), int(atlas.indptr[parcel + 1]))
-        dense[atlas.positions[span]] = atlas.weights[span]
-        summed = [sum(share * dense[place] for place, share in block) for block in corners]
-        found = np.concatenate(summed).astype(np.float32) if summed else np.empty(0, dtype=np.float32)
-        dense[atlas.positions[span]] = 0
-        inside = np.flatnonzero(found > 0)
-        voxels.append(inside.astype(np.int64))
-        weights.append(found[inside])
-    indptr = np.concatenate([[0], np.cumsum([len(inside) for inside in voxels])]).astype(np.int64)
-    return indptr, np.concatenate(voxels), np.concatenate(weights)
+    voxels: list[list[NDArray[np.int64]]] = [[] for _ in atlas.labels]
+    weights: list[list[NDArray[np.float32]]] = [[] for _ in atlas.labels]
+    # Block by block: the eight neighbours of all voxels of a fine grid would be gigabytes.
+    for start in range(0, len(stored), _BLOCK):
+        corners = _corners(stored[start : start + _BLOCK], atlas, shape, to_atlas)
+        for parcel in range(len(atlas.labels)):
+            span = slice(int(atlas.indptr[parcel]), int(atlas.indptr[parcel + 1]))
+            dense[atlas.positions[span]] = atlas.weights[span]
+            found = np.zeros(len(corners[0][0]))
+            for place, share in corners:
+                found += share * dense[place]
+            dense[atlas.positions[span]] = 0
+            rounded = found.astype(np.float32)
+            inside = np.flatnonzero(rounded > 0)
+            voxels[parcel].append(start + inside)
+            weights[parcel].append(rounded[inside])
+    sizes = [sum(len(block) for block in blocks) for blocks in voxels]
+    indptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    all_voxels = np.concatenate([block for blocks in voxels for block in blocks]).astype(np.int64)
+    return indptr, all_voxels, np.concatenate([block for blocks in weights for block in blocks])
 
 
 def _corners(

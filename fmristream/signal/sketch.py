@@ -107,7 +107,9 @@ class RunSketch:
     def __init__(self, grid: Grid, mask: NDArray[np.bool_], *, frames: int) -> None:
         stored = stored_order(mask)
         places = _block_of(stored, grid)
-        self._blocks, of_voxel = np.unique(places, axis=0, return_inverse=True)
+        # As one number each, in the order of (x, y, z): rows are found much slower.
+        keys, of_voxel = np.unique((places + 2**15) @ np.array([2**32, 2**16, 1]), return_inverse=True)
+        self._blocks = (np.stack([keys >> 32, keys >> 16 & 0xFFFF, keys & 0xFFFF], axis=1) - 2**15).astype(np.int16)
         of_voxel = of_voxel.reshape(-1).astype(np.int32)
         # Voxels next to each other lie in one block mostly: stretches of them are summed.
         starts = np.flatnonzero(np.diff(of_voxel, prepend=-1) != 0)
@@ -205,7 +207,7 @@ def _agreement(correlation: float) -> float:
     return 2 / math.pi * math.asin(correlation)
 
 
-def _block_of(stored: NDArray[np.int64], grid: Grid) -> NDArray[Any]:
+def _block_of(stored: NDArray[np.int64], grid: Grid) -> NDArray[np.int64]:
     """(v, 3) block of the world's lattice that the centre of each voxel lies in."""
     x, y, z = np.unravel_index(stored, grid.shape)
     rows = grid.matrix()[:3]
@@ -213,7 +215,7 @@ def _block_of(stored: NDArray[np.int64], grid: Grid) -> NDArray[Any]:
     moved = [
         np.floor(np.round((row[0] * x + row[1] * y + row[2] * z + row[3]) * 1024) / 1024 / BLOCK_MM) for row in rows
     ]
-    blocks: NDArray[Any] = np.clip(np.stack(moved, axis=1), -(2**14), 2**14).astype(np.int16)
+    blocks: NDArray[np.int64] = np.clip(np.stack(moved, axis=1), -(2**14), 2**14).astype(np.int64)
     return blocks
 
 

@@ -194,6 +194,7 @@ def test_confounds_of_another_length_are_not_stored_and_the_run_is_named(tmp_pat
         ("recording-cardiac_physio.json", "{"),
         ("events.tsv", b"\xff\xfe\x00"),
     ],
+    ids=("cut short", "no gzip", "no JSON", "no text"),
 )
 def test_a_damaged_table_costs_itself_only(tmp_path, memory_url, name, data):
     report = fmristream.convert(a_dataset(tmp_path, **{name: data}), memory_url, options=WHOLE)
