@@ -46,7 +46,8 @@ def one_request_at_a_time() -> Iterator[str]:
 def s3_endpoint() -> Iterator[str]:
     """An S3 server with one empty bucket; the AWS variables of this process lead to it."""
     import boto3
-    import s3fs
+
+    from fmristream.storage.s3_client import S3Client
 
     with one_request_at_a_time() as endpoint, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", endpoint)
@@ -54,18 +55,38 @@ def s3_endpoint() -> Iterator[str]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret-key")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        s3fs.S3FileSystem.clear_instance_cache()
+        S3Client.clear_instance_cache()
         client = boto3.client("s3")
         client.create_bucket(Bucket=BUCKET)
         client.close()
         yield endpoint
-        s3fs.S3FileSystem.clear_instance_cache()
+        S3Client.clear_instance_cache()
 
 
 @pytest.fixture
 def s3_url(s3_endpoint: str) -> str:
     """A prefix in the bucket that nobody has used."""
     return f"s3://{BUCKET}/{secrets.token_hex(6)}"
+
+
+@pytest.fixture(scope="session")
+def rgw_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 server, where one is installed."""
+    from tests.storage import rgw
+
+    if reason := rgw.missing():
+        pytest.skip(reason)
+    with rgw.gateway(tmp_path_factory.mktemp("rgw")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def rgw_url(rgw_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An unused prefix on the real server; the AWS variables of this process lead to it while the test runs."""
+    from tests.storage import rgw
+
+    with rgw.bucket(rgw_endpoint, BUCKET, monkeypatch):
+        yield f"s3://{BUCKET}/{secrets.token_hex(6)}"
 
 
 @pytest.fixture

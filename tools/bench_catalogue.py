@@ -78,14 +78,14 @@ def measure(out: Path, count: int) -> dict[str, Any]:
     surveyed = [_surveyed(number, draw) for number in range(count)]
     figures: dict[str, Any] = {"runs": count, "frames": count * FRAMES}
     with _timed(figures, "plan_s"):
-        parts, _ = split_subjects({run.source.subject for run in surveyed}, ConvertOptions())
+        parts, _ = split_subjects((run.source for run in surveyed), ConvertOptions())
         with Engine(1) as engine:
             plan = plan_spaces(surveyed, MaskChoice.parse("none"), engine)
     (space,) = plan.spaces.values()
     converted = [Converted(surveyed=run, finished=_finished(space.digest, draw)) for run in surveyed]
     addition = Addition(
-        converted=converted, parts=parts, spaces=plan.spaces, split=split_record(ConvertOptions()),
-        mask={"frames": 0, "kind": "none"}, parameters=ConvertOptions().parameters, headers={},
+        converted=converted, parts=parts, spaces=plan.spaces, split=split_record("hash", ConvertOptions()),
+        mask={"frames": 0, "kind": "none"}, parameters=ConvertOptions().parameters, headers={}, codec={"name": "lossless"},
     )  # fmt: skip
     with _timed(figures, "commit_s"):
         commit_addition(open_store(url), None, addition)

@@ -130,12 +130,12 @@ def made_run(out: Path, dtype: str, shape: tuple[int, ...], frames: int) -> Run:
 def existing_run(path: Path, out: Path) -> Run:
     """A file of the user's, with the mask that `convert` would compute."""
     from fmristream.ingest.options import Quarantined
-    from fmristream.ingest.tasks import MaskTask, compute_run_mask
+    from fmristream.ingest.tasks import MaskTask, find_run_mask
     from fmristream.signal.grid import is_believable
 
     surveyed = survey_of(str(path))
     shape = surveyed.header.shape
-    packed = compute_run_mask(MaskTask(run=surveyed, frames=0))
+    packed = find_run_mask(MaskTask(run=surveyed, frames=0))
     if isinstance(packed, Quarantined):
         raise SystemExit(packed.reason)
     mask = np.unpackbits(packed, count=int(np.prod(shape))).astype(bool).reshape(shape)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fmristream.catalog.run import IDENTITY, Run, StoredArray
-from fmristream.catalog.tables import RunsFile, arrays_of, read_arrays, read_file_sizes, to_python, type_of_column
+from fmristream.catalog.tables import ArraysFile, RunsFile, to_python, type_of_column
 
 # Rows that are handled at once.
 _BATCH_ROWS = 4096
@@ -56,6 +56,10 @@ class RunTable(Sequence[Run]):
         keys = columns[0] if len(names) == 1 else list(zip(*columns, strict=True))
         found = zip(keys, groups.column("count_all").to_pylist(), strict=True)
         return dict(sorted(found, key=lambda pair: (-pair[1], str(pair[0]))))
+
+    def distinct(self, name: str) -> int:
+        """How many values a column has."""
+        return len(pc.unique(self._chunks(name)))
 
     @property
     def repeated_name(self) -> str | None:
@@ -153,48 +157,35 @@ def _tuples(columns: Mapping[str, pa.ChunkedArray]) -> Iterator[tuple[Any, ...]]
 
 
 class ArrayTable:
-    """The arrays of one segment, found by the row of their run. Decoded when the first of them is asked for."""
+    """The arrays of one segment, found by the row of their run; decoded by row group when one of it is asked for."""
 
     def __init__(self, data: bytes, *, runs: int) -> None:
-        self._data = data
+        self._file = ArraysFile(data)
         self._runs = runs
 
     def of(self, row: int) -> dict[str, StoredArray]:
         """The arrays of the run in a row of the segment's runs table, by name."""
-        table, first = self._decoded
-        start, stop = int(first[row]), int(first[row + 1])
-        return {array.name: array for array in arrays_of(table.slice(start, stop - start))}
+        order, first = self._places
+        return {array.name: array for array in self._file.arrays(order[first[row] : first[row + 1]].tolist())}
 
     @property
     def runs(self) -> int:
         """How many runs have arrays."""
-        return len(pc.unique(self._decoded[0].column("run_row")))
+        return len(np.unique(self._file.run_rows))
 
     def keys(self) -> Iterator[str]:
         """Every object of all of them."""
-        table, _ = self._decoded
-        for start in range(0, len(table), _BATCH_ROWS):
-            for array in arrays_of(table.slice(start, _BATCH_ROWS)):
-                yield from (file.key_in(array.object) for file in array.files)
+        for array in self._file.all_arrays():
+            yield from (file.key_in(array.object) for file in array.files)
 
     def stored(self) -> tuple[int, int]:
         """(bytes, objects) of all of them."""
-        sizes = read_file_sizes(self._data)
+        sizes = self._file.file_sizes()
         return int(pc.sum(sizes).as_py() or 0), len(sizes)
 
     @cached_property
-    def _decoded(self) -> tuple[pa.Table, NDArray[np.int64]]:
-        """The table by row of the run, and where in it each run begins."""
-        table = read_arrays(self._data)
-        rows = table.column("run_row").to_numpy()
-        if (np.diff(rows) < 0).any():
-            table = table.sort_by("run_row")
-            rows = table.column("run_row").to_numpy()
-        return table, np.searchsorted(rows, np.arange(self._runs + 1))
-
-
-def _base_order(table: pa.Table) -> NDArray[np.int64]:
-    """Positions of the rows, sorted as runs are everywhere: by labels, by code point, then by digest."""
-    keys = [(name, "ascending") for name in IDENTITY]
-    order: NDArray[np.int64] = pc.sort_indices(table.select([name for name, _ in keys]), sort_keys=keys).to_numpy()
-    return order
+    def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows of the table by run, and where in that order each run begins."""
+        rows = self._file.run_rows
+        order = np.argsort(rows, kind="stable")
+        return order, np.searchsorted(rows[order], np.arange(self._runs + 1))

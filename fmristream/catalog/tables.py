@@ -2,8 +2,10 @@
 
 import io
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -126,11 +128,8 @@ class RunsFile:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._file = _opened(data)
-        _require_columns(self._file.schema_arrow, _RUNS)
-        groups = self._file.metadata
-        sizes = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
-        self._first: list[int] = [0, *accumulate(sizes)]
+        self._file = _Parquet(data, _RUNS)
+        self._first: list[int] = self._file.first_rows
         self._made: dict[int, list[Run]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -143,7 +142,7 @@ class RunsFile:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of all rows."""
-        return _selected(self._file, _RUNS, [name]).column(name)
+        return self._file.table([name]).column(name)
 
     def run(self, row: int) -> Run:
         """The run in a row."""
@@ -154,7 +153,7 @@ class RunsFile:
         return made[row - self._first[group]]
 
     def _rows_of(self, group: int) -> list[Run]:
-        table = _selected(self._file, _RUNS, _RUNS.names, row_group=group)
+        table = self._file.table(row_group=group)
         columns = [to_python(table.column(name), name) for name in _RUNS.names]
         return [Run(**dict(zip(_RUNS.names, values, strict=True))) for values in zip(*columns, strict=True)]
 
@@ -199,22 +198,53 @@ def encode_arrays(arrays: Sequence[tuple[int, StoredArray]]) -> bytes:
 
 def decode_arrays(data: bytes) -> list[tuple[int, StoredArray]]:
     """Rows of an arrays table, with the row of their run."""
-    table = read_arrays(data)
-    return list(zip(table.column("run_row").to_pylist(), arrays_of(table), strict=True))
+    file = ArraysFile(data)
+    return list(zip(file.run_rows.tolist(), file.all_arrays(), strict=True))
 
 
-def read_arrays(data: bytes) -> pa.Table:
-    """An arrays table as columns."""
-    return _from_parquet(data, _ARRAYS)
+class ArraysFile:
+    """An arrays table that is decoded by row group; what was decoded is kept as columns.
+
+    Raises:
+        CorruptDataError: it is no Parquet, or columns are missing or of other types.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._file = _Parquet(data, _ARRAYS)
+        self._first: list[int] = self._file.first_rows
+        self._groups: dict[int, pa.Table] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArraysFile, (self._data,)
+
+    @cached_property
+    def run_rows(self) -> NDArray[np.int32]:
+        """Row of its run of every array."""
+        values: NDArray[np.int32] = self._file.table(["run_row"]).column("run_row").to_numpy()
+        return values
+
+    def file_sizes(self) -> pa.Array:
+        """Size of every object that the table names; nothing else of it is decoded."""
+        return self._file.leaf("files.list.element.bytes").flatten().field("bytes")
+
+    def arrays(self, rows: Sequence[int]) -> list[StoredArray]:
+        """The arrays in some rows."""
+        found = []
+        for row in rows:
+            group = bisect_right(self._first, row) - 1
+            if group not in self._groups:
+                self._groups[group] = self._file.table(row_group=group)
+            found += _arrays_of(self._groups[group].slice(row - self._first[group], 1))
+        return found
+
+    def all_arrays(self) -> Iterator[StoredArray]:
+        """Every array; nothing is kept."""
+        for group in range(len(self._first) - 1):
+            yield from _arrays_of(self._file.table(row_group=group))
 
 
-def read_file_sizes(data: bytes) -> pa.Array:
-    """Size of every object that an arrays table names; nothing else of it is decoded."""
-    lists = _opened(data).read(columns=["files.list.element.bytes"], use_threads=False).column("files").combine_chunks()
-    return lists.flatten().field("bytes")
-
-
-def arrays_of(table: pa.Table) -> list[StoredArray]:
+def _arrays_of(table: pa.Table) -> list[StoredArray]:
     """The rows of such a table, in its order, without that of their run."""
     found = []
     for row in table.drop_columns(["run_row"]).to_pylist():
@@ -314,6 +344,35 @@ def _files_column(files: Sequence[tuple[StoredFile, ...]]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs)
 
 
+# What a table of half a million subjects unpacks to; a few kilobytes of Parquet can declare a thousand times as much.
+_MAX_UNPACKED_BYTES = 2**31
+_MAX_CELLS = 200_000_000
+
+
+def read_any_parquet(data: bytes, *, ignored: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
+    """The columns of a table that somebody else made, but those that are `ignored`.
+
+    Raises:
+        CorruptDataError: it is no Parquet, unpacks to too much, or has columns of lists or structures.
+    """
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        unpacked = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
+        if unpacked > _MAX_UNPACKED_BYTES:
+            raise CorruptDataError(f"it unpacks to {unpacked} bytes, at most {_MAX_UNPACKED_BYTES} are read")
+        cells = file.metadata.num_rows * file.metadata.num_columns
+        if cells > _MAX_CELLS or len(set(file.schema_arrow.names)) != len(file.schema_arrow.names):
+            raise CorruptDataError(f"it has {cells} cells (at most {_MAX_CELLS} are read), or two columns of one name")
+        wanted = [field for field in file.schema_arrow if field.name not in ignored]
+        nested = [field.name for field in wanted if pa.types.is_nested(field.type)]
+        if nested:
+            raise CorruptDataError(f"column {nested[0]} holds lists or structures")
+        table = file.read(columns=[field.name for field in wanted], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptDataError(f"not readable as Parquet: {error}") from error
+    return {name: table.column(name).to_pylist() for name in table.column_names}
+
+
 def _column(values: list[str | float | None]) -> pa.Array:
     """float64 where every value that is there is a number, else text."""
     present = [value for value in values if value is not None]
@@ -322,17 +381,53 @@ def _column(values: list[str | float | None]) -> pa.Array:
     return pa.array([None if value is None else str(value) for value in values], type=pa.string())
 
 
-def _from_parquet(data: bytes, schema: pa.Schema) -> pa.Table:
-    file = _opened(data)
-    _require_columns(file.schema_arrow, schema)
-    return _selected(file, schema, schema.names)
+class _Parquet:
+    """A table in memory that threads may share: pyarrow's reader crashes where two threads decode at once.
 
+    Raises:
+        CorruptDataError: it is no Parquet, or columns of the schema are missing or of other types.
+    """
 
-def _opened(data: bytes) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptDataError(f"a dataset table is not readable as Parquet: {error}") from error
+    def __init__(self, data: bytes, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._lock = Lock()
+        try:
+            self._file = pq.ParquetFile(pa.BufferReader(data))
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptDataError(f"a dataset table is not readable as Parquet: {error}") from error
+        _require_columns(self._file.schema_arrow, schema)
+        groups = self._file.metadata
+        self.first_rows: list[int] = [
+            0,
+            *accumulate(groups.row_group(group).num_rows for group in range(groups.num_row_groups)),
+        ]
+
+    def table(self, names: Sequence[str] | None = None, *, row_group: int | None = None) -> pa.Table:
+        """Some columns or all, of all rows or of one row group, in the types that FORMAT.md says."""
+        wanted = self._schema if names is None else pa.schema([self._schema.field(name) for name in names])
+        table = self._read(wanted.names, row_group)
+        try:
+            return table if table.schema.equals(wanted) else table.cast(wanted)
+        except pa.ArrowException as error:
+            raise CorruptDataError(
+                f"a dataset table has columns of other types than FORMAT.md says: {error}"
+            ) from error
+
+    def leaf(self, path: str) -> pa.Array:
+        """The column that holds one field of a nested column, e.g. `files.list.element.bytes`, nested as it is."""
+        with self._lock:
+            return self._file.read(columns=[path], use_threads=False).column(0).combine_chunks()
+
+    def _read(self, names: list[str], row_group: int | None) -> pa.Table:
+        try:
+            with self._lock:
+                if row_group is None:
+                    table = self._file.read(columns=names, use_threads=False)
+                else:
+                    table = self._file.read_row_group(row_group, columns=names, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptDataError(f"a dataset table cannot be decoded: {error}") from error
+        return table.select(names)
 
 
 def _require_columns(found: pa.Schema, schema: pa.Schema) -> None:
@@ -342,22 +437,6 @@ def _require_columns(found: pa.Schema, schema: pa.Schema) -> None:
         raise CorruptDataError(
             f"a dataset table lacks the columns {', '.join(missing)}; it was not written by fmristream"
         )
-
-
-def _selected(
-    file: pq.ParquetFile, schema: pa.Schema, names: Sequence[str], *, row_group: int | None = None
-) -> pa.Table:
-    """Some columns, of all rows or of one row group, in the types that FORMAT.md says."""
-    wanted = pa.schema([schema.field(name) for name in names])
-    try:
-        if row_group is None:
-            table = file.read(columns=list(names), use_threads=False)
-        else:
-            table = file.read_row_group(row_group, columns=list(names), use_threads=False)
-        table = table.select(list(names))
-        return table if table.schema.equals(wanted) else table.cast(wanted)
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptDataError(f"a dataset table has columns of other types than FORMAT.md says: {error}") from error
 
 
 def _write(table: pa.Table) -> bytes:
@@ -391,6 +470,6 @@ class _Writer:
 
 def _read(data: bytes) -> pa.Table:
     try:
-        return _opened(data).read(use_threads=False)
+        return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise CorruptDataError(f"a dataset table is not readable as Parquet: {error}") from error

@@ -1,4 +1,4 @@
-"""Convert NIfTI runs into a dataset: a BIDS dataset, an fMRIPrep derivative, a folder, a glob, a file or synth://…"""
+"""Convert NIfTI runs into a dataset: from BIDS, fMRIPrep, HCP, UK Biobank, INDI, ABCD, folders, archives, a table, URLs."""
 
 import argparse
 import shlex
@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from fmristream.cli import tars
+from fmristream.cli.choosing import add_choosing, as_typed, chosen
 from fmristream.cli.words import as_json, number, plural, shown_url, size
 
 if TYPE_CHECKING:
@@ -17,7 +19,11 @@ WHEN_INTERRUPTED = "finished runs are kept; run the same command again and it go
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fmristream convert`."""
-    parser.add_argument("source", metavar="SOURCE", help="folder, glob, file or synth://?subjects=8")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="folder, bucket prefix, glob, file, .zip or .tar, table of runs (.tsv, .csv, .parquet), or synth://?subjects=8",
+    )
     parser.add_argument("url", metavar="URL", help="new folder, or s3://bucket/prefix")
     parser.add_argument(
         "--mask",
@@ -28,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--split",
-        default="hash",
+        default="auto",
         metavar="SPLIT",
         help="train, val and test by subject: hash (stable when subjects are added), exact (exact shares), none, or a "
-        "CSV or TSV file with the columns subject and split (default: %(default)s)",
+        "CSV or TSV file with the columns subject and split (default: the table's own column split, else hash)",
     )
     parser.add_argument("--split-ratios", type=_ratios, metavar="A,B,C", help="shares (default: 0.7,0.15,0.15)")
     parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="another seed, another split")
@@ -63,6 +69,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-sketch", action="store_true", help="store no fingerprints, by which copies of runs are found"
     )
+    parser.add_argument(
+        "--format",
+        default="zarr",
+        choices=("zarr", "webdataset"),
+        help="zarr (a dataset) or webdataset (tar shards of windows, from a dataset or from NIfTI) (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--codec",
+        default="lossless",
+        choices=("lossless", "raw", "int16", "int8"),
+        help="lossless, raw (the same values uncompressed, for fast local disks), int16 (floats, within .002 of each "
+        "voxel's temporal SD) or int8 (a byte a voxel, within .025 SD; both read the source twice) (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs converted at the same time")
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="let the workers of a running dask scheduler do it: tcp://host:8786"
@@ -82,9 +101,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of each worker: 1, or 2 to decompress in a thread of its own (default: 2 where there are CPUs for it)",
     )
-    parser.add_argument("--space", metavar="NAME", help="the space that all runs are in, where files do not tell")
     parser.add_argument(
-        "--subject-pattern", metavar="REGEX", help="for plain folders: its group is the subject, as in 'S(\\d+)/'"
+        "--participants",
+        metavar="TABLE",
+        help="columns about subjects: CSV, TSV or Parquet, in place of participants.tsv",
+    )
+    parser.add_argument("--subject-column", metavar="NAME", help="which of its columns holds the subjects' labels")
+    parser.add_argument(
+        "--group-by",
+        metavar="COLUMN",
+        help="never divide these between splits: a column of family or site; none: subjects",
     )
     parser.add_argument("--tr", type=float, metavar="SECONDS", help="repetition time, over headers and sidecars")
     parser.add_argument(
@@ -92,27 +118,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("new", "all"),
         help="bring a dataset that is there up to date: new adds runs, all also replaces those whose source changed",
     )
+    add_choosing(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    tars.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert, and say what came of it."""
-    from fmristream.cli.progress import meter
-    from fmristream.ingest.convert import convert
-
-    with meter(quiet=arguments.quiet) as shown:
-        report = convert(
-            arguments.source,
-            arguments.url,
-            options=_options(arguments),
-            dry_run=arguments.dry_run,
-            progress=lambda now: _tell(shown, now),
+    if arguments.format == "webdataset":
+        return tars.run(
+            arguments,
+            _options(arguments),
+            convert=lambda url: _convert(arguments, url),
+            show=lambda report: _print(report, arguments),
         )
+    tars.require_none(arguments)
+    report = _convert(arguments, arguments.url)
     if arguments.json:
         print(as_json(_document(report)))
     else:
         _print(report, arguments)
     return report.exit_code
+
+
+def _convert(arguments: argparse.Namespace, url: str) -> "ConvertReport":
+    from fmristream.cli.progress import meter
+    from fmristream.ingest.convert import convert
+
+    with meter(quiet=arguments.quiet) as shown:
+        return convert(
+            arguments.source,
+            url,
+            options=_options(arguments),
+            dry_run=arguments.dry_run,
+            progress=lambda now: _tell(shown, now),
+        )
 
 
 def _ratios(text: str) -> tuple[float, ...]:
@@ -125,6 +165,7 @@ def _ratios(text: str) -> tuple[float, ...]:
 def _options(arguments: argparse.Namespace) -> "ConvertOptions":
     from fmristream.catalog.split import DEFAULT_RATIOS, checked_ratios
     from fmristream.ingest.options import ConvertOptions
+    from fmristream.ingest.sources import Phenotypes
 
     return ConvertOptions(
         mask=arguments.mask,
@@ -137,15 +178,18 @@ def _options(arguments: argparse.Namespace) -> "ConvertOptions":
         cluster_options=arguments.cluster_options,
         shard=arguments.shard,
         threads=arguments.threads,
-        space=arguments.space,
-        subject_pattern=arguments.subject_pattern,
-        tr_s=arguments.tr,
         update=arguments.update,
         layout=arguments.layout,
         header=arguments.header,
         atlases=tuple(arguments.atlas),
         side=not arguments.no_side,
         sketch=not arguments.no_sketch,
+        codec=arguments.codec,
+        tr_s=arguments.tr,
+        phenotypes=Phenotypes(
+            url=arguments.participants, subject_column=arguments.subject_column, group_by=arguments.group_by
+        ),
+        **chosen(arguments),
     )
 
 
@@ -211,6 +255,7 @@ def _facts(report: "ConvertReport") -> list[tuple[str, str]]:
     ratio = f" ({report.stored_bytes / report.source_bytes:.2f} of it)" if report.source_bytes and stored else ""
     about = "about " if report.dry_run else ""
     return [
+        ("kind", report.source_kind),
         ("runs", number(report.runs) + (f" ({number(report.resumed)} done before)" if report.resumed else "")),
         ("added", number(report.added) if report.added not in (0, report.runs) else ""),
         ("replaced", number(report.replaced) if report.replaced else ""),
@@ -256,9 +301,7 @@ def _next_steps(report: "ConvertReport", arguments: argparse.Namespace) -> list[
     if report.dry_run:
         return ["run the same command without --dry-run"]
     url = shlex.quote(shown_url(report.url))
-    same = {"--space": arguments.space, "--subject-pattern": arguments.subject_pattern}
-    options = "".join(f" {name} {shlex.quote(value)}" for name, value in same.items() if value is not None)
     return [
-        f"fmristream verify {url} --against {shlex.quote(shown_url(arguments.source))}{options}",
+        f"fmristream verify {url} --against {shlex.quote(shown_url(arguments.source))}{as_typed(arguments)}",
         f"fmristream preview {url} --out pictures",
     ]

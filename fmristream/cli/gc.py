@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Collect, and say whose pins are dead."""
-    from fmristream.cli.tables import print_facts, print_table
+    from fmristream.cli.tables import print_facts, print_lines, print_table
     from fmristream.ingest.gc import gc
 
     report = gc(arguments.url, keep=arguments.keep, purge=arguments.purge, dry_run=arguments.dry_run)
@@ -30,10 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
     done = "would be removed from" if report.dry_run else "removed from"
     facts = [
         ("freed", size(report.bytes) if report.bytes else ""),
+        ("uploads", number(report.uploads) if report.uploads else ""),
         ("versions left", number(report.versions_left)),
         ("receipt", report.receipt),
     ]
     print_facts(f"{plural(report.objects, 'object')} {done} {shown_url(report.url)}", facts)
     rows = [(str(one.generation), one.generation_digest, one.content_digest) for one in report.versions]
     print_table("versions that can no longer be opened", ("version", "generation", "content"), rows)
+    print_lines("warnings", report.warnings, style="bold yellow")
     return 0

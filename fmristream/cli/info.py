@@ -72,12 +72,24 @@ def _facts(info: "Info") -> list[tuple[str, str]]:
         ("dtype", ", ".join(f"{dtype} ({plural(runs, 'run')})" for dtype, runs in info.dtypes.items())),
         ("stored", f"{size(info.stored_bytes)} in {plural(info.objects, 'object')}{ratio}{source}"),
         ("layout", f"{info.layout}, codec {info.codec}, format {info.format_version}, written by {info.tool}"),
+        ("lossy", _lossy(info)),
         ("headers", {"none": "", "scrub": "scrubbed", "keep": "original, every byte"}.get(info.headers, info.headers)),
         ("split", str(info.split["kind"])),
         ("quarantined", number(info.quarantined)),
         ("content", info.content_digest),
         ("generation", f"{info.generation_digest} (number {info.generation})"),
     ]
+
+
+def _lossy(info: "Info") -> str:
+    """The bound that lossy codes hold, and what was measured."""
+    if not info.lossy:
+        return ""
+    return (
+        f"{plural(int(info.lossy['lossy_runs']), 'run')}, every value within {info.lossy['bound_sd']:g} temporal SD; measured "
+        f"at most {info.lossy['max_error_sd']:.4f}, rms of a run at most {info.lossy['rms_error_sd']:.4f}; "
+        f"{plural(int(info.lossy['escaped']), 'value')} stored beside the codes"
+    )
 
 
 def _grid(grid: "GridInfo", *, alone: bool) -> str:

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from fmristream.cli.choosing import add_choosing, chosen
 from fmristream.cli.words import as_json, number, plural, shown_url, size
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", metavar="SOURCE", help="compare every stored value with the files it came from, read by nibabel"
     )
-    parser.add_argument("--space", metavar="NAME", help="as given to convert, where it chose among the source's runs")
-    parser.add_argument("--subject-pattern", metavar="REGEX", help="likewise")
+    add_choosing(parser)  # as given to convert
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,8 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.url,
             deep=arguments.deep,
             against=arguments.against,
-            space=arguments.space,
-            subject_pattern=arguments.subject_pattern,
+            **chosen(arguments),
             progress=lambda now: shown.update(now.stage, done=now.done, total=now.total, unit=now.unit),
         )
     if arguments.json:

@@ -4,7 +4,7 @@ import argparse
 import shlex
 from dataclasses import asdict
 
-from fmristream.cli.words import as_json, number, shown_url
+from fmristream.cli.words import as_json, number, plural, shown_url
 
 WHEN_INTERRUPTED = "nothing is half done; run the same command again"
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("content", report.content_digest),
         ("generation", report.generation_digest),
     ]
-    print_facts(f"{number(len(report.subjects))} subjects {done} {url}", facts)
+    print_facts(f"{plural(len(report.subjects), 'subject')} {done} {url}", facts)
     print_lines("still holding them", [f"version {digest}" for digest in report.older], style="bold yellow")
     if not report.dry_run:
         steps = [

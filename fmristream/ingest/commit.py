@@ -21,10 +21,11 @@ from fmristream.shards.index import encode_block
 from fmristream.shards.parcels import ParcelSpace, parcel_document, write_parcels
 from fmristream.shards.segments import Entry, SegmentWriter, kept_segments, put_table
 from fmristream.shards.spaces import Space, space_document, write_space
+from fmristream.shards.withdrawn import is_withdrawn, names_withdrawn
 from fmristream.storage import Store
 
 # What a generation says that later ones carry on.
-CARRIED = ("barrier", "withdrawn")
+CARRIED = ("barrier", "codec", "withdrawn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class Addition:
         mask: how the masks were chosen, likewise.
         parameters: what of the conversion enters the content digest.
         headers: what was stored of NIfTI headers, for the record.
+        codec: how frames were coded, likewise.
     """
 
     converted: Sequence[Converted]
@@ -64,6 +66,7 @@ class Addition:
     mask: Mapping[str, Any]
     parameters: Mapping[str, Any]
     headers: Mapping[str, Any]
+    codec: Mapping[str, Any]
 
 
 def run_row(converted: Converted, *, split: str) -> Run:
@@ -80,14 +83,14 @@ def run_row(converted: Converted, *, split: str) -> Run:
         echo=source.echo,
         space=converted.surveyed.space,
         split=split,
-        group=source.subject,
+        group=source.group or source.subject,
         frames=header.frames,
         tr_s=converted.surveyed.tr_s,
         shape=header.shape,
         voxels=math.prod(done.arrays[0].shape[1:]),
         space_digest=done.space_digest,
         affine=converted.surveyed.affine,
-        dtype=header.dtype.str,
+        dtype=header.dtype.str if done.quantization is None else done.quantization["decoded_dtype"],
         slope=header.slope,
         inter=header.inter,
         digest=done.digest,
@@ -118,6 +121,7 @@ def commit_addition(store: Store, base: Dataset | None, addition: Addition) -> G
     participants = _participants(base, addition)
     content = {
         **({} if base is None else carried(base.generation)),
+        "codec": dict(addition.codec),
         "content_digest": content_digest(sorted(identities), parameters=addition.parameters),
         "contents": dict(addition.contents),
         "headers": dict(addition.headers),
@@ -155,7 +159,7 @@ def _new_segment(store: Store, rows: Sequence[tuple[Run, Converted]]) -> list[En
         return []
     with SegmentWriter(store) as writer:
         for run, one in rows:
-            block = encode_block(np.frombuffer(one.finished.lengths, dtype="<u4").tolist())
+            block = encode_block(np.frombuffer(one.finished.lengths, dtype="<u4"))
             writer.add(run, one.finished.arrays, block)
         return [writer.finish()]
 
@@ -207,19 +211,26 @@ def _skipped(base: Dataset | None, addition: Addition, converted: set[str]) -> l
     """What was left out before and is not there now, and what was left out this time."""
     now = {one.name: one.reason for one in addition.quarantined}
     before = {} if base is None else dict(base.skipped)
-    return [(name, reason) for name, reason in {**before, **now}.items() if name not in converted]
+    rows = [(name, reason) for name, reason in {**before, **now}.items() if name not in converted]
+    if base is None:
+        return rows
+    # A broken file of somebody who was withdrawn must not bring his label back.
+    return [row for row in rows if not names_withdrawn(base.generation, " ".join(row))]
 
 
 def _participants(base: Dataset | None, addition: Addition) -> list[Participant]:
     before = () if base is None else base.participants
+    added = [
+        row for row in addition.participants if base is None or not is_withdrawn(base.generation, str(row["subject"]))
+    ]
     numeric = {name for row in before for name, value in row.items() if isinstance(value, float)}
     text = {name for row in before for name, value in row.items() if isinstance(value, str)} - {"subject"}
-    for row in addition.participants:
+    for row in added:
         wrong = [name for name, value in row.items() if isinstance(value, str if name in numeric else float)]
         if wrong := [name for name in wrong if name in numeric | text]:
             raise UsageError(
                 f"the participants column {wrong[0]!r} holds {'numbers' if wrong[0] in numeric else 'text'} in the dataset "
                 "and something else in the source; write it alike in both"
             )
-    rows = {str(row["subject"]): row for row in (*before, *addition.participants)}
+    rows = {str(row["subject"]): row for row in (*before, *added)}
     return list(rows.values())

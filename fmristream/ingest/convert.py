@@ -26,21 +26,30 @@ from fmristream.ingest.present import (
     present_parts,
     report_present,
     require_allowed,
-    unfinished,
+    unheard_of,
+    winner_of,
 )
 from fmristream.ingest.shard_jobs import convert_shard
 from fmristream.ingest.side import SideTask, grouped_notes
 from fmristream.ingest.sources import Listing, find_runs
 from fmristream.ingest.splitting import extended_split, split_subjects
-from fmristream.ingest.summary import describe_dataset, estimate, headers_record, not_chosen, participant_warnings
+from fmristream.ingest.summary import (
+    codec_record,
+    describe_dataset,
+    estimate,
+    headers_record,
+    not_chosen,
+    participant_warnings,
+)
 from fmristream.ingest.target import require_readable_mask, require_writable
 from fmristream.ingest.tasks import Resumed, RunTask, convert_run
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import repair_hint
 from fmristream.shards.parcels import parcel_document, write_parcels
 from fmristream.shards.spaces import space_document, write_space
+from fmristream.shards.withdrawn import is_withdrawn
 from fmristream.storage import Store, open_store
-from fmristream.storage.urls import scheme_of
+from fmristream.storage.urls import display_url, scheme_of
 
 # How often a commit is tried again on top of another writer's.
 _COMMIT_ATTEMPTS = 20
@@ -57,7 +66,8 @@ def convert(
     """Convert `source` into a dataset at `url`.
 
     Args:
-        source: a BIDS dataset or fMRIPrep derivative, a folder, a glob, one file, or `synth://...`.
+        source: a BIDS dataset or fMRIPrep derivative, a known collection, a folder, a glob, a file, an archive, a table
+            of runs, or `synth://...`.
         url: a new folder, `s3://bucket/prefix`, or `memory://name`.
         options: masks, splits, workers; see ConvertOptions.
         dry_run: read headers, say what would be done, write nothing.
@@ -91,7 +101,7 @@ def convert_into(
     require_readable_mask(options)
     open_engine(options)  # what is wrong with its options is told before headers are read
     atlases = read_atlases(options.atlases)
-    listing = find_runs(source, space=options.space, subject_pattern=options.subject_pattern)
+    listing = find_runs(source, **options.sources)
     meter = _Meter(progress)
     if options.shard is not None and not dry_run:
 
@@ -103,7 +113,7 @@ def convert_into(
     found = survey(listing, options, meter.run_done)
     _require_some(found.runs, found.quarantined, source)
     # An empty part is refused before the work, not after it.
-    split_subjects({run.source.subject for run in found.runs}, options)
+    split_subjects((run.source for run in found.runs), options)
     present = open_present(store)
     if present is None:
         if dry_run:
@@ -132,16 +142,19 @@ def _update(present: Dataset, job: _Job, *, dry_run: bool) -> ConvertReport:
     )
     require_allowed(changes, present, job.options)
     wanted = changes.wanted(job.options.update)
+    unheard = unheard_of(present, job.found.quarantined)
     notes = tuple(_update_notes(changes, job.options))
     todo = replace(job, found=replace(job.found, runs=list(wanted)))
     if dry_run:
         report = estimate(job.store.name, job.listing, todo.found, job.options)
-    elif wanted or (changes.participants and job.options.update == "all"):
+    elif wanted or (job.options.update == "all" and changes.participants) or (job.options.update and unheard):
         report = _convert(todo, present)
     else:
-        pending.clear(job.store)  # whoever committed it may have been killed before this
+        # Whoever committed it may have been killed before this.
+        pending.clear(job.store, set(present.runs.column("object")))
         repair_hint(job.store, present.generation.number)
         report = report_present(present, job.listing)
+        report = replace(report, quarantined=(*report.quarantined, *unheard))
     return replace(report, warnings=(*report.warnings, *notes))
 
 
@@ -167,8 +180,12 @@ def _convert(job: _Job, base: Dataset | None = None) -> ConvertReport:
     quarantined = (*found.quarantined, *plan.quarantined, *done.quarantined)
     if base is None:
         _require_some(done.converted, quarantined, job.listing.root)
+    elif not done.converted and options.update == "new" and not unheard_of(base, quarantined):
+        return replace(
+            report_present(base, job.listing), warnings=tuple(plan.warnings)
+        )  # what was broken is broken still
     present = _commit(job, base, done, plan, quarantined)
-    pending.clear(store)
+    pending.clear_runs(store, (one.finished for one in done.converted))
     report = describe_dataset(present, job.listing.kind)
     held = set() if base is None else set(base.runs.column("name"))
     replaced = sum(one.surveyed.source.name in held for one in done.converted)
@@ -200,7 +217,8 @@ def _commit(
     started = base
     for attempts_left in reversed(range(_COMMIT_ATTEMPTS)):
         subjects = {one.surveyed.source.subject for one in converted}
-        parts, how = extended_split(subjects, {} if base is None else present_parts(base), job.options)
+        there = [] if base is None else present_parts(base)
+        parts, how = extended_split((one.surveyed.source for one in converted), there, job.options)
         addition = Addition(
             converted=converted,
             parts=parts,
@@ -212,6 +230,11 @@ def _commit(
             split=how,
             mask=mask_record(job.options.mask_choice),
             parameters=job.options.parameters,
+            codec=codec_record(
+                job.options,
+                [one.finished.quantization for one in converted],
+                {} if base is None else base.generation.document,
+            ),
             headers=headers_record(
                 job.options,
                 [one.finished.removed for one in converted],
@@ -223,11 +246,17 @@ def _commit(
         except ConflictError:
             if not attempts_left:
                 raise
-            base = unfinished(store, [one.surveyed for one in converted], started, job.options)
+            base = winner_of(store, [one.surveyed for one in converted], started, job.options)
             held = set(base.runs.column("name")) - (set() if started is None else set(started.runs.column("name")))
-            converted = [one for one in converted if one.surveyed.source.name not in held]
-            if not converted:
+            left = [
+                one
+                for one in converted
+                if one.surveyed.source.name not in held
+                and not is_withdrawn(base.generation, one.surveyed.source.subject)  # withdrawn in the meantime
+            ]
+            if converted and not left:
                 return base
+            converted = left
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -272,6 +301,7 @@ def _convert_runs(job: _Job, base: Dataset | None, plan: SpacePlan, engine: Engi
             computed_outside=plan.outside.get(run.source.key, 0),
             layout=job.options.layout,
             header=job.options.header,
+            codec=job.options.codec,
             threads=job.options.threads_per_worker,
             side=SideTask(
                 parcels={chosen: documents[chosen] for chosen in parcels.of_run(run, digest)},
@@ -300,7 +330,7 @@ def _require_some(kept: Sequence[object], quarantined: Sequence[Quarantined], so
         return
     shown = "; ".join(q.reason for q in quarantined[:3])
     more = f"; and {len(quarantined) - 3} more" if len(quarantined) > 3 else ""
-    raise SourceError(f"{source}: none of {len(quarantined)} inputs can be converted: {shown}{more}")
+    raise SourceError(f"{display_url(source)}: none of {len(quarantined)} inputs can be converted: {shown}{more}")
 
 
 class _Meter:

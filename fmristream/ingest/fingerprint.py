@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fmristream.errors import ObjectMissingError, SourceError, StorageError
 from fmristream.ingest.sources.listing import SourceRun
 from fmristream.ingest.sources.synth import is_synth, synth_identity
-from fmristream.storage.sources import open_source, read_source_range, source_size
+from fmristream.storage.sources import known_checksum, open_source, read_source_range, source_size
 from fmristream.storage.urls import scheme_of
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -19,7 +19,11 @@ _CHUNK_BYTES = 4 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """Size of the file in bytes, and `gz:<crc32>:<length>`, `crc32c:<crc>` or `synth:<sha256>`."""
+    """Size of the file in bytes, and its checksum.
+
+    `gz:<crc32>:<length>`, `crc32c:<crc>`, `synth:<sha256>`; for members of archives `zip:<crc32>:<length>`, or
+    `tgz:<crc32 of the archive>:<place in it>`.
+    """
 
     size: int
     crc: str
@@ -45,7 +49,8 @@ def plain_fingerprint(size: int, crc: int) -> Fingerprint:
 def quick_fingerprint(run: SourceRun) -> Fingerprint:
     """What `RunStream.fingerprint` gives at the end, without decoding all of it.
 
-    The trailer of gzip, where its one member holds everything that the header declares; else one pass of crc32c.
+    What an archive says of its member (checked whenever the member is read); the trailer of gzip, where its one member
+    holds everything that the header declares; else one pass of crc32c.
 
     Raises:
         SourceError: the file is not there, cannot be read, or changes while it is read.
@@ -53,6 +58,8 @@ def quick_fingerprint(run: SourceRun) -> Fingerprint:
     """
     if is_synth(run.url):
         return Fingerprint(**synth_identity(run.url))
+    if (known := archived_fingerprint(run)) is not None:
+        return known
     with as_source_errors(run.url, run.key):
         size = source_size(run.url)
         if read_source_range(run.url, 0, 2) != GZIP_MAGIC:
@@ -68,6 +75,13 @@ def quick_fingerprint(run: SourceRun) -> Fingerprint:
         return gzip_fingerprint(size, trailer)
     with as_source_errors(run.url, run.key):
         return _plain(run, size)
+
+
+def archived_fingerprint(run: SourceRun) -> Fingerprint | None:
+    """What an archive's directory says of a run that is its member; None for anything else."""
+    with as_source_errors(run.url, run.key):
+        crc = known_checksum(run.url)
+        return Fingerprint(size=source_size(run.url), crc=crc) if crc else None
 
 
 @contextmanager

@@ -3,7 +3,11 @@
 A conversion that runs at the same time is never robbed. Removing is itself a commit: it lists what is unused, commits a
 version that says "unused objects from before me are removed" (`barrier`), and removes only what it had listed. Whoever
 started before then fails to commit, sees the barrier and does his work again under new names; whoever starts after it
-trusts no record from before. No clock is asked.
+trusts no record from before. Spaces, whose names are not new each time, go only with whole versions, and a second such
+commit follows. No clock is asked.
+
+Uploads to a bucket that were begun and not completed are listed before the barrier and aborted after it, likewise: the
+conversion that one belongs to would not be able to commit, or was killed.
 """
 
 import secrets
@@ -15,15 +19,16 @@ from fmristream.errors import ConflictError, ObjectMissingError, StorageError, U
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import canonical_json
 from fmristream.shards.generation import FOLDER, Generation, commit, key_of, listed_generations, newest_generation
+from fmristream.shards.side import SIDE_FOLDERS
 from fmristream.shards.spaces import FOLDER as SPACES
 from fmristream.shards.withdrawn import is_withdrawn, last_withdrawal
-from fmristream.storage import Store, open_store
+from fmristream.storage import Store, Unfinished, open_store
+from fmristream.storage.store import is_key
 
 # Where a dataset has objects; nothing else below the root is looked at, let alone removed.
-FOLDERS = (
-    "runs", "stats", "tables", "index", "spaces", "headers", "sketches", "confounds", "events", "recordings", "pending",
-    "tmp", FOLDER,
-)  # fmt: skip
+FOLDERS = ("runs", "stats", *SIDE_FOLDERS, "tables", "index", "pending", FOLDER)
+# Looked at only where versions are dropped: a conversion under way may be writing to the first and counting on the second.
+DROPPED_FOLDERS = ("tmp", SPACES)
 RECEIPTS = "receipts"
 
 _ATTEMPTS = 20
@@ -50,6 +55,8 @@ class GcReport:
     versions_left: int
     generation: int  # the newest version
     receipt: str  # key of the receipt, "" where nothing was removed
+    uploads: int = 0  # that were begun and never completed
+    warnings: tuple[str, ...] = ()
 
 
 def gc(url: str, *, keep: int | None = None, purge: bool = False, dry_run: bool = False) -> GcReport:
@@ -71,17 +78,21 @@ def gc(url: str, *, keep: int | None = None, purge: bool = False, dry_run: bool 
     store = open_store(url)
     for attempts_left in reversed(range(_ATTEMPTS)):
         plan = _Plan.of(store, keep=keep, purge=purge)
-        if dry_run or not plan.keys:
-            return _report(url, plan, dry_run=dry_run, removed=0, receipt="")
+        warnings = tuple(_what_remains(store, plan, purge=purge))
+        if dry_run or not (plan.keys or plan.uploads):
+            return _report(url, plan, newest=None, removed=0, receipt="", warnings=warnings, dry_run=dry_run)
         try:
             newest = _commit_barrier(store, plan.newest)
         except ConflictError:
             if not attempts_left:
                 raise
             continue
+        receipt = _write_receipt(store, newest, plan)  # before anything goes: it says what was to go
         removed = _remove(store, plan)
-        receipt = _write_receipt(store, newest, plan)
-        return _report(url, plan, dry_run=False, removed=removed, receipt=receipt)
+        if any(key.startswith(f"{SPACES}/") for key in plan.keys):
+            # Names of spaces are not new each time: who began after the barrier may count on one that went.
+            newest = _commit_barrier_on_top(store)
+        return _report(url, plan, newest=newest, removed=removed, receipt=receipt, warnings=warnings)
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -93,10 +104,13 @@ class _Plan:
     kept: tuple[Generation, ...]
     dropped: tuple[Generation, ...]
     keys: tuple[str, ...]  # to remove, versions first: nobody shall open one whose objects are going
+    uploads: tuple[Unfinished, ...]
 
     @classmethod
     def of(cls, store: Store, *, keep: int | None, purge: bool) -> "_Plan":
-        listed = {key for folder in FOLDERS for key in store.list(folder)}
+        folders = FOLDERS if keep is None and not purge else (*FOLDERS, *DROPPED_FOLDERS)
+        listed = {key for folder in folders for key in store.list(folder) if is_key(key)}
+        uploads = tuple(one for one in store.unfinished() if one.key.partition("/")[0] in FOLDERS)
         newest = newest_generation(store)
         versions = [one for one in listed_generations(store) if one.number <= newest.number]
         dropped = [
@@ -113,19 +127,19 @@ class _Plan:
             kept=tuple(kept),
             dropped=tuple(dropped),
             keys=(*(key_of(one.number) for one in dropped), *unused),
+            uploads=uploads,
         )
 
 
 def _names_withdrawn(store: Store, version: Generation, newest: Generation) -> bool:
     """Whether a version names a subject that the newest one says is withdrawn, or may do so."""
-    if version.number >= last_withdrawal(newest):
-        return False
     dataset = Dataset(store.name, store, version)
     labels = {*dataset.runs.column("subject"), *(str(row["subject"]) for row in dataset.participants)}
     if any(is_withdrawn(newest, label) for label in labels):
         return True
     # Names of files that were left out hold labels in any form: rows that are gone may be those of a withdrawn subject.
-    return not set(dataset.skipped) <= set(Dataset(store.name, store, newest).skipped)
+    is_older = version.number < last_withdrawal(newest)
+    return is_older and not set(dataset.skipped) <= set(Dataset(store.name, store, newest).skipped)
 
 
 def _keys_of(store: Store, version: Generation) -> Iterator[str]:
@@ -155,27 +169,25 @@ def _commit_barrier(store: Store, newest: Generation) -> Generation:
     )
 
 
+def _commit_barrier_on_top(store: Store) -> Generation:
+    """The same on whatever is newest now."""
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        try:
+            return _commit_barrier(store, newest_generation(store))
+        except ConflictError:
+            if not attempts_left:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
 def _remove(store: Store, plan: _Plan) -> int:
-    """Remove what was planned; returns its size. Spaces are looked at once more: their names are not new each time."""
-    removed = 0
-    for key in plan.keys:
-        if key.startswith(f"{SPACES}/"):
-            continue
-        removed += _remove_one(store, key)
-    needed = set(_space_keys(newest_generation(store)))
-    for key in plan.keys:
-        if not key.startswith(f"{SPACES}/") or key in needed:
-            continue
-        held = store.read(key)
-        removed += _remove_one(store, key)
-        if key in set(_space_keys(newest_generation(store))):  # committed in this moment by who found the space there
-            store.put_new(key, held)
-    return removed
-
-
-def _space_keys(generation: Generation) -> Iterator[str]:
-    for space in generation.document["spaces"].values():
-        yield from (file["name"] for file in space["objects"])
+    """Remove what was planned, but spaces that a version names by now; returns the size."""
+    needed = {
+        file["name"] for space in newest_generation(store).document["spaces"].values() for file in space["objects"]
+    }
+    for upload in plan.uploads:
+        store.discard_unfinished(upload)
+    return sum(_remove_one(store, key) for key in plan.keys if key not in needed)
 
 
 def _remove_one(store: Store, key: str) -> int:
@@ -184,11 +196,31 @@ def _remove_one(store: Store, key: str) -> int:
     except ObjectMissingError:  # a conversion that ended took its own records with it
         return 0
     store.delete(key)
+    if key.startswith("pending/"):  # may be made again under the same name at any time
+        return size
     try:
         store.size(key)
     except ObjectMissingError:
         return size
     raise StorageError(f"{store.name}/{key}: is still there after it was deleted; check the store's permissions")
+
+
+def _what_remains(store: Store, plan: _Plan, *, purge: bool) -> Iterator[str]:
+    """What removing objects does not remove."""
+    if not (plan.keys or purge):
+        return
+    keeps = store.keeps_removed()
+    whose = ", among them those of withdrawn subjects" if purge else ""
+    if keeps:
+        yield (
+            f"{store.name}: the bucket keeps old versions of removed objects{whose}; remove them with the provider's own "
+            "tools, or let a lifecycle rule expire noncurrent versions"
+        )
+    elif keeps is None and purge:
+        yield (
+            f"{store.name}: the store does not say whether it keeps old versions of removed objects; look there, and at "
+            "copies and snapshots"
+        )
 
 
 def _write_receipt(store: Store, newest: Generation, plan: _Plan) -> str:
@@ -206,7 +238,16 @@ def _write_receipt(store: Store, newest: Generation, plan: _Plan) -> str:
     return key
 
 
-def _report(url: str, plan: _Plan, *, dry_run: bool, removed: int, receipt: str) -> GcReport:
+def _report(
+    url: str,
+    plan: _Plan,
+    *,
+    newest: Generation | None,
+    removed: int,
+    receipt: str,
+    warnings: tuple[str, ...],
+    dry_run: bool = False,
+) -> GcReport:
     return GcReport(
         url=url,
         dry_run=dry_run,
@@ -220,7 +261,9 @@ def _report(url: str, plan: _Plan, *, dry_run: bool, removed: int, receipt: str)
             )
             for one in plan.dropped
         ),
-        versions_left=len(plan.kept) + bool(receipt),
-        generation=plan.newest.number + bool(receipt),
+        versions_left=len(plan.kept) + (0 if newest is None else newest.number - plan.newest.number),
+        generation=plan.newest.number if newest is None else newest.number,
         receipt=receipt,
+        uploads=len(plan.uploads),
+        warnings=warnings,
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fmristream.errors import SourceError
 from fmristream.ingest.sources import SourceRun
 from fmristream.ingest.sources.synth import affine_rows, is_synth, locate_synth
-from fmristream.storage.sources import open_source
+from fmristream.storage.sources import MemberUrl, open_source
 from fmristream.storage.urls import display_url, local_path, scheme_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class SourceImage:
 
 @contextmanager
 def open_with_nibabel(run: SourceRun) -> Iterator[SourceImage]:
-    """Open a run; memory is one frame, whatever its length. A remote file is copied to a temporary one first.
+    """Open a run; memory is one frame, whatever its length. Remote files and members of archives are copied first.
 
     Raises:
         SourceError: nibabel cannot read it, or it is no 4-D image.
@@ -59,11 +59,11 @@ def open_with_nibabel(run: SourceRun) -> Iterator[SourceImage]:
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        if scheme_of(run.url) == "file":
+        if scheme_of(run.url) == "file" and MemberUrl.parse(run.url) is None:
             with _nifti(local_path(run.url), run.key) as image:
                 yield image
             return
-        suffix = ".nii.gz" if run.url.lower().endswith(".gz") else ".nii"
+        suffix = ".nii.gz" if run.key.lower().endswith(".gz") else ".nii"
         with tempfile.NamedTemporaryFile(prefix="fmristream-", suffix=suffix) as copy, open_source(run.url) as file:
             while piece := file.read(_COPY_BYTES):
                 copy.write(piece)

@@ -3,18 +3,33 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypedDict
 
 from fmristream.catalog.split import DEFAULT_RATIOS, checked_ratios
 from fmristream.errors import UsageError
+from fmristream.ingest.sources import EntityFilter, Phenotypes
 
 MaskKind = Literal["auto", "none", "first", "file"]
 UpdateKind = Literal["new", "all"]
 Layout = Literal["voxels", "volume"]
 HeaderMode = Literal["scrub", "keep"]
+Codec = Literal["lossless", "raw", "int16", "int8"]
 
 LAYOUTS = ("voxels", "volume")
 HEADER_MODES = ("scrub", "keep")
+CODECS = ("lossless", "raw", "int16", "int8")
+# Those that give back every stored value: datasets in them are the same dataset.
+EXACT_CODECS = ("lossless", "raw")
+
+
+class FindOptions(TypedDict):
+    """The options of `find_runs`, as keywords."""
+
+    space: str | None
+    subject_pattern: str | None
+    kind: str | None
+    entities: EntityFilter
+    phenotypes: Phenotypes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +88,8 @@ class ConvertOptions:
 
     Attributes:
         mask: `auto` (the runs' own masks, else computed), `none` (whole volumes), `first:K`, or the path of a mask.
-        split: `hash`, `exact`, `none`, or the path of a table (columns subject, split).
+        split: `auto` (what a table of runs says, else hash), `hash`, `exact`, `none`, or the path of a table (columns
+            subject, split).
         split_ratios: shares of train, val, test.
         split_seed: another seed, another split.
         workers: runs converted at the same time; 1 stays in this process.
@@ -94,10 +110,15 @@ class ConvertOptions:
         atlases: paths of label or probabilistic images, whose parcel time series are stored beside the voxels.
         side: store confounds, events and recordings that lie beside runs of a BIDS dataset.
         sketch: store a fingerprint of each run, by which copies of it are found.
+        codec: `lossless`, `raw` (the same values, uncompressed), `int16` (float sources in steps of 1/256 of each voxel's
+            temporal SD; others lossless) or `int8` (no value off by more than .025 temporal SD).
+        kind: what the source is, where its layout does not tell; see `find_runs`.
+        entities: which runs are wanted, by their labels.
+        phenotypes: the table of subjects, and whose groups (families, sites) a split does not divide.
     """
 
     mask: str = "auto"
-    split: str = "hash"
+    split: str = "auto"
     split_ratios: tuple[float, float, float] = DEFAULT_RATIOS
     split_seed: int = 0
     workers: int = 1
@@ -115,6 +136,21 @@ class ConvertOptions:
     atlases: tuple[str, ...] = ()
     side: bool = True
     sketch: bool = True
+    codec: Codec = "lossless"
+    kind: str | None = None
+    entities: EntityFilter = field(default_factory=EntityFilter)
+    phenotypes: Phenotypes = field(default_factory=Phenotypes)
+
+    @property
+    def sources(self) -> "FindOptions":
+        """What `find_runs` is told."""
+        return {
+            "space": self.space,
+            "subject_pattern": self.subject_pattern,
+            "kind": self.kind,
+            "entities": self.entities,
+            "phenotypes": self.phenotypes,
+        }
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -123,6 +159,10 @@ class ConvertOptions:
             raise UsageError(f"--header {self.header}: expected {' or '.join(HEADER_MODES)}")
         if self.header == "keep" and self.layout == "voxels":
             raise UsageError("--header keep: the layout voxels stores no headers; add --layout volume")
+        if self.codec not in CODECS:
+            raise UsageError(f"--codec {self.codec}: expected {', '.join(CODECS)}")
+        if self.codec != "lossless" and self.layout == "volume":
+            raise UsageError(f"--codec {self.codec}: the layout volume is stored lossless; leave --codec out")
         choice = MaskChoice.parse(self.mask)
         if self.layout == "volume" and choice.kind in ("first", "file"):
             raise UsageError(f"--mask {self.mask}: the layout volume stores whole volumes; leave --mask out")
@@ -146,8 +186,8 @@ class ConvertOptions:
 
     @property
     def parameters(self) -> dict[str, str]:
-        """What of a conversion enters the content digest."""
-        return {"codec": "lossless", "layout": self.layout}
+        """What of a conversion enters the content digest: codecs only where they change values."""
+        return {"codec": "lossless" if self.codec in EXACT_CODECS else self.codec, "layout": self.layout}
 
     def _check_engine(self) -> None:
         if self.cluster not in (None, "slurm"):
@@ -160,6 +200,8 @@ class ConvertOptions:
             raise UsageError(f"--scheduler {self.scheduler}: expected an address as in tcp://host:8786")
         if self.shard is not None:
             Shard.parse(self.shard)
+            if self.update is not None:
+                raise UsageError("--shard converts into a new dataset; leave --update out, or update without --shard")
 
     @property
     def needs_shared_target(self) -> bool:

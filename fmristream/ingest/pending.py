@@ -10,9 +10,9 @@ import hashlib
 import hmac
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,9 @@ from fmristream.storage import Store
 FOLDER = "pending"
 
 _MASKS = "masks"
+SHARDS = "shards"
+# Records that save time only: every run's record says all that its rows need.
+_AIDS = (f"{FOLDER}/{_MASKS}", f"{FOLDER}/{SHARDS}")
 # What decides the bytes of every run.
 _PLAN = {"codec": "lossless", "format": FORMAT_VERSION, "layout": "voxels"}
 
@@ -44,10 +47,12 @@ class FinishedRun:
     scalars: Mapping[str, Any]
     outside: int
     arrays: tuple[StoredArray, ...]
-    lengths: bytes  # of its chunks in frame order, little-endian u32: a driver holds those of all runs
+    lengths: bytes  # what its index block holds, little-endian u32: a driver holds those of all runs
     source: Fingerprint
     removed: tuple[str, ...] = ()  # header fields that held something and were not stored
     notes: tuple[str, ...] = ()  # what people should know of what was stored beside it; no names of files or people
+    quantization: Mapping[str, Any] | None = None  # bound and measured error, where values were not stored exactly
+    record: str = ""  # key of its record, "" before there is one
 
     @classmethod
     def of(
@@ -71,6 +76,7 @@ class FinishedRun:
             source=source,
             removed=written.removed,
             notes=notes,
+            quantization=written.quantization,
         )
 
 
@@ -99,6 +105,7 @@ def save(store: Store, key: str, run: FinishedRun, *, made_after: int, barrier: 
         made_after: number of the newest generation when its conversion began.
         barrier: see `load`.
     """
+    run = replace(run, record=key)
     body = {**asdict(run), "made_after": made_after}
     body["lengths"] = base64.b64encode(run.lengths).decode("ascii")
     data = _checked(body)
@@ -132,6 +139,8 @@ def load(store: Store, key: str, *, barrier: int) -> FinishedRun | None:
         source=Fingerprint(**body["source"]),
         removed=tuple(body.get("removed", ())),
         notes=tuple(body.get("notes", ())),
+        quantization=body.get("quantization"),
+        record=key,
     )
 
 
@@ -190,10 +199,38 @@ def _checked(body: dict[str, Any]) -> bytes:
     return canonical_json({**body, "check": sha256_json(body)})
 
 
-def clear(store: Store) -> None:
-    """Remove every record: the generation that was committed says all of it."""
-    for key in store.list(FOLDER):
-        store.delete(key)
+def clear(store: Store, committed: Container[str]) -> None:
+    """Remove the records of runs that are committed, and what is left where nobody else has any.
+
+    Args:
+        store: the target.
+        committed: objects of runs (`Run.object`) that a generation names.
+    """
+    others = False
+    keys = [key for key in store.list(FOLDER) if not key.startswith(_AIDS)]
+    for key in keys:
+        body = read_record(store, key)
+        if body is None or body.get("object") in committed:
+            store.delete(key)
+        else:  # of a conversion of other runs, under way or interrupted
+            others = True
+    if not others:
+        clear_aids(store)
+
+
+def clear_runs(store: Store, runs: Iterable[FinishedRun]) -> None:
+    """Remove the records of runs that were committed just now, and those that only helped to convert them."""
+    for run in runs:
+        if run.record:
+            store.delete(run.record)
+    clear_aids(store)
+
+
+def clear_aids(store: Store) -> None:
+    """Remove recorded masks and what shards said of them: at worst a conversion under way computes masks again."""
+    for prefix in _AIDS:
+        for key in store.list(prefix):
+            store.delete(key)
 
 
 def _array(body: dict[str, Any]) -> StoredArray:

@@ -8,14 +8,15 @@ from fmristream.errors import ConflictError, UsageError
 from fmristream.ingest.execute import Engine
 from fmristream.ingest.fingerprint import quick_fingerprint
 from fmristream.ingest.options import ConvertOptions, ConvertReport, MaskChoice, Quarantined, UpdateKind
-from fmristream.ingest.plan import Survey, plan_spaces
-from fmristream.ingest.sources import Listing
-from fmristream.ingest.splitting import split_record, split_subjects
-from fmristream.ingest.summary import describe_dataset, headers_mode, headers_of
+from fmristream.ingest.plan import Survey, plan_spaces, spaces_by_runs
+from fmristream.ingest.sources import Listing, SourceRun
+from fmristream.ingest.splitting import split_kind, split_record, split_subjects
+from fmristream.ingest.summary import describe_dataset, headers_mode
 from fmristream.ingest.tasks import SurveyedRun
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import FOLDER, newest_generation
-from fmristream.shards.withdrawn import is_withdrawn
+from fmristream.shards.notes import codec_of, headers_of
+from fmristream.shards.withdrawn import is_withdrawn, names_withdrawn
 from fmristream.storage import Store
 
 
@@ -104,7 +105,7 @@ def require_allowed(changes: Changes, present: Dataset, options: ConvertOptions)
     raise UsageError(f"{present.store.name}: holds a dataset already, with {' and '.join(wrong)}; {remedy}")
 
 
-def unfinished(store: Store, ours: Sequence[SurveyedRun], base: Dataset | None, options: ConvertOptions) -> Dataset:
+def winner_of(store: Store, ours: Sequence[SurveyedRun], base: Dataset | None, options: ConvertOptions) -> Dataset:
     """The dataset that another writer committed while `ours` were converted, if ours may be added to it.
 
     Raises:
@@ -121,9 +122,21 @@ def unfinished(store: Store, ours: Sequence[SurveyedRun], base: Dataset | None, 
     theirs = [run for run in ours if run.source.name in held and held[run.source.name] != before.get(run.source.name)]
     if any(_differs(run, held[run.source.name]) for run in theirs):
         raise ConflictError(f"{store.name}: another writer committed other versions of the same runs; {remedy}")
+    if others := _other_options(present, Survey(runs=list(ours)), options):
+        raise ConflictError(f"{store.name}: another writer committed a dataset with {' and '.join(others)}; {remedy}")
     if base is None and options.update is None and len(theirs) < len(ours):
         raise ConflictError(f"{store.name}: another writer committed other runs meanwhile; {remedy}")
     return present
+
+
+def unheard_of(present: Dataset, quarantined: Sequence[Quarantined]) -> tuple[Quarantined, ...]:
+    """Inputs that cannot be converted and that the dataset does not list as such; none of withdrawn subjects."""
+    known = set(present.skipped)
+    return tuple(
+        one
+        for one in quarantined
+        if (one.name, one.reason) not in known and not names_withdrawn(present.generation, f"{one.name} {one.reason}")
+    )
 
 
 def report_present(present: Dataset, listing: Listing) -> ConvertReport:
@@ -140,10 +153,9 @@ def mask_record(choice: MaskChoice) -> dict[str, str | int]:
     return {"frames": choice.frames, "kind": choice.kind}
 
 
-def present_parts(present: Dataset) -> dict[str, str]:
-    """Split of each subject; empty where the dataset is not split."""
-    pairs = present.runs.counts("subject", "split")
-    return {subject: part for subject, part in pairs if part}
+def present_parts(present: Dataset) -> list[tuple[str, str, str]]:
+    """(subject, group, part) of everybody; nobody where the dataset is not split."""
+    return [who for who in present.runs.counts("subject", "group", "split") if who[2]]
 
 
 _Held = Mapping[str, tuple[int, str]]  # run name -> size and checksum of its source
@@ -167,7 +179,7 @@ def _other_participants(present: Dataset, participants: Sequence[Participant]) -
     subjects = set(present.runs.column("subject"))
     rows = [row for row in participants if row["subject"] in subjects]
     now = decode_participants(encode_participants(rows)) if rows else []
-    return now != list(present.participants)
+    return {row["subject"]: row for row in now} != {row["subject"]: row for row in present.participants}
 
 
 def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> list[str]:
@@ -180,16 +192,20 @@ def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> 
     differs = {
         "another space": any(rows[run.source.name].space != run.space for run in kept),
         "another tr": any(rows[run.source.name].tr_s != run.tr_s for run in kept),
-        "another split": document["split"] != split_record(options) or _moved_by_file(present, options),
-        "another layout": present.parameters != options.parameters,
+        "other groups": any(rows[run.source.name].group != (run.source.group or run.source.subject) for run in kept),
+        "another split": _is_split_otherwise(present, [run.source for run in found.runs], options),
+        "another layout": present.parameters["layout"] != options.layout,
+        "another codec": codec_of(document) != options.codec,
         "other headers": headers_of(document) != headers_mode(options),
         "another mask": document["mask"] != mask_record(choice),
     }
     brings_masks = choice.kind == "auto" and all(run.source.mask_url for run in found.runs)
-    is_whole = options.update is None  # a mask that grew would not be the one that is there
+    # The union of other runs' masks would be another one, and is not what new runs are stored in.
+    is_whole = len(kept) == len(held) == len(found.runs) and len(document["segments"]) == 1
+    existing = spaces_by_runs(present) if choice.kind == "file" else []
     if (choice.kind == "file" or (brings_masks and is_whole)) and not differs["another mask"]:
         with Engine(workers=1) as engine:
-            plan = plan_spaces(found.runs, choice, engine)  # reads the mask files, computes nothing
+            plan = plan_spaces(found.runs, choice, engine, existing=existing)  # reads mask files, computes nothing
         differs["another mask"] = any(
             plan.of_run.get(run.source.key) != rows[run.source.name].space_digest for run in kept
         )
@@ -205,10 +221,13 @@ def _other_contents(present: Dataset, contents: Mapping[str, object] | None) -> 
     return [words[name] for name, value in contents.items() if told.get(name) != value]
 
 
-def _moved_by_file(present: Dataset, options: ConvertOptions) -> bool:
-    """Whether a given split file puts a subject elsewhere than it is."""
-    if present.generation.document["split"]["kind"] != "file":
+def _is_split_otherwise(present: Dataset, runs: Sequence[SourceRun], options: ConvertOptions) -> bool:
+    """Whether the split was made in another way, or the given one puts a subject elsewhere than he is."""
+    kind, recorded = split_kind(runs, options), present.generation.document["split"]
+    if recorded != split_record(kind, options):
+        return True
+    if kind != "file":
         return False
-    parts = present_parts(present)
-    listed, _ = split_subjects(parts, options)
-    return listed != parts
+    here = {subject: part for subject, _, part in present_parts(present)}
+    listed, _ = split_subjects(runs, options)
+    return any(here[subject] != part for subject, part in listed.items() if subject in here)

@@ -70,7 +70,7 @@ class ReadAhead(Generic[Item]):
                 if self._is_stopped.is_set():
                     break
                 self._queue.put(item)
-        except BaseException as error:  # also what ends a thread silently: the other side must not wait for ever
+        except BaseException as error:  # raised again by the side that takes the frames, which must not wait for ever
             end = _End(error)
         self._queue.put(end)
 

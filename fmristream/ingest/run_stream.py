@@ -8,7 +8,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from fmristream.ingest.fingerprint import Fingerprint, quick_fingerprint
+from fmristream.errors import SourceError
+from fmristream.ingest.fingerprint import Fingerprint, archived_fingerprint, quick_fingerprint
 from fmristream.ingest.sources.listing import SourceRun
 from fmristream.ingest.sources.synth import is_synth
 
@@ -92,4 +93,42 @@ def open_run(run: SourceRun, *, max_run_bytes: int = MAX_RUN_BYTES, with_prefix:
         return SynthStream(run.url)
     from fmristream.ingest.nifti import open_nifti
 
-    return open_nifti(run.url, name=run.key, max_run_bytes=max_run_bytes, with_prefix=with_prefix)
+    known = archived_fingerprint(run)
+    stream = open_nifti(run.url, name=run.key, max_run_bytes=max_run_bytes, with_prefix=with_prefix)
+    return stream if known is None else _Archived(stream, run, known)
+
+
+class _Archived:
+    """A run in an archive, whose directory knows its checksum; the archive's reader compared it with what was read."""
+
+    def __init__(self, stream: RunStream, run: SourceRun, known: Fingerprint) -> None:
+        self.prefix = stream.prefix
+        self._stream = stream
+        self._run = run
+        self._known = known
+
+    @property
+    def header(self) -> RunHeader:
+        return self._stream.header
+
+    def frames(self, ring: int = 1) -> Iterator[Frame]:
+        """The stream's own."""
+        return self._stream.frames(ring)
+
+    def fingerprint(self) -> Fingerprint:
+        """What the archive says, if it says the same as when the run was opened."""
+        self._stream.fingerprint()  # known only when every byte was read
+        if archived_fingerprint(self._run) != self._known:
+            raise SourceError(f"{self._run.key}: its archive was replaced while it was read; convert it again")
+        return self._known
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

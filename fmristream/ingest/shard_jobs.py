@@ -87,7 +87,7 @@ def convert_shard(
     if store.list(GENERATIONS):
         return replace(report, stage="committed")
     # Refused before the work of many machines, not after it.
-    split_subjects({run.subject for run in listing.runs}, options)
+    split_subjects(listing.runs, options)
     require_writable(store)
     own = replace(listing, runs=tuple(share_of(listing.runs, shard)), skipped=())
     choice = options.mask_choice
@@ -104,7 +104,7 @@ def convert_shard(
                 meter.start("computing masks", runs=0, frames=sum(run.header.frames for run in found.runs))
                 masks = find_masks(found.runs, choice, engine, meter.frames_done, store=store)
                 found.quarantined += _record(store, names[shard.index - 1], masks)
-            there = set(store.list(f"{pending.FOLDER}/shards"))
+            there = set(store.list(f"{pending.FOLDER}/{pending.SHARDS}"))
             if missing := sum(name not in there for name in names):
                 return replace(_with_runs(report, found.runs, found.quarantined), stage="masks", missing_shards=missing)
             plan = _plan(store, names, listing, found.runs)
@@ -146,7 +146,7 @@ def _names(listing: Listing, choice: MaskChoice, shard: Shard) -> list[str]:
     """Names of the records of all shards: of the same runs, dealt the same way, for the same kind of mask."""
     runs = [[run.key.encode("utf-8", "surrogateescape").hex(), run.mask_url is not None] for run in listing.runs]
     about = [choice.kind, choice.frames, shard.count, sorted(runs)]
-    return [pending.keyed("shards", [*about, index]) for index in range(1, shard.count + 1)]
+    return [pending.keyed(pending.SHARDS, [*about, index]) for index in range(1, shard.count + 1)]
 
 
 def _run_id(key: str) -> str:

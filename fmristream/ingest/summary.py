@@ -1,12 +1,11 @@
 """What a conversion amounts to, in numbers: afterwards from the tables, beforehand as an estimate."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fmristream.catalog.run import UNALIGNED
 from fmristream.catalog.tables import Participant
 from fmristream.ingest.options import ConvertOptions, ConvertReport, Quarantined
 from fmristream.ingest.plan import Survey
@@ -14,22 +13,25 @@ from fmristream.ingest.sources import Listing
 from fmristream.ingest.splitting import split_subjects
 from fmristream.shards.codec import padded_length
 from fmristream.shards.dataset import Dataset
+from fmristream.shards.notes import (
+    ORIGINAL_HEADERS,
+    alignment_warnings,
+    has_original_headers,
+    headers_of,
+    subjects_by_space,
+)
+from fmristream.signal.quantize import LOSSY_CODECS
 
 # For a dry run, where masks are not known yet: the MNI brain's share of the 2 mm grid, and what lossless coding leaves
 # of BOLD (measured on int16 and float32 runs with 1.6 % temporal SD).
 TYPICAL_MASK_SHARE = 0.26
 TYPICAL_RATIO = {"i": 0.66, "u": 0.66, "f": 0.72}
+# Bytes a voxel of the lossy codecs, likewise.
+TYPICAL_CODE_BYTES = {"int8": 1.0, "int16": 1.4}
 
 # zarr.json x 4, shard, reference, moments; stats, sketch, pending record beside them. Folders: the group, 3 arrays, their c/.
 FILES_PER_RUN = 10
 FOLDERS_PER_RUN = 9
-
-
-# Beside the other warnings of a conversion, where it was asked for.
-ORIGINAL_HEADERS = (
-    "original NIfTI headers are stored with every byte: descriptions, comments and extensions may name a person, a place "
-    "or a date; read them before the dataset is shared, or convert with --header scrub"
-)
 
 
 def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
@@ -43,7 +45,7 @@ def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
         content_digest=dataset.content_digest,
         generation_digest=dataset.generation_digest,
         runs=len(runs),
-        subjects=len(runs.counts("subject")),
+        subjects=runs.distinct("subject"),
         frames=int(runs.numbers("frames").sum()),
         splits=dict(parts),
         spaces=tuple(sorted(runs.counts("space"))),
@@ -52,7 +54,7 @@ def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
         headers=headers_of(document),
         headers_removed=dict(headers.get("removed", {})),
         warnings=(
-            *alignment_warnings(runs.counts("space", "subject")),
+            *alignment_warnings(subjects_by_space(runs)),
             *([ORIGINAL_HEADERS] if has_original_headers(document) else []),
         ),
     )
@@ -60,12 +62,12 @@ def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
 
 def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions) -> ConvertReport:
     """What a conversion would do, from headers alone."""
-    parts, _ = split_subjects({run.source.subject for run in found.runs}, options)
+    parts, _ = split_subjects((run.source for run in found.runs), options)
     share = 1.0 if options.mask_choice.kind == "none" else TYPICAL_MASK_SHARE
     stored = 0.0
     for run in found.runs:
         voxels = padded_length(round(share * float(np.prod(run.header.shape))))
-        stored += voxels * run.header.frames * run.header.dtype.itemsize * TYPICAL_RATIO[run.header.dtype.kind]
+        stored += voxels * run.header.frames * _voxel_bytes(run.header.dtype, options)
     return ConvertReport(
         url=url,
         source_kind=listing.kind,
@@ -85,24 +87,44 @@ def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions)
         warnings=(
             *listing.notes,
             *found.warnings,
-            *alignment_warnings((run.space, run.source.subject) for run in found.runs),
+            *alignment_warnings(Counter(space for space, _ in {(run.space, run.source.subject) for run in found.runs})),
         ),
     )
+
+
+def _voxel_bytes(dtype: "np.dtype[Any]", options: ConvertOptions) -> float:
+    """About what a value takes."""
+    lossy = LOSSY_CODECS.get(options.codec)
+    if lossy is not None and lossy.takes(dtype):
+        return TYPICAL_CODE_BYTES[options.codec]
+    return float(dtype.itemsize) * (1.0 if options.codec == "raw" else TYPICAL_RATIO[dtype.kind])
+
+
+def codec_record(
+    options: ConvertOptions, measured: Iterable[Mapping[str, Any] | None], before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a generation records of its codec: the name, and the bound and largest errors of its lossy runs.
+
+    Args:
+        options: of the conversion.
+        measured: `quantization` of each run that comes in.
+        before: the generation that they are added to.
+    """
+    lossy = [one for one in measured if one is not None]
+    runs = [before["codec"]] if before.get("codec", {}).get("lossy_runs") else []
+    if not lossy and not runs:
+        return {"name": options.codec}
+    return {
+        "name": options.codec,
+        "lossy_runs": len(lossy) + sum(one["lossy_runs"] for one in runs),
+        **{name: max(one[name] for one in (*lossy, *runs)) for name in ("bound_sd", "max_error_sd", "rms_error_sd")},
+        "escaped": sum(one["escaped"] for one in (*lossy, *runs)),
+    }
 
 
 def headers_mode(options: ConvertOptions) -> str:
     """What will be stored of NIfTI headers: nothing, what is left of them, or all."""
     return "none" if options.layout == "voxels" else options.header
-
-
-def headers_of(document: Mapping[str, Any]) -> str:
-    """The same of a generation; releases that stored no headers recorded nothing."""
-    return str(document.get("headers", {}).get("mode", "none"))
-
-
-def has_original_headers(document: Mapping[str, Any]) -> bool:
-    """Whether a generation holds NIfTI headers with every byte."""
-    return bool(document.get("headers", {}).get("contains_original_headers"))
 
 
 def headers_record(
@@ -137,23 +159,3 @@ def participant_warnings(participants: Sequence[Participant], subjects: set[str]
 def not_chosen(listing: Listing) -> tuple[Quarantined, ...]:
     """Files that are left out on purpose, and which choice left them out."""
     return tuple(Quarantined(name=file.key, reason=file.reason) for file in listing.skipped if file.by_choice)
-
-
-def alignment_warnings(runs: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """What to know before training on runs given as (space label, subject)."""
-    subjects = defaultdict(set)
-    for space, subject in runs:
-        subjects[space].add(subject)
-    warnings = []
-    unaligned = {space: len(who) for space, who in subjects.items() if space in UNALIGNED and len(who) > 1}
-    if unaligned:
-        shown = ", ".join(f"{space or 'unknown'} ({count} subjects)" for space, count in sorted(unaligned.items()))
-        warnings.append(
-            f"voxels of different subjects do not correspond: space {shown}; convert normalised derivatives, or give "
-            "--space NAME if you know that all runs are in one template; training refuses to mix them"
-        )
-    if len(subjects) > 1:
-        warnings.append(
-            f"runs are in {len(subjects)} spaces ({', '.join(sorted(subjects))}); training takes one at a time"
-        )
-    return tuple(warnings)

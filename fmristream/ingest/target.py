@@ -5,14 +5,15 @@ import secrets
 
 from fmristream.errors import ObjectExistsError, StorageError, UsageError
 from fmristream.ingest.options import ConvertOptions, MaskChoice
+from fmristream.shards.side import SIDE_FOLDERS
 from fmristream.storage import Store
 from fmristream.storage.sources import source_size
 from fmristream.storage.urls import display_url, local_path, scheme_of
 
 # What an interrupted conversion may have left.
 _OURS = frozenset(
-    {"confounds", "dataset.json", "events", "generations", "index", "pending", "receipts", "recordings", "runs"}
-    | {"sketches", "spaces", "stats", "tables", "tmp"}
+    {"generations", "index", "pending", "runs", "receipts", "spaces", "stats", "tables", "tmp", "dataset.json"}
+    | set(SIDE_FOLDERS)
 )
 
 
@@ -27,13 +28,22 @@ def require_readable_mask(options: ConvertOptions) -> None:
 
 
 def require_writable(store: Store) -> None:
-    """Write, claim twice and remove a small object: the store takes objects, and a name only once.
+    """The target is ours to fill; the store takes objects, and a name only once.
 
     Raises:
         UsageError: the target is a folder that holds other things, the source itself perhaps.
         StorageError: it cannot be written, or overwrites what is there.
     """
     _refuse_other_things(store)
+    require_exclusive(store)
+
+
+def require_exclusive(store: Store) -> None:
+    """Write, claim twice and remove a small object.
+
+    Raises:
+        StorageError: the store cannot be written, or overwrites what is there.
+    """
     key = f"tmp/probe-{secrets.token_hex(8)}"
     try:
         store.put_new(key, b"probe")

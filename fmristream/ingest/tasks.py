@@ -15,7 +15,7 @@ from fmristream.ingest.epi_mask import compute_mask
 from fmristream.ingest.fingerprint import Fingerprint, quick_fingerprint
 from fmristream.ingest.header_bytes import Scrubbed, header_of, is_big_endian, make_prefix, scrub
 from fmristream.ingest.mask_file import read_mask
-from fmristream.ingest.options import HeaderMode, Layout, Quarantined
+from fmristream.ingest.options import Codec, HeaderMode, Layout, Quarantined
 from fmristream.ingest.pending import FinishedRun
 from fmristream.ingest.read_ahead import RING, ReadAhead
 from fmristream.ingest.run_stream import Frame, RunHeader, RunStream, open_run
@@ -30,6 +30,7 @@ from fmristream.shards.spaces import Space, read_space
 from fmristream.shards.volume import NiftiPrefix, VolumeRunWriter
 from fmristream.signal import kernels
 from fmristream.signal.grid import gather_order
+from fmristream.signal.quantize import LOSSY_CODECS, Quantizer, RangeMeasure
 from fmristream.storage import Store
 
 FrameCallback = Callable[[int], None]
@@ -91,6 +92,7 @@ class RunTask:
     computed_outside: int = 0
     layout: Layout = "voxels"
     header: HeaderMode = "scrub"  # of layout volume
+    codec: Codec = "lossless"
     threads: int = 1  # 2: the source is read and decompressed by a thread of its own; the result is the same
     side: SideTask = field(default_factory=SideTask)
 
@@ -167,6 +169,7 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
             **({"sidecar": sidecar} if sidecar else {}),
             **({"header": task.header, "layout": task.layout} if task.layout != "voxels" else {}),
             **beside.decided,
+            **({"codec": task.codec} if task.codec != "lossless" else {}),
         }
         key = pending.record_key(source.key, quick_fingerprint(source), decided=decided)
         found = pending.load(store, key, barrier=task.barrier)
@@ -191,23 +194,26 @@ def _convert(
     beside: Beside,
     on_frame: FrameCallback | None,
 ) -> FinishedRun:
-    run, header = task.run, task.run.header
+    run = task.run
     order = gather_order(space.mask)
     measures = beside.measures(task.store, space)
+    quantizer, seen = _quantizer(task, order, space.voxels)
     with (
         open_run(run.source, with_prefix=task.layout == "volume") as stream,
-        _writer(task, space, stream) as writer,
+        _writer(task, space, stream, quantizer) as writer,
         SideWriter(task.store, writer.object, space.digest) as side,
     ):
-        if stream.header != header:
-            raise SourceError(f"{run.source.key}: its header changed while the conversion ran; convert it again")
+        _require_same_header(stream, run)
+        stored = writer.values if quantizer is None else quantizer.decoded  # what readers will get of each frame
         with _frames(stream, threads=task.threads) as frames:
             for volume in frames:
                 kernels.gather(volume.reshape(-1, order="F"), order, writer.values)
-                measures.add(writer.values)
                 writer.append()
+                measures.add(stored)
                 if on_frame is not None:
                     on_frame(1)
+        if seen is not None and stream.fingerprint() != seen:
+            raise SourceError(f"{run.source.key}: it changed while the conversion ran; convert it again")
         measures.store(side)
         written = writer.finish(own_mask=None if own_mask is None else own_mask[space.mask], sidecar=sidecar)
         return FinishedRun.of(
@@ -219,11 +225,40 @@ def _convert(
         )
 
 
-def _writer(task: RunTask, space: Space, stream: RunStream) -> RunWriter | VolumeRunWriter:
+def _require_same_header(stream: RunStream, run: SurveyedRun) -> None:
+    if stream.header != run.header:
+        raise SourceError(f"{run.source.key}: its header changed while the conversion ran; convert it again")
+
+
+def _quantizer(task: RunTask, order: NDArray[Any], voxels: int) -> tuple[Quantizer | None, Fingerprint | None]:
+    """For a lossy codec: what a first pass over the source says of each voxel, and which source that was."""
+    run, header = task.run, task.run.header
+    codec = LOSSY_CODECS.get(task.codec)
+    if codec is None or not codec.takes(header.dtype):
+        return None, None
+    measure = RangeMeasure(frames=header.frames, dtype=header.dtype)
+    values = np.empty(voxels, dtype=header.dtype)
+    with open_run(run.source) as stream:
+        _require_same_header(stream, run)
+        with _frames(stream, threads=task.threads) as frames:
+            for volume in frames:
+                kernels.gather(volume.reshape(-1, order="F"), order, values)
+                measure.add(values)
+        seen = stream.fingerprint()
+    scale = measure.finish(codec)
+    return Quantizer(codec=codec, scale=scale, dtype=header.dtype, slope=header.slope, inter=header.inter), seen
+
+
+def _writer(task: RunTask, space: Space, stream: RunStream, quantizer: Quantizer | None) -> RunWriter | VolumeRunWriter:
     """The writer of the layout that was asked for."""
     header = task.run.header
     is_volume = task.layout == "volume"
-    writer = partial(VolumeRunWriter, prefix=_prefix(task, stream)) if is_volume else RunWriter
+    is_raw = task.codec == "raw"
+    writer = (
+        partial(VolumeRunWriter, prefix=_prefix(task, stream))
+        if is_volume
+        else partial(RunWriter, is_raw=is_raw, quantizer=quantizer)
+    )
     return writer(
         task.store,
         space,

@@ -60,9 +60,10 @@ def withdraw(url: str, subjects: Iterable[str], *, dry_run: bool = False) -> Wit
         base = Dataset(url, store, newest_generation(store))
         leaving = _Leaving.of(base, wanted)
         if dry_run:
-            return _report(base, leaving, None)
+            return _report(base, leaving, None, ())
+        older = tuple(one.digest for one in listed_generations(store))
         try:
-            return _report(base, leaving, _commit_without(base, leaving))
+            return _report(base, leaving, _commit_without(base, leaving), older)
         except ConflictError:
             if not attempts_left:
                 raise
@@ -132,7 +133,7 @@ def _commit_without(base: Dataset, leaving: _Leaving) -> Generation:
     return commit(store, number=number, parent=base.generation_digest, write_id=secrets.token_hex(16), content=content)
 
 
-def _report(base: Dataset, leaving: _Leaving, made: Generation | None) -> WithdrawReport:
+def _report(base: Dataset, leaving: _Leaving, made: Generation | None, older: tuple[str, ...]) -> WithdrawReport:
     return WithdrawReport(
         url=base.url,
         dry_run=made is None,
@@ -145,5 +146,5 @@ def _report(base: Dataset, leaving: _Leaving, made: Generation | None) -> Withdr
         generation=0 if made is None else made.number,
         generation_digest="" if made is None else made.digest,
         content_digest="" if made is None else str(made.document["content_digest"]),
-        older=tuple(one.digest for one in listed_generations(base.store) if made is None or one.number < made.number),
+        older=older,
     )

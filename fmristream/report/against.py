@@ -1,5 +1,6 @@
 """Compare a dataset with the files that it was made of, value by value, through a reader that shares no code with ours."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from fmristream.report.blocks import frame_blocks
 from fmristream.report.findings import Findings, first_few
 from fmristream.report.threads import Counter, in_threads
 from fmristream.shards.dataset import Dataset
+
+# Two ways to compute an SD differ by rounding.
+SD_TOLERANCE = 1e-6
 
 
 def compare_with_sources(dataset: Dataset, listing: Listing, counter: Counter) -> Findings:
@@ -35,8 +39,14 @@ def compare_run(dataset: Dataset, run: Run, source: SourceRun, counter: Counter)
     found = Findings()
     try:
         with open_with_nibabel(source) as image:
-            _compare_header(run, image, found)
+            told = dataset.reader(run).attributes.get("quantization") if dataset.reader(run).is_quantized else None
+            _compare_header(run, image, found, dtype=run.dtype if told is None else str(told.get("source_dtype")))
             if found.faults:
+                return found
+            if told is not None:
+                with open_with_nibabel(source) as again:
+                    _compare_bounded(dataset, run, again, image, told, found, counter)
+                found.runs_compared = 1
                 return found
             _compare_frames(dataset, run, image, found, counter)
             _compare_prefix(dataset, run, image, found)
@@ -59,10 +69,10 @@ def _match(dataset: Dataset, sources: Mapping[str, SourceRun], found: Findings) 
         )
 
 
-def _compare_header(run: Run, image: SourceImage, found: Findings) -> None:
+def _compare_header(run: Run, image: SourceImage, found: Findings, *, dtype: str) -> None:
     stored = {
         "shape": (*run.shape, run.frames),
-        "dtype": run.dtype,
+        "dtype": dtype,
         "slope": run.slope,
         "inter": run.inter,
         "affine": tuple(run.affine),
@@ -106,9 +116,10 @@ class _Differences:
             self.first = f"frame {frame}, stored voxel {voxel}: {ours[voxel]}, in the source {source[voxel]}"
         self.count += count
 
-    def note(self, run: Run, found: Findings) -> None:
+    def note(self, run: Run, found: Findings, *, why: str = "") -> None:
         if self.count:
-            found.fault(f"{self.count} {self.what} values differ from the source; {self.first}", run=run.name)
+            differ = f"differ from the source {why}" if why else "differ from the source"
+            found.fault(f"{self.count} {self.what} values {differ}; {self.first}", run=run.name)
 
 
 def _compare_frames(dataset: Dataset, run: Run, image: SourceImage, found: Findings, counter: Counter) -> None:
@@ -137,6 +148,72 @@ def _compare_frames(dataset: Dataset, run: Run, image: SourceImage, found: Findi
     scaled.note(run, found)
     if found.frames_compared != run.frames:
         found.fault(f"{found.frames_compared} of {run.frames} frames could be compared", run=run.name)
+
+
+def _compare_bounded(
+    dataset: Dataset,
+    run: Run,
+    first: SourceImage,
+    second: SourceImage,
+    told: Mapping[str, Any],
+    found: Findings,
+    counter: Counter,
+) -> None:
+    """Every value of a lossy run against the bound and the errors that are stored with it; the source is read twice."""
+    mask = dataset.space(run).mask
+    positions = np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F")
+    sd = _temporal_sd(first, positions)
+    beyond, scaled = _Differences("stored"), _Differences("scaled")
+    worst, total = 0.0, 0.0
+    for start, stop in frame_blocks(run):
+        ours = dataset.reader(run).read_stored(start, stop)
+        ours_scaled = dataset.read(run, start, stop, packed=True)
+        if start == 0:
+            _compare_placement(dataset.read(run, 0, 1)[0], mask, ours_scaled[0], run, found)
+        for frame, volume in zip(range(start, stop), second.frames, strict=False):
+            row, values = frame - start, volume.ravel(order="F")[positions]
+            error = _error_sd(ours[row], values, sd)
+            beyond.add(error > float(told["bound_sd"]) * (1 + SD_TOLERANCE), frame=frame, ours=ours[row], source=values)
+            expected = second.scaled(ours[row])
+            wrong = beyond_rounding(ours_scaled[row], expected)
+            scaled.add(wrong, frame=frame, ours=ours_scaled[row], source=expected)
+            worst, total = max(worst, float(error.max(initial=0))), total + float(np.square(error).sum())
+            found.frames_compared += 1
+            found.voxels_compared += len(values)
+        counter.add(stop - start)
+    beyond.note(run, found, why=f"by more than {told['bound_sd']} temporal SD, the bound that is stored with it")
+    scaled.note(run, found)
+    rms = math.sqrt(total / max(1, int(np.count_nonzero(sd)) * run.frames))
+    for name, measured in (("max_error_sd", worst), ("rms_error_sd", rms)):
+        if not abs(float(told[name]) - measured) <= SD_TOLERANCE:
+            found.fault(f"{name} is stored as {told[name]}, the source gives {measured}", run=run.name)
+    if found.frames_compared != run.frames:
+        found.fault(f"{found.frames_compared} of {run.frames} frames could be compared", run=run.name)
+
+
+def _temporal_sd(image: SourceImage, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(v,) SD over the finite frames, by Welford's update; memory is a few frames."""
+    count = np.zeros(len(positions))
+    mean, squares = np.zeros(len(positions)), np.zeros(len(positions))
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        for volume in image.frames:
+            values = volume.ravel(order="F")[positions].astype(np.float64)
+            finite = np.isfinite(values)
+            count += finite
+            difference = np.where(finite, values - mean, 0)
+            mean += difference / np.maximum(count, 1)
+            squares += np.where(finite, difference * (values - mean), 0)
+        return np.asarray(np.sqrt(squares / np.maximum(count, 1)))
+
+
+def _error_sd(ours: NDArray[Any], values: NDArray[Any], sd: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(v,) differences in SDs; infinite where a voxel that never changes does, or where one is NaN and the other not."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        one, other = ours.astype(np.float64), values.astype(np.float64)
+        error = np.asarray(np.abs(one - other) / sd)
+    error[np.isnan(error)] = np.inf
+    error[(one == other) | (np.isnan(one) & np.isnan(other))] = 0
+    return error
 
 
 def _compare_placement(

@@ -15,6 +15,7 @@ from fmristream.report.blocks import frame_blocks
 from fmristream.report.findings import Findings
 from fmristream.report.image import image_of
 from fmristream.report.threads import Counter, in_threads
+from fmristream.shards import QUANTIZATION
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import RunDigest, run_header
 from fmristream.shards.run_reader import RunReader
@@ -46,6 +47,8 @@ def check_run_deeply(dataset: Dataset, run: Run, counter: Counter) -> Findings:
         beside.compare(found)
         if reader.is_volume:
             _check_image(dataset, run, found)
+        if reader.is_quantized:
+            _check_bound(reader, found)
         _read_through_zarr(dataset, reader, found)
     except (CorruptDataError, ObjectMissingError, FormatError) as error:
         found.fault(str(error), run=run.name)
@@ -89,6 +92,18 @@ def _check_image(dataset: Dataset, run: Run, found: Findings) -> None:
         )
 
 
+def _check_bound(reader: RunReader, found: Findings) -> None:
+    """What its group claims of the error is not more than codes with these steps can hold."""
+    told = reader.attributes.get("quantization", {})
+    try:
+        bound, measured, rms = (float(told[name]) for name in ("bound_sd", "max_error_sd", "rms_error_sd"))
+    except (KeyError, TypeError, ValueError):
+        found.fault("its group does not say how far its codes are off", run=reader.run.name)
+        return
+    if not 0 <= rms <= measured <= bound:
+        found.fault(f"its group claims a bound of {bound} SD and errors of {measured} (rms {rms})", run=reader.run.name)
+
+
 def _compare_scalars(run: Run, statistics: Statistics, found: Findings) -> None:
     tolerance = 0.0 if run.numpy_dtype.kind in "iu" and run.numpy_dtype.itemsize <= 2 else FLOAT_TOLERANCE
     names = ("residual_wraps", "valid_min", "valid_max", "nonfinite", "foreground_count")
@@ -125,6 +140,15 @@ def _is_close(stored: NDArray[Any], expected: NDArray[Any]) -> bool:
         )
 
 
+def _agree(codes: NDArray[Any], quantization: NDArray[Any], values: NDArray[Any]) -> bool:
+    """Whether codes and scale, by numpy, give these values wherever they do not stand elsewhere."""
+    step, offset = quantization.astype(np.float64)
+    with np.errstate(over="ignore"):
+        decoded = (codes * step + offset).astype(values.dtype)
+    here = codes != np.iinfo(codes.dtype).min
+    return bool(decoded[here].tobytes() == values[here].tobytes())
+
+
 def _read_through_zarr(dataset: Dataset, reader: RunReader, found: Findings) -> None:
     """First, middle and last frame and the per-voxel arrays, as any tool that reads Zarr would get them."""
     run, name = reader.run, reader.frames_array.name
@@ -132,9 +156,14 @@ def _read_through_zarr(dataset: Dataset, reader: RunReader, found: Findings) -> 
         group: Any = dataset.zarr(run)
         for frame in sorted({0, run.frames // 2, run.frames - 1}):
             values = np.asarray(group[name][frame])
+            if reader.is_quantized:
+                if not _agree(values, np.asarray(group[QUANTIZATION][:]), reader.read_stored(frame, frame + 1)[0]):
+                    found.fault(f"frame {frame} reads differently through zarr-python", run=run.name)
+                found.frames_cross_read += 1
+                continue
             if reader.is_volume:
                 values = np.ascontiguousarray(values.transpose(2, 1, 0))  # (z, y, x) to the order of voxels
-            elif reader.is_difference:
+            elif name == "residual":
                 with np.errstate(over="ignore"):
                     values = values + np.asarray(group["reference"][:])
             if values.tobytes() != reader.read_stored(frame, frame + 1).tobytes():

@@ -10,11 +10,18 @@ import numpy as np
 from fmristream.catalog.run import Run
 from fmristream.catalog.run_table import RunTable
 from fmristream.catalog.split import PARTS
-from fmristream.ingest.summary import ORIGINAL_HEADERS, alignment_warnings, has_original_headers, headers_of
 from fmristream.report.findings import first_few
 from fmristream.report.objects import objects_of_generation
 from fmristream.report.orientation import axis_codes, voxel_sizes_mm
 from fmristream.shards.dataset import Dataset
+from fmristream.shards.notes import (
+    ORIGINAL_HEADERS,
+    alignment_warnings,
+    codec_of,
+    has_original_headers,
+    headers_of,
+    subjects_by_space,
+)
 from fmristream.storage import display_url
 
 
@@ -80,6 +87,9 @@ class Info:
     tool: str
     layout: str
     codec: str
+    lossy: Mapping[
+        str, float
+    ]  # bound_sd, and of all lossy runs max_error_sd, rms_error_sd, escaped, lossy_runs; else empty
     headers: str  # what is stored of NIfTI headers: none, scrub or keep
     runs: int
     subjects: int
@@ -122,14 +132,15 @@ def describe(dataset: Dataset) -> Info:
         url=display_url(dataset.url),
         generation=dataset.generation.number,
         generation_digest=dataset.generation_digest,
-        content_digest=dataset.content_digest,
+        content_digest=document["content_digest"],  # `verify` computes it anew
         format_version=document["version"],
         tool=document["tool"],
         layout=document["parameters"]["layout"],
-        codec=document["parameters"]["codec"],
+        codec=codec_of(document),
+        lossy={name: value for name, value in document.get("codec", {}).items() if name != "name"},
         headers=headers_of(document),
         runs=len(runs),
-        subjects=len(runs.counts("subject")),
+        subjects=runs.distinct("subject"),
         participants=len(dataset.participants),
         sessions=_labels(runs.counts("session")),
         tasks=_labels(runs.counts("task")),
@@ -210,7 +221,7 @@ def _splits(runs: RunTable) -> tuple[SplitInfo, ...]:
     return tuple(
         SplitInfo(
             part=part,
-            subjects=len(members.counts("subject")),
+            subjects=members.distinct("subject"),
             runs=len(members),
             frames=int(members.numbers("frames").sum()),
         )
@@ -225,7 +236,7 @@ def _labels(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def _warnings(runs: RunTable) -> tuple[str, ...]:
-    warnings = list(alignment_warnings(runs.counts("space", "subject")))
+    warnings = list(alignment_warnings(subjects_by_space(runs)))
     for what, chosen in {
         "have no repetition time": np.isnan(runs.numbers("tr_s")),
         "hold values that are NaN or infinite": runs.numbers("nonfinite") > 0,

@@ -11,7 +11,7 @@ from fmristream.catalog.run import Run, StoredArray
 from fmristream.errors import CorruptDataError, FormatError, ObjectMissingError
 from fmristream.report.findings import Findings
 from fmristream.report.threads import Counter, in_threads
-from fmristream.shards import VOLUME_ENCODING, VOLUMES, codec
+from fmristream.shards import CODES, QUANTIZATION, RAW_ENCODING, VOLUME_ENCODING, VOLUMES, codec
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import run_header
 from fmristream.shards.frames import ABSENT
@@ -60,20 +60,23 @@ def _check_rows(dataset: Dataset, run: Run, found: Findings) -> None:
     """The runs table against the arrays table and the generation's spaces."""
     _, arrays = dataset.arrays_of(run)
     is_whole, is_integer = VOLUMES in arrays, run.numpy_dtype.kind in "iu"
-    frames = VOLUMES if is_whole else "residual" if is_integer else "bold"
+    is_quantized = CODES in arrays and not is_whole
+    is_raw = "bold" in arrays and arrays["bold"].encoding == RAW_ENCODING
+    frames = VOLUMES if is_whole else CODES if is_quantized else "residual" if is_integer and not is_raw else "bold"
     needed = {"", frames, "moments", "stats"}
     needed |= ({"reference"} if is_integer else set()) | ({"nifti"} if is_whole else set())
+    needed |= {QUANTIZATION} if is_quantized else set()
     if missing := needed - set(arrays):
         named = ", ".join(sorted(name or "the group" for name in missing))
         found.fault(f"the arrays table names no {named}", run=run.name)
         return
     expected: dict[str, tuple[int, ...]] = {"reference": (run.voxels,), "moments": (2, run.voxels)}
-    expected |= {"stats": (2, run.voxels), "mask": (run.voxels,)}
+    expected |= {"stats": (2, run.voxels), "mask": (run.voxels,), QUANTIZATION: (2, run.voxels)}
     expected[frames] = (run.frames, *(run.shape[::-1] if is_whole else (run.voxels,)))
     for name, shape in expected.items():
         if name in arrays and arrays[name].shape != shape:
             found.fault(f"array {name} has shape {arrays[name].shape}, the run needs {shape}", run=run.name)
-    for name in {frames, "reference"} & set(arrays):
+    for name in ({frames, "reference", QUANTIZATION} & set(arrays)) - {CODES}:
         if arrays[name].dtype != run.dtype:
             found.fault(f"array {name} has dtype {arrays[name].dtype}, the run {run.dtype}", run=run.name)
     spaces = dataset.generation.document["spaces"]
@@ -134,6 +137,7 @@ def _written(reader: RunReader, array: StoredArray) -> bytes:
             voxels=reader.run.voxels,
             dtype=array.dtype,
             frames_per_shard=array.frames_per_shard,
+            is_raw=array.encoding == RAW_ENCODING,
         )
     chunks = (*array.shape[:-1], codec.padded_length(array.shape[-1]))
     return plain_metadata(shape=array.shape, chunks=chunks, dtype=array.dtype, names=("",) * len(chunks))
@@ -175,8 +179,8 @@ def _check_shards(reader: RunReader, damaged: set[str], found: Findings) -> None
         entries = np.frombuffer(table, dtype="<u8").reshape(per_shard, 2)
         if codec.checksum(table) != footer[-codec.CRC_BYTES :]:
             found.fault("the checksum of the shard's own index differs", run=reader.run.name, key=key)
-        elif not np.array_equal(entries, expected) or _end_of(expected) + len(footer) != size:
-            frame = number * per_shard + int(np.argmax((entries != expected).any(axis=1)))
+        elif (differs := _differing(entries, expected, reader)).any() or _end_of(expected) + len(footer) != size:
+            frame = number * per_shard + int(np.argmax(differs))
             found.fault(
                 f"the dataset's index does not fit the shard's own, or its size, from frame {frame} on",
                 run=reader.run.name,
@@ -193,6 +197,16 @@ def _expected_entries(lengths: NDArray[np.int64], per_shard: int) -> Iterable[ND
         entries[: len(within), 0] = np.cumsum(within) - within
         entries[: len(within), 1] = within
         yield entries
+
+
+def _differing(entries: NDArray[np.uint64], expected: NDArray[np.uint64], reader: RunReader) -> NDArray[np.bool_]:
+    """(F,) where a shard's own index says something else."""
+    if not reader.is_quantized:
+        return np.asarray((entries != expected).any(axis=1))
+    # The dataset's index counts what stands behind the codes as well, at least its size and checksum.
+    is_there = entries[:, 0] != ABSENT
+    too_long = is_there & (entries[:, 1] + np.uint64(2 * codec.CRC_BYTES) > expected[:, 1])
+    return np.asarray((entries[:, 0] != expected[:, 0]) | too_long)
 
 
 def _end_of(entries: NDArray[np.uint64]) -> int:

@@ -38,13 +38,15 @@ class Counter:
                 self._listener(self._done)
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item], counter: Counter) -> Iterator[Result]:
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], counter: Counter, *, threads: int = THREADS
+) -> Iterator[Result]:
     """Yield each item's result in the order of the items; at most twice as many items as threads are under way."""
     waiting: deque[Future[Result]] = deque()
     remaining = iter(items)
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fmristream-report")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="fmristream-report")
     try:
-        for item in islice(remaining, 2 * THREADS):
+        for item in islice(remaining, 2 * threads):
             waiting.append(pool.submit(function, item))
         while waiting:
             yield waiting.popleft().result()

@@ -1,7 +1,7 @@
 """Is a dataset whole, does it agree with itself, and is it what its source says? Each question costs more than the last."""
 
 from fmristream.errors import CorruptDataError, FormatError, ObjectMissingError
-from fmristream.ingest.sources import Listing, find_runs
+from fmristream.ingest.sources import EntityFilter, Listing, find_runs
 from fmristream.report.against import compare_with_sources
 from fmristream.report.deep import check_all_deeply
 from fmristream.report.findings import Findings, ProgressCallback, VerifyProgress, VerifyReport
@@ -20,6 +20,8 @@ def verify(
     against: str | None = None,
     space: str | None = None,
     subject_pattern: str | None = None,
+    kind: str | None = None,
+    entities: EntityFilter | None = None,
     progress: ProgressCallback | None = None,
 ) -> VerifyReport:
     """Check the newest version of a dataset.
@@ -33,6 +35,8 @@ def verify(
         against: also compare every stored value with this source (folder, file, glob or `synth://`), read by nibabel.
         space: as it was given to the conversion, where it chose among the source's runs.
         subject_pattern: likewise.
+        kind: likewise.
+        entities: likewise.
         progress: called as work proceeds.
 
     Raises:
@@ -40,7 +44,11 @@ def verify(
         UsageError: the source holds no runs.
         StorageError: the store failed; nothing can be said.
     """
-    listing = None if against is None else find_runs(against, space=space, subject_pattern=subject_pattern)
+    listing = (
+        None
+        if against is None
+        else find_runs(against, space=space, subject_pattern=subject_pattern, kind=kind, entities=entities)
+    )
     found = Findings()
     dataset = _opened(url, found)
     if dataset is not None:

@@ -6,6 +6,12 @@ FORMAT_VERSION = 1
 VOLUMES = "0"
 VOLUME_ENCODING = "volume"
 
+# Frames as they are, without compression; integer codes with a scale for each voxel, and what they cannot say beside them.
+RAW_ENCODING = "raw"
+QUANTIZED_ENCODING = "quantized"
+CODES = "codes"
+QUANTIZATION = "quantization"
+
 # What comes before the first voxel of a NIfTI file: a CIFTI file's description of its rows is some 10 MB; whole megabytes
 # more are not believed, neither of a file nor of a table.
 MAX_PREFIX_BYTES = 64 * 2**20

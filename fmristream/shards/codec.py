@@ -1,4 +1,7 @@
-"""One chunk in, one chunk out: blosc (lz4, bitshuffle) and a crc32c, exactly as zarr's codecs `bytes, blosc, crc32c` do it."""
+"""One chunk in, one chunk out: blosc (lz4, bitshuffle) and a crc32c, exactly as zarr's codecs `bytes, blosc, crc32c` do it.
+
+Or without blosc, as `bytes, crc32c` do it; and what stands behind a chunk of codes: the values that codes cannot say.
+"""
 
 import struct
 from typing import Any
@@ -14,6 +17,7 @@ from fmristream.errors import CorruptDataError, FormatError
 BLOCK_BYTES = 32 * 2**10
 LEVEL = 5
 CRC_BYTES = 4
+_COUNT_BYTES = 4
 
 
 def padded_length(voxels: int) -> int:
@@ -44,6 +48,12 @@ def encode_parts(chunk: NDArray[Any]) -> tuple[bytes, bytes]:
     return packed, checksum(packed)
 
 
+def raw_parts(chunk: NDArray[Any]) -> tuple[memoryview, bytes]:
+    """A contiguous chunk as it is, and its checksum."""
+    data = chunk.data.cast("B")
+    return data, checksum(data)
+
+
 def decode_into(data: bytes | memoryview, out: NDArray[Any], *, what: str) -> None:
     """Check and decode one chunk into a contiguous array of its exact size.
 
@@ -51,17 +61,8 @@ def decode_into(data: bytes | memoryview, out: NDArray[Any], *, what: str) -> No
         CorruptDataError: checksum or size is not what was written; `what` names the chunk.
         FormatError: an array of something else than numbers, which a table from elsewhere may claim.
     """
-    if out.dtype.kind not in "iuf":  # decoding into Python objects would be decoding into pointers
-        raise FormatError(
-            f"{what}: has the dtype {out.dtype}, expected whole numbers or floats; do not use this dataset"
-        )
-    view = memoryview(data)
-    if len(view) <= CRC_BYTES or checksum(view[:-CRC_BYTES]) != bytes(view[-CRC_BYTES:]):
-        raise CorruptDataError(
-            f"{what}: checksum differs, the stored bytes have changed; restore the object from a copy or convert the run again"
-        )
+    payload = _checked(data, out, what)
     _single_threaded()
-    payload = view[:-CRC_BYTES]
     # blosc's header: version, lz version, flags, typesize, then decoded size, block size and encoded size as u32.
     size, _, stored = struct.unpack_from("<3I", payload, 4) if len(payload) >= 16 else (0, 0, 0)
     if size != out.nbytes or stored != len(payload):
@@ -73,6 +74,63 @@ def decode_into(data: bytes | memoryview, out: NDArray[Any], *, what: str) -> No
         blosc.decompress(payload, out)
     except RuntimeError as error:  # right checksum, wrong content: nothing that this format's writer wrote
         raise CorruptDataError(f"{what}: cannot be decoded ({error}); convert the run again") from error
+
+
+def decode_raw_into(data: bytes | memoryview, out: NDArray[Any], *, what: str) -> None:
+    """The same of a chunk that was stored as it is.
+
+    Raises:
+        CorruptDataError: checksum or size is not what was written; `what` names the chunk.
+        FormatError: an array of something else than numbers.
+    """
+    payload = _checked(data, out, what)
+    if len(payload) != out.nbytes:
+        raise CorruptDataError(f"{what}: {len(payload)} bytes, expected {out.nbytes}; the tables do not fit the data")
+    np.copyto(out, np.frombuffer(payload, dtype=out.dtype).reshape(out.shape))
+
+
+def escape_block(positions: NDArray[np.uint32], values: NDArray[Any], *, chunk_check: bytes) -> bytes:
+    """What follows a chunk of codes: positions, their values, how many, and a checksum of the chunk's and all of this."""
+    body = positions.astype("<u4").tobytes() + values.tobytes() + len(positions).to_bytes(_COUNT_BYTES, "little")
+    return body + checksum(chunk_check + body)
+
+
+def split_escapes(
+    data: memoryview, *, dtype: "np.dtype[Any]", voxels: int, what: str
+) -> tuple[memoryview, NDArray[np.uint32], NDArray[Any]]:
+    """A chunk of codes, and the positions and values (dtype) that stand behind it.
+
+    Raises:
+        CorruptDataError: checksum, count or positions are not what was written.
+    """
+    end = len(data) - CRC_BYTES - _COUNT_BYTES
+    count = int.from_bytes(data[end : end + _COUNT_BYTES], "little") if end > 0 else 0
+    begin = end - count * (4 + dtype.itemsize)
+    if begin <= CRC_BYTES or checksum(bytes(data[begin - CRC_BYTES : -CRC_BYTES])) != bytes(data[-CRC_BYTES:]):
+        raise CorruptDataError(
+            f"{what}: checksum differs, the stored bytes have changed; restore the object from a copy or convert the run again"
+        )
+    positions = np.frombuffer(data[begin : begin + 4 * count], dtype="<u4")
+    values = np.frombuffer(data[begin + 4 * count : end], dtype=dtype)
+    if count and int(positions.max()) >= voxels:
+        raise CorruptDataError(
+            f"{what}: a value for voxel {positions.max()} of {voxels}; nothing that this format's writer wrote"
+        )
+    return data[:begin], positions, values
+
+
+def _checked(data: bytes | memoryview, out: NDArray[Any], what: str) -> memoryview:
+    """A chunk without its checksum, which is right."""
+    if out.dtype.kind not in "iuf":  # decoding into Python objects would be decoding into pointers
+        raise FormatError(
+            f"{what}: has the dtype {out.dtype}, expected whole numbers or floats; do not use this dataset"
+        )
+    view = memoryview(data)
+    if len(view) <= CRC_BYTES or checksum(view[:-CRC_BYTES]) != bytes(view[-CRC_BYTES:]):
+        raise CorruptDataError(
+            f"{what}: checksum differs, the stored bytes have changed; restore the object from a copy or convert the run again"
+        )
+    return view[:-CRC_BYTES]
 
 
 def checksum(data: bytes | memoryview) -> bytes:

@@ -14,7 +14,7 @@ from fmristream.catalog.run_table import ArrayTable, RunTable
 from fmristream.catalog.tables import Columns, Participant, decode_participants, decode_skipped
 from fmristream.errors import CorruptDataError, UsageError
 from fmristream.shards.digest import PREFIX, content_digest, matches, sha256
-from fmristream.shards.generation import Generation, newest_generation
+from fmristream.shards.generation import Generation, listed_generations, newest_generation
 from fmristream.shards.run_reader import RunReader
 from fmristream.shards.side import (
     CONFOUNDS,
@@ -50,6 +50,11 @@ def open_dataset(url: str, *, digest: str | None = None) -> "Dataset":
     store = open_store(url)
     dataset = Dataset(url, store, newest_generation(store))
     if digest is not None and not matches(digest, dataset.content_digest, dataset.generation_digest):
+        for older in listed_generations(store):
+            if matches(digest, str(older.document["content_digest"]), older.digest):
+                pinned = Dataset(url, store, older)
+                assert pinned.content_digest  # raises where its tables say something else
+                return pinned
         raise CorruptDataError(
             f"{store.name}: pinned to {digest}, found content {PREFIX}{dataset.content_digest} in generation "
             f"{PREFIX}{dataset.generation_digest}; open without the pin if the change is known to you"

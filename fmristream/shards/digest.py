@@ -38,7 +38,7 @@ class RunDigest:
         """Count one frame, little-endian bytes."""
         self._hash.update(values)
 
-    def add_beside(self, values: memoryview, other: Hash, others: bytes) -> None:
+    def add_beside(self, values: memoryview, other: Hash, others: bytes | memoryview) -> None:
         """The same, and bytes to another hash, which both together may cost no more."""
         update_both(self._hash, values, other, others)
 

@@ -51,11 +51,11 @@ class _Shard:
     size: int = 0
     entries: list[tuple[int, int]] = field(default_factory=list)
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes | memoryview) -> None:
         self.write(data)
         self.digest.update(data)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Without counting it in the digest."""
         self.object.write(data)
         self.size += len(data)
@@ -71,6 +71,7 @@ class FramesWriter:
         voxels: length of a frame.
         dtype: little-endian stored dtype.
         chunk_shape: axes of a frame where it has more than one; such frames are not padded.
+        is_raw: frames are stored as they are, not compressed.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class FramesWriter:
         voxels: int,
         dtype: "np.dtype[Any]",
         chunk_shape: tuple[int, ...] | None = None,
+        is_raw: bool = False,
     ) -> None:
         self.frames_per_shard = frames_per_shard(frames=frames, voxels=voxels, itemsize=dtype.itemsize)
         self._store = store
@@ -92,25 +94,40 @@ class FramesWriter:
         self._chunk = np.full(elements, codec.fill_value(dtype), dtype=dtype)
         self.frame: NDArray[Any] = self._chunk[:voxels]  # fill this, then call append()
         self._shard: _Shard | None = None
+        self._encode = codec.raw_parts if is_raw else codec.encode_parts
         self._lengths: list[int] = []
+        self.checks: list[int] = []  # the last 4 bytes of every chunk, or of what follows it, in frame order
         self._files: list[StoredFile] = []
 
-    def append(self, digest: RunDigest | None = None, values: memoryview | None = None) -> None:
-        """Encode and write what stands in `frame`, and count its values in the run's digest on the way."""
+    def append(
+        self,
+        digest: RunDigest | None = None,
+        values: memoryview | None = None,
+        *,
+        escapes: tuple[NDArray[np.uint32], NDArray[Any]] | None = None,
+    ) -> None:
+        """Encode and write what stands in `frame`, and count its values in the run's digest on the way.
+
+        `escapes` are positions and values that the codes of the frame cannot say.
+        """
         if self._shard is None:
             name = f"c/{len(self._files)}{self._place}"
             self._shard = _Shard(self._store.stream_new(f"{self._folder}/{name}"), name)
         start = self._shard.size
-        packed, checksum = codec.encode_parts(self._chunk)
+        packed, checksum = self._encode(self._chunk)
         self._shard.write(packed)
         if digest is None or values is None:
             self._shard.digest.update(packed)
         else:
             digest.add_beside(values, self._shard.digest, packed)
         self._shard.append(checksum)
-        length = self._shard.size - start
-        self._shard.entries.append((start, length))
-        self._lengths.append(length)
+        self._shard.entries.append((start, self._shard.size - start))
+        if escapes is not None:
+            # Behind the chunk, where one range reads both; Zarr's own index does not count it.
+            checksum = codec.escape_block(*escapes, chunk_check=checksum)
+            self._shard.append(checksum)
+        self.checks.append(int.from_bytes(checksum[-codec.CRC_BYTES :], "little"))
+        self._lengths.append(self._shard.size - start)
         if len(self._shard.entries) == self.frames_per_shard:
             self._close_shard()
 

@@ -52,6 +52,8 @@ def newest_generation(store: Store) -> Generation:
     """
     number = hinted_number(store)
     found = _load(store, number or max(_listed(store), default=1))
+    if found is None and number and (highest := max(_listed(store), default=0)) > number:
+        found = _load(store, highest)  # the hint came late, when what it names had been removed
     if found is None and number:  # it was committed before the hint was written; an older one is not what was asked for
         raise CorruptDataError(
             f"{store.name}/{key_of(number)}: is named by {HINT} and missing; restore it from a copy, or delete {HINT} "
@@ -65,6 +67,11 @@ def newest_generation(store: Store) -> Generation:
     while (later := _probed(store, found.number + 1)) is not None:
         found = later
     return found
+
+
+def holds_dataset(store: Store) -> bool:
+    """Whether some version of a dataset was committed there, readable or not."""
+    return hinted_number(store) > 0 or bool(_listed(store))
 
 
 def listed_generations(store: Store) -> list[Generation]:

@@ -2,16 +2,20 @@
 
 Lengths include the chunk's own 4 checksum bytes. Offsets are prefix sums that start at 0 in each shard, so a window of
 frames is one byte range, or two where it crosses into the next shard.
+
+Lengths also tell a chunk from that of another frame or run. Where all have one length, the block holds the last 4 bytes
+of each in their place: its checksum; where lengths may be equal by chance, both.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fmristream.errors import CorruptDataError
-from fmristream.shards import codec
+from fmristream.shards import QUANTIZED_ENCODING, RAW_ENCODING, codec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +28,48 @@ class ByteRange:
     lengths: tuple[int, ...]
 
 
-def encode_block(lengths: Sequence[int]) -> bytes:
+def encode_block(lengths: Sequence[int] | NDArray[np.unsignedinteger[Any]]) -> bytes:
     """The index block of one array."""
     data = np.asarray(lengths, dtype="<u4").tobytes()
     return data + codec.checksum(data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChunkIndex:
+    """What a block says: (t,) length of each chunk in bytes, and its last 4 bytes as u32 where these are told."""
+
+    lengths: NDArray[np.int64]
+    checks: NDArray[np.int64] | None = None
+
+
+def words_of(encoding: str, *, lengths: Sequence[int], checks: Sequence[int]) -> list[int]:
+    """What a block holds for an array in this encoding."""
+    if encoding == RAW_ENCODING:
+        return list(checks)
+    return [*lengths, *checks] if encoding == QUANTIZED_ENCODING else list(lengths)
+
+
+def decode_index(data: bytes, *, encoding: str, frames: int, chunk_bytes: int, what: str) -> ChunkIndex:
+    """The index block of an array in this encoding.
+
+    Args:
+        data: the block.
+        encoding: of the array.
+        frames: how many chunks there are.
+        chunk_bytes: length of a chunk that is not compressed.
+        what: for messages.
+
+    Raises:
+        CorruptDataError: the block does not have its length or its checksum.
+    """
+    if encoding == RAW_ENCODING:
+        return ChunkIndex(
+            lengths=np.full(frames, chunk_bytes, dtype=np.int64), checks=decode_block(data, frames=frames, what=what)
+        )
+    if encoding == QUANTIZED_ENCODING:
+        words = decode_block(data, frames=2 * frames, what=what)
+        return ChunkIndex(lengths=words[:frames], checks=words[frames:])
+    return ChunkIndex(lengths=decode_block(data, frames=frames, what=what))
 
 
 def decode_block(data: bytes, *, frames: int, what: str) -> NDArray[np.int64]:

@@ -10,13 +10,31 @@ from numpy.typing import NDArray
 
 from fmristream.catalog.run import Run, StoredArray
 from fmristream.errors import CorruptDataError, FormatError, UsageError
-from fmristream.shards import MAX_PREFIX_BYTES, VOLUME_ENCODING, VOLUMES, codec
+from fmristream.shards import (
+    CODES,
+    MAX_PREFIX_BYTES,
+    QUANTIZATION,
+    QUANTIZED_ENCODING,
+    RAW_ENCODING,
+    VOLUME_ENCODING,
+    VOLUMES,
+    codec,
+)
 from fmristream.shards.digest import sha256
-from fmristream.shards.index import decode_block, ranges_of
+from fmristream.shards.index import ChunkIndex, decode_index, ranges_of
 from fmristream.signal.grid import volume_of
 from fmristream.storage import Store
 
 T = TypeVar("T")
+
+# Arrays that may hold the frames of a run, with their encodings.
+FRAMES_ARRAYS = (
+    ("residual", "difference"),
+    ("bold", "direct"),
+    ("bold", RAW_ENCODING),
+    (CODES, QUANTIZED_ENCODING),
+    (VOLUMES, VOLUME_ENCODING),
+)
 
 
 class _kept(Generic[T]):
@@ -50,8 +68,8 @@ class RunReader:
 
     @property
     def frames_array(self) -> StoredArray:
-        """The array that holds the frames: `residual`, `bold`, or `0` where they are whole volumes."""
-        for name, encoding in (("residual", "difference"), ("bold", "direct"), (VOLUMES, VOLUME_ENCODING)):
+        """The array that holds the frames: `residual`, `bold`, `codes`, or `0` where they are whole volumes."""
+        for name, encoding in FRAMES_ARRAYS:
             array = self.arrays.get(name)
             if array is not None and array.encoding == encoding:
                 return array
@@ -63,7 +81,10 @@ class RunReader:
     @property
     def is_difference(self) -> bool:
         """Whether `read_chunks` gives residuals against a reference: for integers, in either layout."""
-        return self.frames_array.encoding == "difference" or (self.is_volume and self.run.numpy_dtype.kind != "f")
+        encoding = self.frames_array.encoding
+        return encoding == "difference" or (
+            encoding in (VOLUME_ENCODING, RAW_ENCODING) and self.run.numpy_dtype.kind != "f"
+        )
 
     @property
     def is_volume(self) -> bool:
@@ -71,17 +92,37 @@ class RunReader:
         return self.frames_array.encoding == VOLUME_ENCODING
 
     @property
+    def is_raw(self) -> bool:
+        """Whether frames are stored as they are, uncompressed."""
+        return self.frames_array.encoding == RAW_ENCODING
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether frames are codes with a scale for each voxel."""
+        return self.frames_array.encoding == QUANTIZED_ENCODING
+
+    @property
     def padded_voxels(self) -> int:
         """Elements of a frame as it is decoded: the voxels and the padding behind them."""
         return codec.padded_length(self.run.voxels)
 
-    @_kept
+    @property
     def lengths(self) -> NDArray[np.int64]:
-        """(t,) length of every chunk in bytes."""
+        """(t,) length of every chunk in bytes, and of what belongs to it."""
+        return self.index.lengths
+
+    @_kept
+    def index(self) -> ChunkIndex:
+        """Lengths, and checks where lengths do not tell chunks apart."""
         array = self.frames_array
         stop = array.index_offset + array.index_bytes
-        block = self.store.read_range(self.index_key, array.index_offset, stop)
-        return decode_block(block, frames=self.run.frames, what=f"{self.store.name}/{self.index_key} ({self.run.name})")
+        return decode_index(
+            self.store.read_range(self.index_key, array.index_offset, stop),
+            encoding=array.encoding,
+            frames=self.run.frames,
+            chunk_bytes=self.padded_voxels * self.run.numpy_dtype.itemsize + codec.CRC_BYTES,
+            what=f"{self.store.name}/{self.index_key} ({self.run.name})",
+        )
 
     @_kept
     def reference(self) -> NDArray[Any]:
@@ -91,6 +132,11 @@ class RunReader:
                 f"{self._what}: floats are stored directly, there is no reference; read the frames as they are"
             )
         return self._vector("reference")
+
+    @_kept
+    def quantization(self) -> NDArray[Any]:
+        """(2, v) in the stored dtype: step and offset of the codes."""
+        return self._vector(QUANTIZATION)
 
     @_kept
     def moments(self) -> NDArray[Any]:
@@ -122,6 +168,14 @@ class RunReader:
         """
         if self.is_volume:
             self._read_packed(start, stop, out)
+            if self.is_difference:
+                with np.errstate(over="ignore"):
+                    out[:, : self.run.voxels] -= self.reference
+            return out
+        if self.is_quantized:
+            return self._read_codes(start, stop, out)
+        if self.is_raw:
+            self._read_raw(start, stop, out)
             if self.is_difference:
                 with np.errstate(over="ignore"):
                     out[:, : self.run.voxels] -= self.reference
@@ -199,6 +253,8 @@ class RunReader:
         out = np.empty((stop - start, self.padded_voxels), dtype=self.run.dtype)
         if self.is_volume:
             return self._read_packed(start, stop, out)[:, : self.run.voxels]
+        if self.is_raw:
+            return self._read_raw(start, stop, out)[:, : self.run.voxels]
         values = self.read_chunks(start, stop, out)[:, : self.run.voxels]
         if self.is_difference:
             with np.errstate(over="ignore"):  # wrap-around is how residuals of a full-range source add up
@@ -211,16 +267,47 @@ class RunReader:
 
     def _chunks(self, start: int, stop: int) -> Iterator[tuple[memoryview, str]]:
         """The encoded chunks of frames [start, stop), and what to call them."""
-        array = self.frames_array
+        array, checks = self.frames_array, self.index.checks
         frame = start
         for part in ranges_of(self.lengths, start=start, stop=stop, frames_per_shard=array.frames_per_shard):
             key = f"{array.object}/c/{part.shard}" + "/0" * (len(array.shape) - 1)
             data = memoryview(self.store.read_range(key, part.start, part.stop))
             at = 0
             for length in part.lengths:
-                yield data[at : at + length], f"{self.store.name}/{key}, frame {frame} of {self.run.name}"
+                chunk, what = data[at : at + length], f"{self.store.name}/{key}, frame {frame} of {self.run.name}"
+                if checks is not None and int.from_bytes(chunk[-codec.CRC_BYTES :], "little") != checks[frame]:
+                    raise CorruptDataError(
+                        f"{what}: not the chunk that was committed here, whatever it is; restore the object from a copy "
+                        "or convert the run again"
+                    )
+                yield chunk, what
                 at += length
                 frame += 1
+
+    def _read_raw(self, start: int, stop: int, out: NDArray[Any]) -> NDArray[Any]:
+        """Stored values of frames [start, stop) that are not compressed."""
+        for row, (data, what) in enumerate(self._chunks(start, stop)):
+            codec.decode_raw_into(data, out[row], what=what)
+        return out
+
+    def _read_codes(self, start: int, stop: int, out: NDArray[Any]) -> NDArray[Any]:
+        """Values of frames [start, stop) that are stored as codes."""
+        # Imported here: whoever reads other runs needs no compiler for it.
+        from fmristream.signal.quantize import dequantize
+
+        dtype = np.dtype(self.frames_array.dtype)
+        if dtype.kind != "i" or out.dtype.kind != "f":
+            raise FormatError(f"{self._what}: codes of {dtype} for values of {out.dtype}; install a newer release")
+        voxels, quantization = self.run.voxels, self.quantization
+        codes, escape = np.empty(self.padded_voxels, dtype=dtype), np.iinfo(dtype).min
+        for row, (data, what) in enumerate(self._chunks(start, stop)):
+            chunk, positions, values = codec.split_escapes(data, dtype=out.dtype, voxels=voxels, what=what)
+            codec.decode_into(chunk, codes, what=what)
+            if int(np.count_nonzero(codes[:voxels] == escape)) != len(positions) or (codes[positions] != escape).any():
+                raise CorruptDataError(f"{what}: codes and the values beside them do not fit; convert the run again")
+            dequantize(codes[:voxels], quantization, out[row, :voxels])
+            out[row, positions] = values
+        return out
 
     def _read_packed(self, start: int, stop: int, out: NDArray[Any]) -> NDArray[Any]:
         """Volumes [start, stop) with their values in the order of the space's voxels, into `out` (t, padded_voxels)."""

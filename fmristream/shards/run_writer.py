@@ -9,24 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmristream.catalog.run import StoredArray, StoredFile
-from fmristream.shards import FORMAT_VERSION, codec
+from fmristream.shards import CODES, FORMAT_VERSION, QUANTIZATION, QUANTIZED_ENCODING, RAW_ENCODING, codec
 from fmristream.shards.digest import RunDigest, run_header, sha256
 from fmristream.shards.frames import FramesWriter
+from fmristream.shards.index import words_of
 from fmristream.shards.spaces import Space
 from fmristream.signal.measure import REFERENCE_FRAMES, RunMeasure, Statistics, moments_of, reference_of
+from fmristream.signal.quantize import Quantizer, quantization_of
 from fmristream.storage import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenRun:
-    """What a finished run left behind; `lengths` are its chunk lengths in frame order."""
+    """What a finished run left behind."""
 
     object: str
     digest: str
     statistics: Statistics
     arrays: tuple[StoredArray, ...]
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...]  # what its index block holds, see `index.words_of`
     removed: tuple[str, ...] = ()  # header fields that held something and were not stored
+    quantization: Mapping[str, Any] | None = None  # bound and measured error, where values were not stored exactly
 
 
 class RunWriter:
@@ -43,6 +46,8 @@ class RunWriter:
         inter: see slope.
         affine: the run's own, 16 numbers row by row.
         tr_s: repetition time in seconds, None if unknown.
+        is_raw: store values as they are, without compression.
+        quantizer: store codes with a bounded error instead; `dtype` is that of the source.
     """
 
     def __init__(
@@ -56,22 +61,41 @@ class RunWriter:
         inter: float,
         affine: tuple[float, ...],
         tr_s: float | None,
+        is_raw: bool = False,
+        quantizer: Quantizer | None = None,
     ) -> None:
         # A random name: it tells nothing of the subject, and no other attempt can have it.
         self.object = f"runs/{secrets.token_hex(8)}-{secrets.token_hex(4)}.zarr"
-        self._store, self._space, self._dtype = store, space, dtype
+        self._store, self._space, self._quantizer = store, space, quantizer
+        self._dtype = dtype if quantizer is None else quantizer.decoded.dtype  # of what readers call stored values
         self._header = run_header(
-            frames=frames, shape=space.grid.shape, dtype=dtype.str, slope=slope, inter=inter, affine=affine, tr_s=tr_s
+            frames=frames,
+            shape=space.grid.shape,
+            dtype=self._dtype.str,
+            slope=slope,
+            inter=inter,
+            affine=affine,
+            tr_s=tr_s,
         )
         self._digest = RunDigest(header=self._header, space_digest=space.digest)
-        self._direct = dtype.kind == "f"
-        self._name = "bold" if self._direct else "residual"
+        self._has_reference = self._dtype.kind != "f"
+        self._name, self._encoding = _kind(self._dtype, is_raw=is_raw, is_quantized=quantizer is not None)
         self._voxels = space.voxels
         self._writer = FramesWriter(
-            store, f"{self.object}/{self._name}", frames=frames, voxels=self._voxels, dtype=dtype
+            store,
+            f"{self.object}/{self._name}",
+            frames=frames,
+            voxels=self._voxels,
+            dtype=dtype if quantizer is None else quantizer.codec.code_dtype,
+            is_raw=is_raw,
         )
-        # Fill this with the next frame, (v,), then call append(); floats go straight into the chunk that is encoded.
-        self.values: NDArray[Any] = self._writer.frame if self._direct else np.empty(self._voxels, dtype=dtype)
+        # Fill this with the next frame, (v,), then call append(); what is stored as it is goes straight into the chunk.
+        is_plain = self._encoding in ("direct", RAW_ENCODING)
+        self.values: NDArray[Any] = self._writer.frame if is_plain else np.empty(self._voxels, dtype=dtype)
+        # Statistics are taken of differences, also where these are not what is stored.
+        self._residual: NDArray[Any] | None = None
+        if self._has_reference:
+            self._residual = np.empty(self._voxels, dtype=dtype) if is_plain else self._writer.frame
         self._held: list[NDArray[Any]] = []
         self._hold = min(REFERENCE_FRAMES, frames)
         self._reference: NDArray[Any] | None = None
@@ -85,16 +109,20 @@ class RunWriter:
         self.append()
 
     def append(self) -> None:
-        """Write what stands in `values` as the next frame."""
+        """Write what stands in `values` as the next frame.
+
+        Raises:
+            SourceError: codes cannot hold a value within their bound.
+        """
+        if self._quantizer is not None:
+            self._write_codes(self._quantizer)
+            return
         if self._measure is not None:
             self._write()
             return
         self._held.append(self.values.copy())
         if len(self._held) == self._hold:
-            self._reference = reference_of(self._held)
-            self._measure = RunMeasure(
-                self._reference, dtype=self._dtype, slope=self._header["slope"], inter=self._header["inter"]
-            )
+            self._measure = self._new_measure()
             for held in self._held:
                 self.values[:] = held
                 self._write()
@@ -114,8 +142,11 @@ class RunWriter:
         statistics = self._measure.finish()
         lengths, shards = self._writer.finish()
         arrays = [self._frames_array(shards)]
-        if not self._direct:
+        if self._has_reference:
             arrays.append(self._put_array("reference", self._reference, names=("voxel",)))
+        if self._quantizer is not None:
+            values = quantization_of(self._quantizer.scale)
+            arrays.append(self._put_array(QUANTIZATION, values, names=("quantity", "voxel")))
         arrays.append(self._put_array("moments", moments_of(statistics, dtype=self._dtype), names=("moment", "voxel")))
         if own_mask is not None:
             arrays.append(self._put_array("mask", own_mask.astype(np.uint8), names=("voxel",)))
@@ -124,7 +155,12 @@ class RunWriter:
         arrays.append(self._put_group(digest, statistics, sidecar or {}))
         self._finished = True
         return WrittenRun(
-            object=self.object, digest=digest, statistics=statistics, arrays=tuple(arrays), lengths=tuple(lengths)
+            object=self.object,
+            digest=digest,
+            statistics=statistics,
+            arrays=tuple(arrays),
+            lengths=tuple(words_of(self._encoding, lengths=lengths, checks=self._writer.checks)),
+            quantization=None if self._quantizer is None else self._quantizer.record(),
         )
 
     def __enter__(self) -> Self:
@@ -138,20 +174,46 @@ class RunWriter:
 
     def _write(self) -> None:
         assert self._measure is not None
-        self._measure.add(self.values, None if self._direct else self._writer.frame)
+        self._measure.add(self.values, self._residual)
         self._writer.append(self._digest, self.values.data)
+
+    def _write_codes(self, quantizer: Quantizer) -> None:
+        """Digest and statistics are of what readers will get."""
+        escapes = quantizer.encode(self.values, self._writer.frame)
+        decoded = quantizer.decoded
+        self._writer.append(escapes=escapes)
+        self._digest.add(decoded.data)
+        if self._measure is not None:
+            self._measure.add(decoded, None)
+            return
+        self._held.append(decoded.copy())
+        if len(self._held) == self._hold:
+            self._measure = self._new_measure()
+            for held in self._held:
+                self._measure.add(held, None)
+            self._held.clear()
+
+    def _new_measure(self) -> RunMeasure:
+        """Statistics about the reference of the frames that were held."""
+        self._reference = reference_of(self._held)
+        return RunMeasure(self._reference, dtype=self._dtype, slope=self._header["slope"], inter=self._header["inter"])
 
     def _frames_array(self, shards: tuple[StoredFile, ...]) -> StoredArray:
         from fmristream.shards.zarr_metadata import frames_metadata
 
         frames = self._header["frames"]
+        dtype = self._writer.frame.dtype
         metadata = frames_metadata(
-            frames=frames, voxels=self._voxels, dtype=self._dtype.str, frames_per_shard=self._writer.frames_per_shard
+            frames=frames,
+            voxels=self._voxels,
+            dtype=dtype.str,
+            frames_per_shard=self._writer.frames_per_shard,
+            is_raw=self._encoding == RAW_ENCODING,
         )
         return self._array(
             self._name,
-            self._dtype,
-            encoding="direct" if self._direct else "difference",
+            dtype,
+            encoding=self._encoding,
             shape=(frames, self._voxels),
             files=(*shards, self._put(f"{self._name}/zarr.json", metadata, relative_to=self._name)),
             frames_per_shard=self._writer.frames_per_shard,
@@ -187,7 +249,8 @@ class RunWriter:
 
         attributes: Mapping[str, Any] = {
             **self._header,
-            "encoding": "direct" if self._direct else "difference",
+            "encoding": self._encoding,
+            **({} if self._quantizer is None else {"quantization": self._quantizer.record()}),
             "run_digest": digest,
             **({"sidecar": dict(sidecar)} if sidecar else {}),
             "space": self._space.digest,
@@ -205,6 +268,15 @@ class RunWriter:
     def _array(self, name: str, dtype: "np.dtype[Any]", **rest: Any) -> StoredArray:
         folder = f"{self.object}/{name}" if name else self.object
         return StoredArray(name=name, object=folder, space_digest=self._space.digest, dtype=dtype.str, **rest)
+
+
+def _kind(dtype: "np.dtype[Any]", *, is_raw: bool, is_quantized: bool) -> tuple[str, str]:
+    """Name and encoding of the array that holds the frames."""
+    if is_quantized:
+        return CODES, QUANTIZED_ENCODING
+    if is_raw:
+        return "bold", RAW_ENCODING
+    return ("bold", "direct") if dtype.kind == "f" else ("residual", "difference")
 
 
 def _padded(values: NDArray[Any]) -> NDArray[Any]:

@@ -17,8 +17,8 @@ MAX_SEGMENTS = 64
 
 Entry = dict[str, Any]
 
-# Runs between two batches of the tables; of each about 5 kB wait in memory.
-_BATCH_RUNS = 2048
+# Runs between two batches of the tables, which become their row groups: who asks for one run decodes those of a group.
+_BATCH_RUNS = 1024
 
 
 class SegmentWriter:

@@ -29,6 +29,7 @@ CONFOUNDS = "confounds"
 EVENTS = "events"
 # Folder of the objects of each kind; names of recordings begin with theirs.
 FOLDERS = {SKETCH: "sketches", CONFOUNDS: "confounds", EVENTS: "events", "physio": "recordings", "stim": "recordings"}
+SIDE_FOLDERS = tuple(sorted(set(FOLDERS.values())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

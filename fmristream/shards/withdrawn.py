@@ -6,6 +6,7 @@ test whether a label that he guesses is among them, and learns nothing else.
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from fmristream.shards.generation import Generation
 
 _SALT_BYTES = 16
+_WORD = re.compile(r"[A-Za-z0-9]+")
 
 Record = dict[str, Any]
 
@@ -21,6 +23,11 @@ def is_withdrawn(generation: Generation, subject: str) -> bool:
     """Whether a subject was withdrawn from the dataset."""
     record = generation.document.get("withdrawn")
     return record is not None and _mark(record["salt"], subject) in record["subjects"]
+
+
+def names_withdrawn(generation: Generation, text: str) -> bool:
+    """Whether a word of a text, the name of a file perhaps, is the label of a withdrawn subject."""
+    return "withdrawn" in generation.document and any(is_withdrawn(generation, word) for word in _WORD.findall(text))
 
 
 def last_withdrawal(generation: Generation) -> int:

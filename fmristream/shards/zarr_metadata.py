@@ -14,8 +14,11 @@ from fmristream.storage.urls import local_path, scheme_of
 
 
 @lru_cache(maxsize=256)
-def frames_metadata(*, frames: int, voxels: int, dtype: str, frames_per_shard: int) -> bytes:
-    """zarr.json of a (t, v) array: one frame a chunk, `frames_per_shard` chunks a shard, shard index at the end."""
+def frames_metadata(*, frames: int, voxels: int, dtype: str, frames_per_shard: int, is_raw: bool = False) -> bytes:
+    """zarr.json of a (t, v) array: one frame a chunk, `frames_per_shard` chunks a shard, shard index at the end.
+
+    `is_raw`: chunks are not compressed.
+    """
     padded = padded_length(voxels)
     return _array_metadata(
         shape=(frames, voxels),
@@ -23,6 +26,7 @@ def frames_metadata(*, frames: int, voxels: int, dtype: str, frames_per_shard: i
         shards=(frames_per_shard, padded),
         dtype=dtype,
         names=("time", "voxel"),
+        is_raw=is_raw,
     )
 
 
@@ -65,6 +69,7 @@ def _array_metadata(
     shards: tuple[int, ...] | None,
     dtype: str,
     names: tuple[str, ...],
+    is_raw: bool = False,
 ) -> bytes:
     kind = np.dtype(dtype)
     blosc = BloscCodec(typesize=kind.itemsize, cname="lz4", clevel=LEVEL, shuffle="bitshuffle", blocksize=BLOCK_BYTES)
@@ -77,7 +82,7 @@ def _array_metadata(
         shards=shards,
         filters=None,
         serializer=BytesCodec(endian=None if kind.itemsize == 1 else "little"),
-        compressors=[blosc, Crc32cCodec()],
+        compressors=[Crc32cCodec()] if is_raw else [blosc, Crc32cCodec()],
         fill_value=fill_value(kind),
         dimension_names=names,
         zarr_format=3,

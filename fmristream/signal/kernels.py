@@ -272,3 +272,72 @@ def block_sums(values: Any, stretches: Any, sums: Any) -> None:
             value = np.float64(values[v])
             total += value if value - value == 0 else 0.0
         sums[stretches[n, 2]] += total
+
+
+def quantize(
+    values: Any, step: Any, offset: Any, sd: Any, bound: float, background: Any, has_background: bool,
+    largest: int, escape: int, codes: Any, decoded: Any, escaped: Any,
+) -> Any:  # fmt: skip
+    """One frame as codes: (number of escapes, largest error, sum of squared errors, a voxel that cannot be held or -1).
+
+    Errors are in temporal SDs.
+
+    Args:
+        values: (v,) of the source.
+        step: (v,) float32; 0 where every value is the offset.
+        offset: (v,) of the decoded dtype.
+        sd: (v,) float64.
+        bound: error that is allowed, in SDs; none where the SD is 0.
+        background: a value that must stay what it is, and that nothing else may become, in the decoded dtype.
+        has_background: whether there is one.
+        largest: largest code, and smallest with the other sign.
+        escape: the code that says that the value stands elsewhere.
+        codes: (v,) written.
+        decoded: (v,) written: what a reader gets.
+        escaped: (v,) uint32, its beginning written: voxels that are not held by their codes, rising.
+    """
+    count = 0
+    worst = 0.0
+    total = 0.0
+    wrong = -1
+    for v in range(values.size):
+        value = np.float64(values[v])
+        by = np.float64(step[v])
+        start = np.float64(offset[v])
+        code: Any = 0
+        if by > 0:
+            place = np.rint((value - start) / by)
+            code = np.int64(place) if abs(place) <= largest else largest + 1
+        decoded[v] = np.float64(code) * by + start
+        relative = _error(np.float64(decoded[v]), value, sd[v])
+        fits = relative <= bound
+        if has_background:
+            fits = fits and (decoded[v] == background) == (value == background)
+        if code > largest or not fits:
+            code = escape
+            decoded[v] = value if value == value else np.nan  # one NaN for all
+            escaped[count] = v
+            count += 1
+            relative = _error(np.float64(decoded[v]), value, sd[v])
+            if relative > bound:
+                wrong = v
+        codes[v] = code
+        worst = max(worst, relative)
+        total += relative * relative
+    return count, worst, total, wrong
+
+
+@_jit
+def _error(found: float, value: float, sd: float) -> float:
+    """The difference in SDs; 0 between one NaN and another, or equal infinities; infinite where nothing is allowed."""
+    if found == value or (found != found and value != value):
+        return 0.0
+    error = abs(found - value) / sd if sd > 0 else np.inf
+    return error if error == error else np.inf
+
+
+@_jit
+def dequantize(codes: Any, step: Any, offset: Any, values: Any) -> None:
+    """values[v] = codes[v] x step[v] + offset[v]: the product is exact in double precision, sum and result are rounded."""
+    for v in range(values.size):
+        values[v] = np.float64(codes[v]) * np.float64(step[v]) + np.float64(offset[v])

@@ -297,10 +297,12 @@ class _Floats:
         return self._sums / counted, self._squares / counted
 
     def tally(self, frames: int) -> _Tally:
+        with np.errstate(over="ignore", invalid="ignore"):  # doubles beyond 1e154 have no SD
+            total, squares = float(self._totals.sum()), float(self._total_squares.sum())
         tally = replace(
             self._tally,
-            total=float(self._totals.sum()),
-            squares=float(self._total_squares.sum()),
+            total=total,
+            squares=squares,
             low=float(self._lows.min()),
             high=float(self._highs.max()),
         )

@@ -7,7 +7,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Self
 
-from fmristream.storage.store import checked_key, translated, whole_range
+from fmristream.storage.store import Unfinished, checked_key, translated, whole_range
 from fmristream.storage.urls import local_path
 
 # Unfinished objects wait here; what a killed process leaves in it is garbage.
@@ -75,6 +75,15 @@ class LocalStore:
         path = self.root / checked_key(key)
         translated(self.name, key, lambda: path.unlink(missing_ok=True))
         _remove_empty_folders(path.parent, self.root)
+
+    def unfinished(self) -> tuple[Unfinished, ...]:
+        return ()  # they lie in `tmp`, where `list` shows them
+
+    def discard_unfinished(self, unfinished: Unfinished) -> None:
+        raise AssertionError("there is none")
+
+    def keeps_removed(self) -> bool | None:
+        return False
 
 
 class LocalNewObject:

@@ -1,12 +1,12 @@
-"""A dataset behind an fsspec client: S3 with conditional puts, memory for tests and the API, anything else read-only."""
+"""A dataset behind an fsspec client: memory for tests and the API, anything else read-only; S3 has a module of its own."""
 
 import errno
 import threading
 from typing import Any, Self
 
 from fmristream.errors import ObjectExistsError, UsageError
-from fmristream.storage.filesystem import PART_BYTES, filesystem
-from fmristream.storage.store import NewObject, checked_key, translated, whole_range
+from fmristream.storage.filesystem import filesystem
+from fmristream.storage.store import NewObject, Unfinished, checked_key, translated, whole_range
 from fmristream.storage.urls import display_url
 
 
@@ -69,67 +69,17 @@ class ReadOnlyStore:
         if translated(self.name, key, lambda: self._fs.exists(path)):
             translated(self.name, key, lambda: self._fs.rm_file(path))
 
+    def unfinished(self) -> tuple[Unfinished, ...]:
+        return ()
+
+    def discard_unfinished(self, unfinished: Unfinished) -> None:
+        raise AssertionError("there is none")
+
+    def keeps_removed(self) -> bool | None:
+        return None
+
     def _path(self, key: str) -> str:
         return f"{self._root}/{checked_key(key)}"
-
-
-class S3Store(ReadOnlyStore):
-    """A bucket prefix; names are taken by `If-None-Match: *`, large objects by multipart upload that is completed last."""
-
-    def put_new(self, key: str, data: bytes) -> None:
-        path = self._path(key)
-        translated(self.name, key, lambda: self._fs.pipe_file(path, data, mode="create"))
-
-    def stream_new(self, key: str) -> "S3NewObject":
-        path = self._path(key)
-        # Not `open`: that keeps every uncommitted file for good, to commit it in somebody's transaction.
-        file = translated(
-            self.name, key, lambda: self._fs._open(path, mode="xb", autocommit=False, block_size=PART_BYTES)
-        )
-        return S3NewObject(self, key, file)
-
-    def replace_hint(self, key: str, data: bytes) -> None:
-        path = self._path(key)
-        translated(self.name, key, lambda: self._fs.pipe_file(path, data))
-
-
-class S3NewObject:
-    """A multipart upload that `commit` completes; otherwise it is aborted and nothing shows."""
-
-    def __init__(self, store: S3Store, key: str, file: Any) -> None:
-        self._store = store
-        self._key = key
-        self._file = file
-        self._is_done = False
-
-    def write(self, data: bytes | memoryview) -> None:
-        translated(self._store.name, self._key, lambda: self._file.write(data))
-
-    def commit(self) -> None:
-        if self._file.tell() == 0:  # s3fs would overwrite what is there with an empty object
-            self._discard()
-            self._store.put_new(self._key, b"")
-            return
-
-        def publish() -> None:
-            self._file.close()
-            self._file.commit()
-
-        translated(self._store.name, self._key, publish)
-        self._is_done = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if not self._is_done:
-            self._discard()
-
-    def _discard(self) -> None:
-        self._is_done = True
-        translated(self._store.name, self._key, self._file.discard)
-        # s3fs closes forgotten files when they are collected, and would start an upload of a discarded one.
-        self._file.closed = True
 
 
 class MemoryStore(ReadOnlyStore):
@@ -150,6 +100,9 @@ class MemoryStore(ReadOnlyStore):
     def replace_hint(self, key: str, data: bytes) -> None:
         with self._lock:
             self._fs.pipe_file(self._path(key), bytes(data))
+
+    def keeps_removed(self) -> bool | None:
+        return False
 
     def list(self, prefix: str) -> list[str]:
         with self._lock:  # fsspec walks a dictionary that another thread may be writing to

@@ -1,92 +1,97 @@
-"""Read what is to be converted: whole files from front to back, wherever they lie. Nothing here writes."""
+"""Read what is to be converted, wherever it lies: files, and members of zip and tar archives (`archive.zip!/member`)."""
 
-import os
-from collections.abc import Callable
-from typing import BinaryIO, TypeVar, cast
+from typing import BinaryIO
 
-from fmristream.errors import ObjectMissingError, StorageError
-from fmristream.storage.filesystem import PART_BYTES, client_errors, filesystem
-from fmristream.storage.urls import display_url, local_path, redacted, scheme_of
+from fmristream.errors import SourceError, UsageError
+from fmristream.storage import files, members
+from fmristream.storage.members import MemberUrl, is_archive, is_sequential
+from fmristream.storage.urls import display_url, scheme_of
 
-T = TypeVar("T")
+__all__ = [
+    "MemberUrl",
+    "is_archive",
+    "is_folder",
+    "is_sequential",
+    "known_checksum",
+    "list_refused",
+    "list_source",
+    "open_source",
+    "read_source_range",
+    "source_size",
+]
 
 
 def open_source(url: str) -> BinaryIO:
-    """Open a file for reading from front to back; only `read(n)` and `close()` are promised.
+    """Open a file for reading from front to back; only `read(n)`, which may give less than n, and `close()` are promised.
 
     Raises:
         ObjectMissingError: there is no such file.
         StorageError: it cannot be read.
+        SourceError: a member of an archive that is damaged or refused; where it has a checksum, its last bytes are handed
+            out only after the check of all.
     """
-    if scheme_of(url) == "file":
-        return cast(BinaryIO, _named(url, lambda: open(local_path(url), "rb", buffering=0)))
-    fs, path = filesystem(url)
-    return cast(BinaryIO, _named(url, lambda: fs.open(path, "rb", block_size=PART_BYTES, cache_type="readahead")))
+    member = _member(url)
+    return files.open_file(url) if member is None else members.open_member(member)
 
 
 def source_size(url: str) -> int:
-    """Size of a file in bytes."""
-    if scheme_of(url) == "file":
-        return _named(url, lambda: os.stat(local_path(url)).st_size)
-    fs, path = filesystem(url)
-    return int(_named(url, lambda: fs.size(path)))
+    """Size of a file in bytes; of a member, unpacked."""
+    member = _member(url)
+    return files.file_size(url) if member is None else members.member_size(member)
 
 
 def read_source_range(url: str, start: int, stop: int) -> bytes:
     """Bytes [start, stop) of a file; fewer where it ends earlier."""
-    if scheme_of(url) == "file":
+    member = _member(url)
+    if member is None:
+        return files.read_file_range(url, start, stop)
+    return members.read_member_range(member, start, stop)
 
-        def read() -> bytes:
-            with open(local_path(url), "rb") as file:
-                file.seek(start)
-                return file.read(stop - start)
 
-        return _named(url, read)
-    fs, path = filesystem(url)
-    return bytes(_named(url, lambda: fs.cat_file(path, start=start, end=stop)))
+def known_checksum(url: str) -> str:
+    """A checksum that costs nothing and is checked whenever the whole file is read; "" where there is none."""
+    member = _member(url)
+    return "" if member is None else members.member_checksum(member)
 
 
 def list_source(url: str) -> list[str]:
-    """Every file below a folder, as sorted '/'-separated paths relative to it; links to folders are followed once."""
-    if scheme_of(url) == "file":
-        return _list_local(local_path(url))
-    fs, path = filesystem(url)
-    root = path.rstrip("/") + "/"
-    found = _named(url, lambda: fs.find(path))
-    return sorted(name[len(root) :] for name in found if name.startswith(root))
+    """Every file below a folder or in an archive (`archive.zip!`), as sorted '/'-separated paths relative to it.
+
+    Links to folders are followed once; folders whose name starts with a dot are not entered.
+    """
+    member = _member(url)
+    if member is None:
+        return files.list_files(url)
+    good, _ = members.list_members(member.archive)
+    prefix = f"{member.name.rstrip('/')}/" if member.name else ""
+    return [name[len(prefix) :] for name in good if name.startswith(prefix)]
+
+
+def list_refused(url: str) -> list[tuple[str, str]]:
+    """Members of an archive (`archive.zip!`) that are not read, each with the reason."""
+    member = _member(url)
+    return [] if member is None else members.list_members(member.archive)[1]
 
 
 def is_folder(url: str) -> bool:
-    """Whether the URL names a folder (or a bucket prefix that holds something)."""
-    if scheme_of(url) == "file":
-        return os.path.isdir(local_path(url))
-    fs, path = filesystem(url)
-    return bool(_named(url, lambda: fs.isdir(path)))
-
-
-def _list_local(root: str) -> list[str]:
-    found = []
-    seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back up
-            folders.clear()
-            continue
-        seen.add(real)
-        # Real folders before links to them, each in order of name: which of two paths a file has is the same everywhere.
-        folders.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
-        relative = os.path.relpath(folder, root)
-        prefix = "" if relative == "." else relative.replace(os.sep, "/") + "/"
-        found += [prefix + name for name in files]
-    return sorted(found)
-
-
-def _named(url: str, action: Callable[[], T]) -> T:
-    """Run an I/O action; its failure names the file."""
+    """Whether the URL names a folder, a bucket prefix that holds something, or a folder in an archive."""
+    member = _member(url)
+    if member is None:
+        return files.is_folder(url)
     try:
-        return action()
-    except FileNotFoundError as error:
-        raise ObjectMissingError(f"{display_url(url)}: there is no such file") from error
-    except client_errors() as error:
-        reason = redacted(str(getattr(error, "strerror", None) or error))
-        raise StorageError(f"{display_url(url)}: cannot be read: {reason}") from error
+        return not member.name or bool(list_source(url))
+    except SourceError:
+        return False
+
+
+def _member(url: str) -> MemberUrl | None:
+    """The member that a URL means; its archive lies somewhere that is opened.
+
+    Raises:
+        UsageError: an archive within an archive, or a scheme that is not opened.
+    """
+    scheme_of(url)
+    member = MemberUrl.parse(url)
+    if member is not None and MemberUrl.parse(member.name) is not None:
+        raise UsageError(f"{display_url(url)}: archives within archives are not opened; unpack the outer one")
+    return member

@@ -9,7 +9,8 @@ An object is written once, under a name that nobody wrote before, and becomes vi
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
 from fmristream.errors import CorruptDataError, ObjectExistsError, ObjectMissingError, StorageError, UsageError
@@ -20,6 +21,14 @@ T = TypeVar("T")
 
 # What a name may consist of: nothing that a file system, a bucket, a client's pattern or a URL gives a meaning to.
 _KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """An object that somebody began to write; of a killed writer nobody will publish or discard it."""
+
+    key: str
+    upload: str  # the server's name of it
 
 
 class NewObject(Protocol):
@@ -67,6 +76,15 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; no error if it is gone."""
 
+    def unfinished(self) -> Sequence[Unfinished]:
+        """Objects that are being written, or were when their writer died, as far as `list` does not tell of them."""
+
+    def discard_unfinished(self, unfinished: Unfinished) -> None:
+        """Free what was stored of an object that will not be published; no error if it is gone or published."""
+
+    def keeps_removed(self) -> bool | None:
+        """Whether the store keeps old versions of what is removed; None if it cannot be told."""
+
 
 def open_store(url: str) -> Store:
     """The store behind a URL: a local folder, `memory://`, `s3://`, or read-only any other scheme that fsspec reads.
@@ -75,7 +93,7 @@ def open_store(url: str) -> Store:
         UsageError: the URL names no folder or an unknown scheme.
         MissingExtraError: the client for the scheme is not installed.
     """
-    from fmristream.storage import local, remote
+    from fmristream.storage import local, remote, s3
 
     if not url.strip():
         raise UsageError("the dataset URL is empty; give a folder or a URL such as s3://bucket/dataset")
@@ -85,13 +103,18 @@ def open_store(url: str) -> Store:
     if scheme == "memory":
         return remote.MemoryStore(url)
     if scheme == "s3":
-        return remote.S3Store(url)
+        return s3.S3Store(url)
     return remote.ReadOnlyStore(url)
 
 
+def is_key(key: str) -> bool:
+    """Whether a name can be one of a dataset's objects: it stays inside the store and means the same to every client."""
+    return _KEY.fullmatch(key) is not None and not any(part in (".", "..") for part in key.split("/"))
+
+
 def checked_key(key: str) -> str:
-    """The key itself, after a look that it stays inside the store and means the same to every client."""
-    if _KEY.fullmatch(key) is None or any(part in (".", "..") for part in key.split("/")):
+    """The key itself, after a look that it is one."""
+    if not is_key(key):
         raise CorruptDataError(f"object name {key!r} leaves the dataset folder; the table that names it is not ours")
     return key
 

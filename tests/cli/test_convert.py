@@ -128,19 +128,14 @@ def test_atlases_and_what_lies_beside_runs_are_options(tmp_path, capsys):
     dataset = open_dataset(str(tmp_path / "d"))
     assert dataset.parcels(0).labels.tolist() == [1, 7]
     assert dataset.sketch(0) is None
-    assert (
-        main(
-            [
-                "convert",
-                str(source),
-                str(tmp_path / "e"),
-                *WHOLE,
-                "--atlas",
-                str(tmp_path / "atlas.nii"),
-                "--space",
-                "T1w",
-            ]
-        )
-        == 2
-    )
+    aligned = [*WHOLE, "--space", "T1w", "--atlas", str(tmp_path / "atlas.nii")]
+    assert main(["convert", str(source), str(tmp_path / "e"), *aligned]) == 2
     assert "does not fit every subject" in capsys.readouterr().err
+
+
+def test_the_help_names_every_kind_that_is_known(capsys):
+    from fmristream.ingest.sources.collection import known_collections
+
+    assert main(["convert", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(kind in shown.replace("- ", "-") for kind in ("bids", "folder", *known_collections()))

@@ -1,9 +1,10 @@
 """A store whose k-th call fails, once: before anything happened, or after it happened and only the answer was lost."""
 
+from collections.abc import Sequence
 from typing import Self
 
 from fmristream.errors import StorageError
-from fmristream.storage import NewObject, Store
+from fmristream.storage import NewObject, Store, Unfinished
 
 
 class FailingStore:
@@ -58,6 +59,15 @@ class FailingStore:
 
     def delete(self, key: str) -> None:
         self.call("delete", self._inner.delete, key)
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        return self.call("unfinished", self._inner.unfinished)
+
+    def discard_unfinished(self, unfinished: Unfinished) -> None:
+        self.call("discard_unfinished", self._inner.discard_unfinished, unfinished)
+
+    def keeps_removed(self) -> bool | None:
+        return self.call("keeps_removed", self._inner.keeps_removed)
 
 
 class FailingNewObject:

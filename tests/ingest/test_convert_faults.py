@@ -26,7 +26,7 @@ def whole(url: str) -> bool:
     return True
 
 
-BACK_ENDS = ["memory", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("local", "s3"))]
+BACK_ENDS = ["memory", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("local", "s3", "rgw"))]
 
 
 @pytest.mark.parametrize("kind", BACK_ENDS)

@@ -2,9 +2,11 @@
 
 import json
 
+import boto3
 import pytest
 
 import fmristream
+from fmristream.cli.main import main
 from fmristream.errors import ConflictError, FormatError, UsageError
 from fmristream.ingest import gc as gc_module
 from fmristream.ingest.convert import convert_into
@@ -141,3 +143,49 @@ def test_foreign_objects_below_the_root_are_not_touched(tmp_path, memory_url):
 def test_keeping_no_version_is_refused(memory_url):
     with pytest.raises(UsageError, match="--keep 0"):
         fmristream.gc(memory_url, keep=0)
+
+
+@pytest.fixture
+def client(s3_endpoint):
+    client = boto3.session.Session().client("s3")
+    yield client
+    client.close()
+
+
+def begin_upload(client, url: str, key: str) -> str:
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    return str(client.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/{key}")["UploadId"])
+
+
+def test_uploads_that_a_killed_conversion_left_are_aborted_and_later_and_foreign_ones_are_not(
+    tmp_path, s3_url, client, monkeypatch
+):
+    convert(write_runs(tmp_path / "in", FIRST), s3_url)
+    begin_upload(client, s3_url, "runs/left.zarr/c/0/0")
+    others = {begin_upload(client, s3_url, "notes/of-somebody"), begin_upload(client, f"{s3_url}-2", "runs/a/c/0/0")}
+    commit = gc_module._commit_barrier
+
+    def late(store, newest):
+        others.add(begin_upload(client, s3_url, "runs/under-way.zarr/c/0/0"))
+        return commit(store, newest)
+
+    monkeypatch.setattr(gc_module, "_commit_barrier", late)
+    assert fmristream.gc(s3_url, dry_run=True).uploads == 1
+    report = fmristream.gc(s3_url)
+    assert (report.objects, report.uploads, report.warnings) == (0, 1, ())
+    left = {one.upload for url in (s3_url, f"{s3_url}-2") for one in open_store(url).unfinished()}
+    assert left == others
+    assert verify(s3_url, deep=True).is_sound
+
+
+@pytest.mark.parametrize("status", ["Enabled", "Suspended"])
+def test_where_the_bucket_keeps_versions_purging_says_that_they_remain(tmp_path, client, capsys, status):
+    bucket = f"keeps-{status.lower()}"
+    client.create_bucket(Bucket=bucket)
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": status})
+    url = f"s3://{bucket}/data"
+    convert(write_runs(tmp_path / "in", FIRST), url)
+    fmristream.withdraw(url, ["1"])
+    assert main(["gc", url, "--purge"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the bucket keeps old versions of removed objects, among them those of withdrawn subjects" in said

@@ -159,8 +159,10 @@ def test_what_was_finished_before_the_kill_is_not_done_again(source, tmp_path):
 
 
 @pytest.mark.full
-def test_a_killed_conversion_into_a_bucket_shows_nothing_or_everything_and_goes_on(source, s3_url):
-    met = kill_again_and_again(source, s3_url, kills=60, seed=3)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("server", "seed"), [("s3_url", 3), ("rgw_url", 5)])
+def test_a_killed_conversion_into_a_bucket_shows_nothing_or_everything_and_goes_on(request, source, server, seed):
+    met = kill_again_and_again(source, request.getfixturevalue(server), kills=60, seed=seed)
     assert met["kills"] == 60
 
 

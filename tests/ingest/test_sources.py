@@ -17,6 +17,7 @@ from fmristream.ingest.sources.find import glob_matches
 from fmristream.ingest.sources.listing import imaging_suffix, parse_bids_name, without_suffix
 from fmristream.ingest.sources.participants import parse_participants
 from fmristream.synth import Cohort
+from tests.ingest.cohorts import bold, write_runs
 from tests.ingest.source_trees import RAW, RUN, by_key, make, reasons
 
 # --- plain folders, globs, files
@@ -240,3 +241,11 @@ def test_participants_with_odd_cells_keep_what_they_say() -> None:
     rows, notes = parse_participants("participant_id\ta\tb\nsub-1\tx\nsub-2\ty\tz\textra\n")
     assert rows == ({"subject": "1", "a": "x", "b": None}, {"subject": "2", "a": "y", "b": "z"})
     assert "too few or too many" in notes[0]
+
+
+def test_a_folder_of_this_and_that_is_not_taken_for_the_collection_that_one_part_looks_like(tmp_path):
+    names = ["study/sub-1/func/sub-1_task-rest_bold", "pilot/a", "other/b", "old/c"]
+    write_runs(tmp_path, {name: bold(seed=seed, shape=(2, 3, 2, 2)) for seed, name in enumerate(names)})
+    listing = find_runs(str(tmp_path))
+    assert listing.kind == "folder"
+    assert {run.key for run in listing.runs} == {f"{name}.nii.gz" for name in names}

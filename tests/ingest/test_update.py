@@ -9,7 +9,9 @@ import pytest
 import fmristream
 from fmristream.errors import ConflictError, UsageError
 from fmristream.ingest.options import ConvertOptions
+from fmristream.ingest.sources import Phenotypes
 from fmristream.shards import segments
+from fmristream.shards.generation import repair_hint
 from fmristream.storage import open_store
 from tests.ingest.cohorts import bold, contents, convert, stored, write_runs
 
@@ -109,6 +111,27 @@ def test_nobody_changes_sides_when_others_join(tmp_path, memory_url, split):
     assert convert(source, memory_url, update="new", **options).already_there
 
 
+@pytest.mark.parametrize("split", ["hash", "exact"])
+def test_a_new_member_of_a_family_joins_its_part(tmp_path, memory_url, split):
+    def family(numbers: range) -> str:
+        """Three members of each of eight families."""
+        source = write_runs(
+            tmp_path / "in", {f"sub-{n:02}_bold": bold(seed=n, shape=(2, 3, 2, 2)) for n in numbers}, gzipped=False
+        )
+        rows = "".join(f"sub-{n:02}\tf{n % 8}\n" for n in range(24) if n in numbers or n < 16)
+        (tmp_path / "in" / "participants.tsv").write_text("participant_id\tfamily\n" + rows)
+        return source
+
+    options = {"split": split, "split_ratios": (0.5, 0.25, 0.25), "phenotypes": Phenotypes(group_by="family")}
+    convert(family(range(16)), memory_url, **options)
+    before = {run.subject: run.split for run in fmristream.open(memory_url).runs}
+    assert convert(family(range(16, 24)), memory_url, update="new", **options).added == 8
+    found = fmristream.open(memory_url).runs
+    assert {run.subject: run.split for run in found if run.subject in before} == before
+    assert {run.split for run in found} == {"train", "val", "test"}
+    assert len({(run.group, run.split) for run in found}) == 8
+
+
 def test_a_file_that_was_quarantined_and_is_repaired_joins(tmp_path, memory_url):
     source = write_runs(tmp_path / "in", FIRST)
     (tmp_path / "in" / "sub-0_bold.nii.gz").write_bytes(b"\x1f\x8bnonsense")
@@ -166,6 +189,25 @@ def test_updates_of_different_runs_at_the_same_time_all_get_in(tmp_path, dataset
     assert found.content_digest == alone(str(tmp_path / "first"), dataset_url)
 
 
+def test_who_commits_first_leaves_the_records_of_others_alone(tmp_path, dataset_url):
+    convert(write_runs(tmp_path / "first", FIRST), dataset_url)
+    ours = write_runs(tmp_path / "ours", MORE)
+    theirs = write_runs(tmp_path / "theirs", {"sub-9_bold": bold(seed=9, shape=(3, 4, 3, 2))})
+
+    def stop(now):
+        if now.stage == "converting" and now.runs_done == 1:
+            raise KeyboardInterrupt
+
+    options = ConvertOptions(mask="none", split="none", update="new")
+    with pytest.raises(KeyboardInterrupt):
+        fmristream.convert(ours, dataset_url, options=options, progress=stop)
+    assert convert(theirs, dataset_url, update="new").added == 1
+    assert convert(theirs, dataset_url, update="new").already_there
+    report = convert(ours, dataset_url, update="new")
+    assert (report.added, report.resumed) == (2, 1)
+    assert not open_store(dataset_url).list("pending")
+
+
 def test_two_versions_of_one_run_at_the_same_time_do_not_overwrite_each_other(tmp_path, dataset_url):
     convert(write_runs(tmp_path / "first", FIRST), dataset_url)
     sources = [write_runs(tmp_path / f"in{n}", {"sub-5_bold": bold(seed=n, shape=(3, 4, 3, 2))}) for n in range(2)]
@@ -216,3 +258,43 @@ def test_nothing_that_was_replaced_by_an_update_is_lost_from_the_store(tmp_path,
         key: data for key, data in before.items() if key != "dataset.json"
     }
     assert open_store(memory_url).list("pending") == []
+
+
+def test_a_new_broken_file_is_told_whatever_is_asked(tmp_path, memory_url):
+    source = write_runs(tmp_path / "in", FIRST)
+    convert(source, memory_url)
+    (tmp_path / "in" / "sub-9_bold.nii.gz").write_bytes(b"\x1f\x8bnonsense")
+    report = convert(source, memory_url)
+    assert ([one.name for one in report.quarantined], report.exit_code) == (["sub-9_bold"], 3)
+    assert convert(source, memory_url, update="new").exit_code == 3
+    assert [name for name, _ in fmristream.open(memory_url).skipped] == ["sub-9_bold"]
+    number = fmristream.open(memory_url).generation.number
+    assert convert(source, memory_url, update="new").exit_code == 3
+    assert fmristream.open(memory_url).generation.number == number, "nothing is new about it"
+
+
+def test_an_older_version_opens_by_its_digest_and_a_late_hint_harms_nobody(tmp_path, memory_url):
+    source = write_runs(tmp_path / "in", FIRST)
+    first = convert(source, memory_url)
+    write_runs(tmp_path / "in", MORE)
+    second = convert(source, memory_url, update="new")
+    for digest in (first.generation_digest, first.content_digest[:16]):
+        assert len(fmristream.open(memory_url, digest=digest).runs) == 2
+    fmristream.gc(memory_url, keep=1)
+    store = open_store(memory_url)
+    repair_hint(store, 1)  # of a writer that stalled after its commit, which is gone by now
+    assert fmristream.open(memory_url).content_digest == second.content_digest
+
+
+def test_two_first_conversions_with_other_options_do_not_end_in_one_dataset(tmp_path, memory_url):
+    source = write_runs(tmp_path / "in", FIRST)
+    theirs = []
+
+    def overtake(now):
+        if now.stage == "converting" and now.runs_done == 1 and not theirs:
+            theirs.append(convert(source, memory_url))
+
+    options = ConvertOptions(mask="none", split="none", layout="volume", tr_s=3.0, update="new")
+    with pytest.raises(ConflictError, match="another tr and another layout"):
+        fmristream.convert(source, memory_url, options=options, progress=overtake)
+    assert fmristream.open(memory_url).content_digest == theirs[0].content_digest

@@ -4,6 +4,7 @@ import pytest
 
 import fmristream
 from fmristream.errors import FormatError, UsageError
+from fmristream.ingest.options import ConvertOptions
 from fmristream.report.verify import verify
 from fmristream.storage import open_store
 from tests.ingest.cohorts import bold, contents, convert, stored, write_runs
@@ -109,3 +110,35 @@ def test_everybody_may_withdraw(tmp_path, memory_url):
     assert (len(found.runs), found.participants) == (0, ())
     assert not open_store(memory_url).list("runs")
     assert verify(memory_url, deep=True).is_sound
+
+
+def test_a_subject_who_withdraws_while_an_update_adds_more_of_him_stays_out(tmp_path, dataset_url):
+    source = bids(tmp_path / "in")
+    convert(source, dataset_url)
+    more = {"sub-ben_task-more_bold": bold(seed=60, shape=(3, 4, 3, 2)), "sub-new_task-rest_bold": bold(seed=61)}
+    write_runs(tmp_path / "in", more)
+    withdrawn = []
+
+    def withdraw(now):
+        if now.stage == "converting" and now.runs_done == 1 and not withdrawn:
+            withdrawn.append(fmristream.withdraw(dataset_url, ["ben"]))
+
+    options = ConvertOptions(mask="none", split="none", update="all")
+    fmristream.convert(source, dataset_url, options=options, progress=withdraw)
+    assert withdrawn
+    found = fmristream.open(dataset_url)
+    assert set(found.runs.column("subject")) == {"ann", "cid", "dot", "new"}
+    assert {row["subject"] for row in found.participants} <= {"ann", "cid", "dot", "new"}
+    fmristream.gc(dataset_url, purge=True)
+    assert not any(b"ben" in data for key, data in stored(dataset_url).items() if key.startswith("tables/"))
+    assert verify(dataset_url, deep=True).is_sound
+
+
+def test_a_broken_file_of_a_withdrawn_subject_does_not_bring_his_label_back(tmp_path, memory_url):
+    source = bids(tmp_path / "in")
+    convert(source, memory_url)
+    fmristream.withdraw(memory_url, ["ben"])
+    (tmp_path / "in" / "sub-ben_task-late_bold.nii.gz").write_bytes(b"\x1f\x8bnonsense")
+    write_runs(tmp_path / "in", {"sub-new_task-rest_bold": bold(seed=61, shape=(3, 4, 3, 2))})
+    assert convert(source, memory_url, update="new").added == 1
+    assert fmristream.open(memory_url).skipped == ()

@@ -106,7 +106,9 @@ def vector(folder: Folder, array: dict) -> np.ndarray:
 def stored_frames(folder: Folder, found: tuple, start: int, stop: int) -> np.ndarray:
     """(t, v) as the source stored them. Sections 4 to 6."""
     run, arrays, index_key = found
-    array = arrays["residual"] if "residual" in arrays else arrays["bold"]
+    array = next(arrays[name] for name in ("residual", "bold", "codes") if name in arrays)
+    if array["encoding"] in ("raw", "quantized"):
+        return other_frames(folder, found, start, stop)
     assert array["encoding"] == ("difference" if "residual" in arrays else "direct")
     block = folder.read(index_key, array["index_offset"], array["index_offset"] + array["index_bytes"])
     assert int(google_crc32c.value(block[:-4])).to_bytes(4, "little") == block[-4:]
@@ -123,6 +125,52 @@ def stored_frames(folder: Folder, found: tuple, start: int, stop: int) -> np.nda
             out.append(decode(chunk, run["dtype"], padded(run["voxels"]))[: run["voxels"]])
     frames = np.stack(out)
     return frames + vector(folder, arrays["reference"]) if "residual" in arrays else frames
+
+
+def other_frames(folder: Folder, found: tuple, start: int, stop: int) -> np.ndarray:
+    """Section 16: frame by frame."""
+    run, arrays, index_key = found
+    array = arrays.get("bold") or arrays["codes"]
+    block = folder.read(index_key, array["index_offset"], array["index_offset"] + array["index_bytes"])
+    assert crc32c(block[:-4]) == block[-4:]
+    words = np.frombuffer(block[:-4], "<u4").astype(int)
+    count, dtype, per_shard = padded(run["voxels"]), np.dtype(run["dtype"]), array["frames_per_shard"]
+    is_raw = array["encoding"] == "raw"
+    assert len(words) == run["frames"] * (1 if is_raw else 2)
+    lengths = np.full(len(words), count * dtype.itemsize + 4) if is_raw else words[: run["frames"]]
+    out = []
+    for frame in range(start, stop):
+        first = frame // per_shard * per_shard
+        begin = lengths[first:frame].sum()
+        data = folder.read(f"{array['object']}/c/{frame // per_shard}/0", begin, begin + lengths[frame])
+        assert int.from_bytes(data[-4:], "little") == words[frame if is_raw else run["frames"] + frame]
+        decode_one = raw_frame if is_raw else quantized_frame
+        out.append(decode_one(folder, data, run, arrays))
+    return np.stack(out)
+
+
+def crc32c(data: bytes) -> bytes:
+    return int(google_crc32c.value(bytes(data))).to_bytes(4, "little")
+
+
+def raw_frame(folder: Folder, data: bytes, run: dict, arrays: dict) -> np.ndarray:
+    assert crc32c(data[:-4]) == data[-4:]
+    return np.frombuffer(data[:-4], run["dtype"])[: run["voxels"]]
+
+
+def quantized_frame(folder: Folder, data: bytes, run: dict, arrays: dict) -> np.ndarray:
+    kind, dtype = np.dtype(arrays["codes"]["dtype"]), np.dtype(run["dtype"])
+    count = int.from_bytes(data[-8:-4], "little")
+    begin = len(data) - 8 - count * (4 + dtype.itemsize)
+    assert crc32c(data[begin - 4 : -4]) == data[-4:]
+    positions = np.frombuffer(data[begin:], "<u4", count=count)
+    values = np.frombuffer(data[begin + 4 * count :], dtype, count=count)
+    codes = decode(data[:begin], kind.str, padded(run["voxels"]))[: run["voxels"]]
+    step, offset = vector(folder, arrays["quantization"]).astype(np.float64)
+    stored = (codes * step + offset).astype(dtype)
+    assert np.flatnonzero(codes == np.iinfo(kind).min).tolist() == positions.tolist()
+    stored[positions] = values
+    return stored
 
 
 def volumes(folder: Folder, document: dict, run: dict, stored: np.ndarray) -> np.ndarray:
@@ -160,6 +208,23 @@ def test_the_reader_written_from_the_document_reads_what_ours_reads(name, start,
     assert found[0]["digest"].hex() == run_digest(found[0], stored_frames(folder, found, 0, found[0]["frames"]))
     assert found[0]["objects_digest"].hex() == objects_digest(folder, found[1].values())
     assert document["content_digest"] == content_digest(folder, document)
+
+
+@pytest.mark.parametrize("codec", ["raw", "int8", "int16"])
+@pytest.mark.parametrize("name", ["sub-01_bold", "sub-03_bold"])
+def test_it_reads_the_other_codecs_as_well(codec, name, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from fmristream.shards.dataset import open_dataset
+    from tests.shards.tiny_dataset import small_shards, tiny_runs, write_dataset
+
+    small_shards(monkeypatch.setattr)
+    write_dataset(str(tmp_path), [replace(run, codec=codec) for run in tiny_runs()])
+    folder = Folder(tmp_path)
+    found = find(folder, newest(folder), name)
+    stored = stored_frames(folder, found, 0, found[0]["frames"])
+    assert stored.tobytes() == open_dataset(str(tmp_path)).reader(name).read_stored(0, found[0]["frames"]).tobytes()
+    assert found[0]["digest"].hex() == run_digest(found[0], stored)
 
 
 def run_digest(run: dict, stored: np.ndarray) -> str:

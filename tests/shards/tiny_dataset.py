@@ -17,6 +17,7 @@ from fmristream.shards.index import encode_block
 from fmristream.shards.run_writer import RunWriter, WrittenRun
 from fmristream.shards.spaces import Space, space_document, write_space
 from fmristream.signal.grid import Grid
+from fmristream.signal.quantize import LOSSY_CODECS, Quantizer, RangeMeasure
 from fmristream.storage import Store, open_store
 
 AFFINE = (-2.0, 0.0, 0.0, 10.0, 0.0, 2.0, 0.0, -12.5, 0.0, 0.0, 2.5, -7.0, 0.0, 0.0, 0.0, 1.0)
@@ -41,6 +42,7 @@ class TinyRun:
     inter: float = 0.0
     tr_s: float | None = 0.72
     own_mask: np.ndarray | None = None
+    codec: str = "lossless"
 
     @property
     def space(self) -> Space:
@@ -88,11 +90,23 @@ def write_run(store: Store, run: TinyRun) -> WrittenRun:
     """The objects of one run."""
     with RunWriter(
         store, run.space, frames=len(run.volumes), dtype=run.volumes.dtype, slope=run.slope, inter=run.inter, affine=AFFINE,
-        tr_s=run.tr_s,
+        tr_s=run.tr_s, is_raw=run.codec == "raw", quantizer=quantizer_of(run),
     ) as writer:  # fmt: skip
         for values in run.values:
             writer.add(values)
         return writer.finish(own_mask=None if run.own_mask is None else run.own_mask[run.mask])
+
+
+def quantizer_of(run: TinyRun) -> Quantizer | None:
+    """Of a lossy codec: what the first pass finds."""
+    codec = LOSSY_CODECS.get(run.codec)
+    if codec is None:
+        return None
+    measure = RangeMeasure(frames=len(run.values), dtype=run.values.dtype)
+    for values in run.values:
+        measure.add(values)
+    scale = measure.finish(codec)
+    return Quantizer(codec=codec, scale=scale, dtype=run.values.dtype, slope=run.slope, inter=run.inter)
 
 
 def run_row(run: TinyRun, written: WrittenRun) -> Run:
@@ -102,7 +116,8 @@ def run_row(run: TinyRun, written: WrittenRun) -> Run:
     return Run(
         name=run.name, subject=run.subject, space="MNI", split=run.split, group=run.subject, frames=len(run.volumes),
         tr_s=run.tr_s, shape=run.space.grid.shape, voxels=run.space.voxels, space_digest=run.space.digest, affine=AFFINE,
-        dtype=run.volumes.dtype.str, slope=run.slope, inter=run.inter, digest=written.digest, object=written.object,
+        dtype=(written.quantization or {"decoded_dtype": run.volumes.dtype.str})["decoded_dtype"],
+        slope=run.slope, inter=run.inter, digest=written.digest, object=written.object,
         objects_digest=objects_digest(written.arrays),
         outside=0, source_bytes=1000, source_crc="gz:0badcafe:1000",
         **{name: getattr(written.statistics, name) for name in names},

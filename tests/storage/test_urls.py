@@ -102,14 +102,13 @@ def test_a_query_never_shows_in_a_name(url):
 
 
 def test_an_unreachable_store_fails_with_our_error_and_without_credentials(monkeypatch):
-    import s3fs
+    from fmristream.storage.s3_client import S3Client
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:sEcReT@127.0.0.1:9/")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAKEY")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sEcReT")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3Client.clear_instance_cache()
     store = open_store("s3://bucket/data")
     for verb in (
         lambda: store.read("a"),
@@ -121,20 +120,20 @@ def test_an_unreachable_store_fails_with_our_error_and_without_credentials(monke
             verb()
         assert "sEcReT" not in str(caught.value)
         assert "s3://bucket/data" in str(caught.value)
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3Client.clear_instance_cache()
 
 
 def test_missing_credentials_are_our_error(monkeypatch, tmp_path, s3_endpoint):
-    import s3fs
+    from fmristream.storage.s3_client import S3Client
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3Client.clear_instance_cache()
     with pytest.raises(FmriStreamError, match="credentials"):
         open_store("s3://bucket/data").read("a")
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3Client.clear_instance_cache()
 
 
 @pytest.mark.parametrize("url", ["s3://no-such-bucket-anywhere/data", "s3://Not_A_Bucket!/data"])

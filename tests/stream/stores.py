@@ -2,11 +2,11 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import newest_generation
-from fmristream.storage import NewObject, Store, open_store
+from fmristream.storage import NewObject, Store, Unfinished, open_store
 
 
 class PassingStore:
@@ -42,6 +42,15 @@ class PassingStore:
 
     def delete(self, key: str) -> None:
         self.inner.delete(key)
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        return self.inner.unfinished()
+
+    def discard_unfinished(self, unfinished: Unfinished) -> None:
+        self.inner.discard_unfinished(unfinished)
+
+    def keeps_removed(self) -> bool | None:
+        return self.inner.keeps_removed()
 
 
 class CountingStore(PassingStore):

@@ -39,10 +39,11 @@ def is_bids(keys: Sequence[str]) -> bool:
     return _DESCRIPTION in keys or any(_FUNC_BOLD.match(key) for key in keys)
 
 
-def find_bids_runs(root: str, keys: Sequence[str], *, space: str | None) -> Listing:
+def find_bids_runs(root: str, keys: Sequence[str], *, space: str | None, descs: Sequence[str] = ()) -> Listing:
     """The runs of a BIDS dataset.
 
-    A derivative says the space of each file: `space` then selects. Elsewhere it declares.
+    A derivative says the space of each file: `space` then selects. Elsewhere it declares. Of a derivative's forms of a
+    run, desc-preproc is taken where there is one, unless `descs` are asked for.
 
     Raises:
         UsageError: no run is there, or none in the wanted space.
@@ -51,7 +52,7 @@ def find_bids_runs(root: str, keys: Sequence[str], *, space: str | None) -> List
     own = [key for key in keys if not _is_elsewhere(key)]
     bolds = [_Bold(key=key, name=parse_bids_name(key)) for key in own if _BOLD.search(key)]
     is_derivative, notes = _is_derivative(root, own, bolds)
-    taken, skipped = _take(bolds, is_derivative=is_derivative)
+    taken, skipped = _take(bolds, is_derivative=is_derivative and not descs)
     taken, skipped, declared = _select_space(root, taken, skipped, space=space, is_derivative=is_derivative)
     if not taken:
         raise UsageError(_nothing_found(root, keys, skipped))
@@ -195,6 +196,8 @@ def _masks(keys: Sequence[str]) -> dict[_Place, str]:
     """Brain masks by folder and entities."""
     masks = {}
     for key in keys:
+        if "_mask.nii" not in key:
+            continue
         name = parse_bids_name(key)
         if name.suffix == "mask" and name.entities.get("desc") == "brain" and name.extension in (".nii", ".nii.gz"):
             masks[_place(key, name, without=("desc",))] = key

@@ -15,8 +15,10 @@ from fmristream.ingest.sources.listing import (
     imaging_suffix,
     is_hidden,
     parse_bids_name,
+    without_archive_suffix,
     without_suffix,
 )
+from fmristream.storage.sources import is_archive
 from fmristream.storage.urls import display_url, join_url
 
 _SUBJECT = re.compile(r"(?:^|[/_])sub-([A-Za-z0-9]+)")
@@ -32,9 +34,11 @@ def find_folder_runs(
     """
     images = sorted(key for key in keys if imaging_suffix(key) and not is_hidden(key))
     if not images:
+        archives = sum(is_archive(key) for key in keys)
+        hint = f"; {archives} archives are there: name them, as in '{display_url(root)}/*.zip'" if archives else ""
         raise UsageError(
             f"{display_url(searched)}: no imaging file among {len(keys)} files; expected names that end in "
-            f"{', '.join(IMAGING_SUFFIXES)}"
+            f"{', '.join(IMAGING_SUFFIXES)}{hint}"
         )
     pattern = _compiled(subject_pattern)
     subjects = {key: _subject(key, pattern) for key in images}
@@ -85,7 +89,7 @@ def _subject(key: str, pattern: re.Pattern[str] | None) -> str:
     if match := _SUBJECT.search(key):
         return match.group(1)
     first, slash, _ = key.partition("/")
-    return first if slash else without_suffix(key)
+    return without_archive_suffix(first) if slash else without_suffix(key)
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:

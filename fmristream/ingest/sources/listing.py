@@ -1,12 +1,15 @@
 """What a listing of a source holds, and what a file name says: values and text only, no I/O."""
 
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 # Longest first, so that `a.nii.gz` loses all of its suffix. `.img` is the second half of `.hdr`.
 IMAGING_SUFFIXES = (".nii.gz", ".hdr.gz", ".nii", ".hdr", ".mgz", ".mgh")
 _PAIR_SUFFIXES = {".img": ".hdr", ".img.gz": ".hdr.gz"}
 
+_ARCHIVE = re.compile(r"\.(?:zip|tar|tar\.gz|tgz)!$", re.IGNORECASE)
 _LABEL = re.compile(r"^([A-Za-z0-9]+)-([A-Za-z0-9+.]+)$")
 
 
@@ -33,10 +36,14 @@ class SourceRun:
     run: str = ""
     echo: str = ""
     space: str = ""  # declared space; "" = take the header's
+    res: str = ""  # these two only tell forms of the same run apart; they are chosen by, not stored
+    desc: str = ""
     tr_s: float | None = None  # from the sidecar; wins over the header
     mask_url: str | None = None  # the brain mask that belongs to this run
     sidecar_urls: tuple[str, ...] = ()  # BIDS sidecars that apply, nearest first
     side: tuple[SideFile, ...] = ()  # confounds, events, recordings
+    group: str = ""  # what a split must not divide, a family or site; "" = the subject alone
+    split: str = ""  # train, val or test, where the source itself says so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +63,7 @@ class Skipped:
 class Listing:
     """Everything that a source offers."""
 
-    kind: str  # "bids", "fmriprep", "folder" or "synth"
+    kind: str  # "bids", "fmriprep", "folder", "table", "synth", or the name of a collection's description
     root: str
     runs: tuple[SourceRun, ...]  # sorted by key
     participants: tuple[dict[str, str | float | None], ...] = ()  # "subject" without "sub-", then the columns
@@ -74,7 +81,8 @@ class BidsName:
 
     def labels(self) -> dict[str, str]:
         """The labels that a `SourceRun` keeps, by its field names."""
-        fields = {"session": "ses", "task": "task", "acq": "acq", "run": "run", "echo": "echo"}
+        same = {name: name for name in ("task", "acq", "run", "echo", "res", "desc")}
+        fields = {"session": "ses", **same}
         return {field: self.entities.get(entity, "") for field, entity in fields.items()}
 
 
@@ -91,6 +99,20 @@ def parse_bids_name(path: str) -> BidsName:
     )
 
 
+def label_of(run: SourceRun) -> str:
+    """A BIDS-like name for a run whose file name is none."""
+    space = "" if run.space == "native" else run.space
+    labels = (run.subject, run.session, run.task, run.acq, run.run, run.echo, space, run.desc)
+    names = ("sub", "ses", "task", "acq", "run", "echo", "space", "desc")
+    return "_".join(f"{name}-{label}" for name, label in zip(names, labels, strict=True) if label)
+
+
+def unique_names(runs: Sequence[SourceRun]) -> list[SourceRun]:
+    """Runs that share a name get their paths, which differ, as names."""
+    times = Counter(run.name for run in runs)
+    return [run if times[run.name] == 1 else replace(run, name=without_suffix(run.key)) for run in runs]
+
+
 def imaging_suffix(path: str) -> str:
     """The imaging suffix that a path ends in, in lower case; "" where it ends in none."""
     lower = path.lower()
@@ -100,6 +122,11 @@ def imaging_suffix(path: str) -> str:
 def without_suffix(path: str) -> str:
     """The path without its imaging suffix."""
     return path[: len(path) - len(imaging_suffix(path))]
+
+
+def without_archive_suffix(folder: str) -> str:
+    """`site1` for `site1.tar.gz!`, an archive as a folder; any other name as it is."""
+    return _ARCHIVE.sub("", folder)
 
 
 def header_of_pair(path: str) -> str:

@@ -5,10 +5,12 @@ import re
 
 Row = dict[str, str | float | None]
 
-_MISSING = frozenset({"", "n/a", "N/A", "NA", "nan", "NaN"})
+MISSING = frozenset({"", "n/a", "N/A", "NA", "nan", "NaN"})
 _LINE_END = re.compile("\r\n|\n|\r")
 # Plain decimal notation; `float` would also take "1_000", "infinity" and Arabic digits.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# Sites, families and the like: 007 is not 7.
+_CODE = re.compile(r"0\d", re.ASCII)
 
 
 def parse_participants(text: str) -> tuple[tuple[Row, ...], tuple[str, ...]]:
@@ -29,23 +31,24 @@ def parse_participants(text: str) -> tuple[tuple[Row, ...], tuple[str, ...]]:
         )
     cells = [dict(zip(names, (*map(str.strip, line), *[""] * len(names)), strict=False)) for line in lines[1:]]
     subjects = [row["participant_id"].removeprefix("sub-") for row in cells]
-    columns = {
-        name: _typed([row[name] for row in cells]) for name in names if name not in ("participant_id", "subject")
-    }
+    columns = {name: typed([row[name] for row in cells]) for name in names if name not in ("participant_id", "subject")}
     rows: dict[str, Row] = {}
     repeated = set()
     for place, subject in enumerate(subjects):
         if subject in rows:
             repeated.add(subject)
-        elif subject not in _MISSING:
+        elif subject not in MISSING:
             rows[subject] = {"subject": subject, **{name: column[place] for name, column in columns.items()}}
     if repeated:
         notes.append(f"participants.tsv repeats {', '.join(sorted(repeated))}; the first row of each is used")
     return tuple(rows.values()), tuple(notes)
 
 
-def _typed(cells: list[str]) -> list[str | float | None]:
-    present = [cell for cell in cells if cell not in _MISSING]
+def typed(cells: list[str]) -> list[str | float | None]:
+    """A column as numbers where every cell is one, else as text; missing cells are None."""
+    present = [cell for cell in cells if cell not in MISSING]
     if present and all(_NUMBER.fullmatch(cell) and math.isfinite(float(cell)) for cell in present):
-        return [None if cell in _MISSING else float(cell) for cell in cells]
-    return [None if cell in _MISSING else cell for cell in cells]
+        if any(_CODE.match(cell) for cell in present):
+            return [None if cell in MISSING else cell for cell in cells]
+        return [None if cell in MISSING else float(cell) for cell in cells]
+    return [None if cell in MISSING else cell for cell in cells]

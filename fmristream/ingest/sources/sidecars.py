@@ -30,6 +30,8 @@ def index_sidecars(keys: Iterable[str]) -> SidecarIndex:
     """The `*bold.json` files, by folder; within one, the more specific come first."""
     index: SidecarIndex = defaultdict(list)
     for key in keys:
+        if not key.endswith("bold.json"):  # taking every name apart would cost more than the rest of a listing
+            continue
         name = parse_bids_name(key)
         if name.suffix == "bold" and name.extension == ".json":
             index[key.rpartition("/")[0]].append(Sidecar(key=key, entities=frozenset(name.entities.items())))
