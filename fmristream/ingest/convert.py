@@ -214,6 +214,7 @@ def _commit(
 ) -> Dataset:
     """Commit what was converted, on top of whatever another writer may have committed meanwhile."""
     store, converted = job.store, list(done.converted)
+    contents = contents_record(job.options, job.atlases)
     started = base
     for attempts_left in reversed(range(_COMMIT_ATTEMPTS)):
         subjects = {one.surveyed.source.subject for one in converted}
@@ -224,7 +225,7 @@ def _commit(
             parts=parts,
             spaces=plan.spaces,
             parcels=done.parcels.spaces,
-            contents=contents_record(job.options, job.atlases),
+            contents=contents,
             participants=_participants(job, base, subjects),
             quarantined=quarantined,
             split=how,
@@ -246,7 +247,7 @@ def _commit(
         except ConflictError:
             if not attempts_left:
                 raise
-            base = winner_of(store, [one.surveyed for one in converted], started, job.options)
+            base = winner_of(store, [one.surveyed for one in converted], started, job.options, contents=contents)
             held = set(base.runs.column("name")) - (set() if started is None else set(started.runs.column("name")))
             left = [
                 one

@@ -105,7 +105,14 @@ def require_allowed(changes: Changes, present: Dataset, options: ConvertOptions)
     raise UsageError(f"{present.store.name}: holds a dataset already, with {' and '.join(wrong)}; {remedy}")
 
 
-def winner_of(store: Store, ours: Sequence[SurveyedRun], base: Dataset | None, options: ConvertOptions) -> Dataset:
+def winner_of(
+    store: Store,
+    ours: Sequence[SurveyedRun],
+    base: Dataset | None,
+    options: ConvertOptions,
+    *,
+    contents: Mapping[str, object] | None = None,
+) -> Dataset:
     """The dataset that another writer committed while `ours` were converted, if ours may be added to it.
 
     Raises:
@@ -122,7 +129,8 @@ def winner_of(store: Store, ours: Sequence[SurveyedRun], base: Dataset | None, o
     theirs = [run for run in ours if run.source.name in held and held[run.source.name] != before.get(run.source.name)]
     if any(_differs(run, held[run.source.name]) for run in theirs):
         raise ConflictError(f"{store.name}: another writer committed other versions of the same runs; {remedy}")
-    if others := _other_options(present, Survey(runs=list(ours)), options):
+    others = [*_other_options(present, Survey(runs=list(ours)), options), *_other_contents(present, contents)]
+    if others:
         raise ConflictError(f"{store.name}: another writer committed a dataset with {' and '.join(others)}; {remedy}")
     if base is None and options.update is None and len(theirs) < len(ours):
         raise ConflictError(f"{store.name}: another writer committed other runs meanwhile; {remedy}")

@@ -258,22 +258,35 @@ def parcel_means(values: Any, indptr: Any, voxels: Any, weights: Any, means: Any
 
 
 @_jit
-def block_sums(values: Any, stretches: Any, sums: Any) -> None:
+def block_sums(values: Any, starts: Any, blocks: Any, sums: Any) -> None:
     """sums[b] += the finite values of block b.
 
     Args:
         values: (v,) stored.
-        stretches: (n, 3) int64: first voxel, one beyond the last, block.
+        starts: (n + 1,) int32: stretches of voxels, none longer than BLOCK.
+        blocks: (n,) int32: which block each stretch lies in.
         sums: (b,) float32, added to.
     """
-    for n in range(stretches.shape[0]):
+    for n in range(blocks.size):
         total = 0.0
-        for v in range(stretches[n, 0], stretches[n, 1]):
+        for v in range(starts[n], starts[n + 1]):
             value = np.float64(values[v])
             total += value if value - value == 0 else 0.0
-        sums[stretches[n, 2]] += total
+        sums[blocks[n]] += total
 
 
+@_jit
+def block_sums_of_small_integers(values: Any, starts: Any, blocks: Any, sums: Any) -> None:
+    """The same of 8- and 16-bit integers, in half the time: BLOCK of them fit into 32 bits."""
+    for n in range(blocks.size):
+        here = values[starts[n] : starts[n + 1]]
+        total = np.int32(0)
+        for j in range(here.size):
+            total = np.int32(total + np.int32(here[j]))
+        sums[blocks[n]] += total
+
+
+@_jit
 def quantize(
     values: Any, step: Any, offset: Any, sd: Any, bound: float, background: Any, has_background: bool,
     largest: int, escape: int, codes: Any, decoded: Any, escaped: Any,

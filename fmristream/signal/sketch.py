@@ -112,8 +112,11 @@ class RunSketch:
         self._blocks = (np.stack([keys >> 32, keys >> 16 & 0xFFFF, keys & 0xFFFF], axis=1) - 2**15).astype(np.int16)
         of_voxel = of_voxel.reshape(-1).astype(np.int32)
         # Voxels next to each other lie in one block mostly: stretches of them are summed.
-        starts = np.flatnonzero(np.diff(of_voxel, prepend=-1) != 0)
-        self._stretches = np.stack([starts, np.append(starts[1:], len(of_voxel)), of_voxel[starts]], axis=1)
+        is_start = np.diff(of_voxel, prepend=-1) != 0
+        is_start[:: kernels.BLOCK] = True
+        starts = np.flatnonzero(is_start)
+        self._starts = np.append(starts, len(of_voxel)).astype(np.int32)
+        self._block_of_stretch = of_voxel[starts]
         volume_mm3 = abs(float(np.linalg.det(grid.matrix()[:3, :3])))
         self._share = np.bincount(of_voxel, minlength=len(self._blocks)) * (volume_mm3 / BLOCK_MM**3)
         self._sums = np.zeros((min(frames, MAX_FRAMES), len(self._blocks)), dtype=np.float32)
@@ -123,15 +126,19 @@ class RunSketch:
     def add(self, values: NDArray[Any]) -> None:
         """Count one frame, (v,) stored values."""
         if self._count < len(self._sums):
-            kernels.block_sums(values, self._stretches, self._sums[self._count])
+            is_small = values.dtype.kind in "iu" and values.dtype.itemsize <= 2
+            add_up = kernels.block_sums_of_small_integers if is_small else kernels.block_sums
+            add_up(values, self._starts, self._block_of_stretch, self._sums[self._count])
         self._count += 1
 
     def finish(self) -> Sketch:
         """The sketch of what was counted."""
-        # What float32 cannot hold is no signal of a scanner.
-        sums = np.nan_to_num(self._sums[: self._count].astype(np.float64), posinf=0, neginf=0) * self._volume_mm3
-        signs = _signs(sums, self._share, self._blocks)
-        return Sketch(signs=signs, **_image(sums.mean(axis=0), self._blocks))
+        with np.errstate(over="ignore"):  # what does not fit is no signal of a scanner, or is cut at 3 SD anyway
+            sums = self._sums[: self._count].astype(np.float64) * self._volume_mm3
+            np.nan_to_num(sums, copy=False, posinf=0, neginf=0)
+            signs = _signs(sums, self._share, self._blocks)
+            mean = sums.mean(axis=0)
+        return Sketch(signs=signs, **_image(mean, self._blocks))
 
 
 def similarity(one: Sketch, other: Sketch, *, max_lag: int = 16) -> Similarity:
@@ -248,6 +255,7 @@ def _random_signs(blocks: NDArray[Any], courses: int) -> NDArray[Any]:
 def _image(mean: NDArray[np.float64], blocks: NDArray[Any]) -> dict[str, Any]:
     """The mean of 8 x 8 x 8 blocks around the centre of mass, and where it begins."""
     mass = np.clip(np.nan_to_num(mean), 0, None)
+    mass = mass / mass.max() if mass.any() else mass  # a sum of huge means would not fit
     total = mass.sum()
     centre = (mass @ (blocks + 0.5)) / total if total > 0 else np.zeros(3)
     origin = np.round(centre - IMAGE_BLOCKS / 2).astype(np.int64)
