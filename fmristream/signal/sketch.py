@@ -105,20 +105,20 @@ class RunSketch:
     """
 
     def __init__(self, grid: Grid, mask: NDArray[np.bool_], *, frames: int) -> None:
-        stored = stored_order(mask)
-        places = _block_of(stored, grid)
+        places = _block_of(stored_order(mask), grid)
         # As one number each, in the order of (x, y, z): rows are found much slower.
-        keys, of_voxel = np.unique((places + 2**15) @ np.array([2**32, 2**16, 1]), return_inverse=True)
-        self._blocks = (np.stack([keys >> 32, keys >> 16 & 0xFFFF, keys & 0xFFFF], axis=1) - 2**15).astype(np.int16)
-        of_voxel = of_voxel.reshape(-1).astype(np.int32)
+        keys = (places[0] + 2**15 << 32) + (places[1] + 2**15 << 16) + places[2] + 2**15
         # Voxels next to each other lie in one block mostly: stretches of them are summed.
-        is_start = np.diff(of_voxel, prepend=-1) != 0
+        is_start = np.diff(keys, prepend=-1) != 0
         is_start[:: kernels.BLOCK] = True
         starts = np.flatnonzero(is_start)
-        self._starts = np.append(starts, len(of_voxel)).astype(np.int32)
-        self._block_of_stretch = of_voxel[starts]
+        found, of_stretch = np.unique(keys[starts], return_inverse=True)
+        self._blocks = (np.stack([found >> 32, found >> 16 & 0xFFFF, found & 0xFFFF], axis=1) - 2**15).astype(np.int16)
+        self._starts = np.append(starts, len(keys)).astype(np.int32)
+        self._block_of_stretch = of_stretch.reshape(-1).astype(np.int32)
         volume_mm3 = abs(float(np.linalg.det(grid.matrix()[:3, :3])))
-        self._share = np.bincount(of_voxel, minlength=len(self._blocks)) * (volume_mm3 / BLOCK_MM**3)
+        voxels = np.bincount(self._block_of_stretch, weights=np.diff(self._starts), minlength=len(found))
+        self._share = voxels * (volume_mm3 / BLOCK_MM**3)
         self._sums = np.zeros((min(frames, MAX_FRAMES), len(self._blocks)), dtype=np.float32)
         self._volume_mm3 = volume_mm3
         self._count = 0
@@ -214,16 +214,28 @@ def _agreement(correlation: float) -> float:
     return 2 / math.pi * math.asin(correlation)
 
 
-def _block_of(stored: NDArray[np.int64], grid: Grid) -> NDArray[np.int64]:
-    """(v, 3) block of the world's lattice that the centre of each voxel lies in."""
-    x, y, z = np.unravel_index(stored, grid.shape)
-    rows = grid.matrix()[:3]
+def _block_of(stored: NDArray[np.int64], grid: Grid) -> list[NDArray[np.int64]]:
+    """Block of the world's lattice that the centre of each voxel lies in: three axes."""
+    places = np.unravel_index(stored, grid.shape)
+    return [_along(row, places, grid.shape) for row in grid.matrix()[:3]]
+
+
+def _along(row: NDArray[np.float64], places: Sequence[NDArray[Any]], shape: Sequence[int]) -> NDArray[np.int64]:
+    """Block along one axis of the world."""
+    on = np.flatnonzero(row[:3])
+    if len(on) <= 1:  # axes of grid and world are parallel: one number a slice, in place of one a voxel
+        axis = int(on[0]) if len(on) else 0
+        blocks: NDArray[np.int64] = _lattice(row[axis] * np.arange(shape[axis]) + row[3])[places[axis]]
+        return blocks
+    x, y, z = places
+    return _lattice(row[0] * x + row[1] * y + row[2] * z + row[3])
+
+
+def _lattice(position_mm: NDArray[np.float64]) -> NDArray[np.int64]:
     # Snapped, so that a centre on an edge does not fall here in one file and there in the next.
-    moved = [
-        np.floor(np.round((row[0] * x + row[1] * y + row[2] * z + row[3]) * 1024) / 1024 / BLOCK_MM) for row in rows
-    ]
-    blocks: NDArray[np.int64] = np.clip(np.stack(moved, axis=1), -(2**14), 2**14).astype(np.int64)
-    return blocks
+    block = np.floor(np.round(position_mm * 1024) / 1024 / BLOCK_MM)
+    places: NDArray[np.int64] = np.clip(block, -(2**14), 2**14).astype(np.int64)
+    return places
 
 
 def _signs(sums: NDArray[np.float64], share: NDArray[Any], blocks: NDArray[Any]) -> NDArray[np.bool_]:
