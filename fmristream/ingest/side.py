@@ -108,7 +108,7 @@ def read_beside(task: SideTask, run: SourceRun, header: RunHeader) -> Beside:
     Raises:
         StorageError: a remote store failed.
     """
-    tables, notes = read_side_tables(run.side, frames=header.frames) if task.tables else ({}, ())
+    tables, notes = read_side_tables(run.side, frames=header.frames, subject=run.subject) if task.tables else ({}, ())
     return Beside(task=task, frames=header.frames, tables=tables, notes=notes)
 
 

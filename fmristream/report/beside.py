@@ -75,8 +75,9 @@ class BesideCheck:
             self._compare_sketch(self._sketch.finish(), self._stored_sketch, found)
         for name in (CONFOUNDS, EVENTS, *recordings_of(self._reader)):
             table = read_table(self._reader, name)
-            if name == CONFOUNDS and table is not None and table.rows != run.frames:
-                found.fault(f"its confounds have {table.rows} rows, the run {run.frames} frames", run=run.name)
+            is_by_frame = name == CONFOUNDS or (name != EVENTS and table is not None and not table.facts)
+            if is_by_frame and table is not None and table.rows != run.frames:
+                found.fault(f"its {name} have {table.rows} rows, the run {run.frames} frames", run=run.name)
 
     def _compare_sketch(self, made: Sketch, stored: Sketch, found: Findings) -> None:
         same_shape = made.signs.shape == stored.signs.shape and made.origin == stored.origin

@@ -235,7 +235,10 @@ class Dataset:
         return None if table is None else table.columns
 
     def recordings(self, run: int | str | Run) -> dict[str, Table]:
-        """Physiological and stimulus recordings of a run by name, with `sampling_hz` and `start_s` among their facts."""
+        """Physiological, stimulus, eye and other recordings of a run by name.
+
+        Their facts are `sampling_hz` and `start_s`, or none where they have one row a frame.
+        """
         reader = self.reader(run)
         tables = {name: read_table(reader, name) for name in recordings_of(reader)}
         return {name: table for name, table in tables.items() if table is not None}

@@ -28,7 +28,8 @@ SKETCH = "sketch"
 CONFOUNDS = "confounds"
 EVENTS = "events"
 # Folder of the objects of each kind; names of recordings begin with theirs.
-FOLDERS = {SKETCH: "sketches", CONFOUNDS: "confounds", EVENTS: "events", "physio": "recordings", "stim": "recordings"}
+_RECORDINGS = ("physio", "stim", "eyetrack", "eeg", "recording")
+FOLDERS = {SKETCH: "sketches", CONFOUNDS: "confounds", EVENTS: "events", **dict.fromkeys(_RECORDINGS, "recordings")}
 SIDE_FOLDERS = tuple(sorted(set(FOLDERS.values())))
 
 
@@ -38,7 +39,8 @@ class Table:
 
     Attributes:
         columns: name to values: numbers with NaN, or text with None, where nothing is known.
-        facts: of recordings `sampling_hz` and `start_s`, the time of the first row relative to the first frame.
+        facts: of recordings `sampling_hz` and `start_s`, the time of the first row relative to the first frame; none where
+            a recording has a row a frame.
     """
 
     columns: Columns

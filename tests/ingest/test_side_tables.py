@@ -9,9 +9,11 @@ import pytest
 
 import fmristream
 from fmristream.errors import SourceError
+from fmristream.ingest.gc import gc
 from fmristream.ingest.options import ConvertOptions
 from fmristream.ingest.side_tables import parse_confounds, parse_events, parse_recording
 from fmristream.ingest.sources import find_runs
+from fmristream.ingest.withdraw import withdraw
 from fmristream.report.verify import verify
 from tests.ingest.cohorts import stored
 from tests.ingest.nifti_files import nifti_bytes
@@ -118,12 +120,164 @@ def test_of_events_only_what_bids_defines_and_cannot_name_anybody_is_kept():
 
 def test_recordings_say_when_they_were_taken():
     sidecar = {"SamplingFrequency": 100, "StartTime": -22.345, "Columns": ["cardiac", "trigger"]}
-    table, left_out = parse_recording("0.1\t0\n0.2\t1\n", sidecar)
+    table, left_out = parse_recording("0.1\t0\n0.2\t1\n", sidecar, frames=9)
     assert (table.facts, left_out) == ({"sampling_hz": 100.0, "start_s": -22.345}, [])
     assert table.columns["trigger"].tolist() == [0, 1]
     for lacking in sidecar:
         with pytest.raises(SourceError, match="sidecar"):
-            parse_recording("0.1\t0\n", {name: value for name, value in sidecar.items() if name != lacking})
+            parse_recording("0.1\t0\n", {name: value for name, value in sidecar.items() if name != lacking}, frames=9)
+
+
+def test_recordings_may_have_a_header_line_and_a_row_a_frame():
+    table, _ = parse_recording("alpha\tgaze\n1\t2\n3\t4\n", {}, frames=2)
+    assert table.facts == {}
+    assert table.columns["alpha"].tolist() == [1, 3]
+    named = {"Columns": ["alpha", "gaze"]}
+    for text in ("1\t2\n3\t4\n", "alpha\tgaze\n1\t2\n3\t4\n"):
+        assert parse_recording(text, named, frames=2)[0].columns["gaze"][0] == 2
+    with pytest.raises(SourceError, match="2 rows where the run has 3 frames"):
+        parse_recording("alpha\n1\n3\n", {}, frames=3)
+    with pytest.raises(SourceError, match="no header line"):
+        parse_recording("1\t2\n3\t4\n", {}, frames=1)
+
+
+@pytest.mark.parametrize(
+    "name", ["participant_id", "SubjectID", "birth_date", "Sub", "patientname", "DOB", "e-mail", "Age", "scan date"]
+)
+def test_columns_that_tell_who_or_when_are_left_out_by_name(name):
+    assert parse_confounds(f"csf\t{name}\n1\t7\n2\t8\n", frames=2)[1] == [name]
+    sidecar = {"SamplingFrequency": 1, "StartTime": 0, "Columns": ["pulse", name]}
+    assert parse_recording("1\t7\n2\t8\n", sidecar, frames=9)[1] == [name]
+
+
+def test_columns_of_fmriprep_tell_nobody():
+    names = [
+        *(
+            "global_signal",
+            "csf_power2",
+            "std_dvars",
+            "framewise_displacement",
+            "a_comp_cor_00",
+            "rot_z_derivative1_power2",
+        ),
+        *(
+            "cosine00",
+            "motion_outlier12",
+            "aroma_motion_1",
+            "FramewiseDisplacement",
+            "stdDVARS",
+            "aCompCor01",
+            "edge_comp_03",
+        ),
+    ]
+    text = "\n".join("\t".join(row) for row in (names, ["1"] * len(names), ["2"] * len(names)))
+    assert parse_confounds(text, frames=2)[1] == []
+
+
+def test_a_number_that_stands_in_every_row_is_left_out():
+    text = "a\tb\tzero\tone\tgap\n1\t19800101\t0\t1\t4711\n2\t19800101\t0\t1\tn/a\n"
+    table, left_out = parse_confounds(text, frames=2)
+    assert left_out == ["b", "gap"]
+    assert list(table.columns) == ["a", "zero", "one"]
+
+
+def test_words_of_events_sort_trials():
+    rows = "".join(f"{row}\t1\tanswer {row}\n" for row in range(300))
+    assert parse_events("onset\tduration\ttrial_type\n" + rows)[1] == ["trial_type"]
+
+
+@pytest.mark.parametrize(
+    ("subject", "kept"), [("S4711", ["onset", "duration"]), ("01", ["onset", "duration", "trial_type"])]
+)
+def test_the_subjects_label_stands_in_no_column(tmp_path, memory_url, subject, kept):
+    events = "onset\tduration\ttrial_type\n1\t2\tface of s4711\n3\t1\tface of x01y\n"
+    func = f"sub-{subject}/func/sub-{subject}_task-rest"
+    source = make(tmp_path, RAW | {f"{func}_bold.nii": RUN, f"{func}_events.tsv": events})
+    fmristream.convert(source, memory_url, options=WHOLE)
+    assert list(fmristream.open(memory_url).events(0)) == kept
+
+
+def test_eye_tracks_features_of_eeg_and_other_recordings_are_found(tmp_path):
+    func = "sub-01/func/sub-01_task-rest"
+    sampled = json.dumps({"SamplingFrequency": 4, "StartTime": 0, "Columns": ["x", "pupil"]})
+    features = "alpha\tbeta\n" + "".join(f"{row}\t{row * 2}\n" for row in range(FRAMES))
+    tree = {
+        f"{func}_bold.nii": RUN,
+        f"{func}_recording-eye1_physio.tsv.gz": gzip.compress(b"1\t2\n3\t4\n"),
+        f"{func}_recording-eye1_physio.json": sampled,
+        f"{func}_eyetrack.tsv": "1\t2\n3\t4\n",
+        f"{func}_eyetrack.json": sampled,
+        f"{func}_eeg.tsv": features,
+        f"{func}_recording-sweat_features.tsv": features,
+    }
+    source = make(tmp_path / "in", RAW | tree)
+    fmristream.convert(source, str(tmp_path / "out"), options=WHOLE)
+    found = fmristream.open(str(tmp_path / "out")).recordings(0)
+    assert sorted(found) == ["eeg", "eyetrack", "physio-eye1", "recording-sweat"]
+    assert found["eeg"].columns["beta"].tolist() == [row * 2 for row in range(FRAMES)]
+    assert found["eyetrack"].facts == {"sampling_hz": 4, "start_s": 0}
+    assert verify(str(tmp_path / "out"), deep=True).faults == ()
+
+
+def test_in_a_plain_folder_tables_are_named_after_their_run(tmp_path):
+    tree = {f"scans/{name}.nii": RUN for name in ("a", "b_bold", "c", "d")}
+    tree |= {
+        "scans/a_confounds.tsv": "x",
+        "scans/a_physio.tsv.gz": b"x",
+        "scans/a_physio.json": "{}",
+        "c_events.tsv": "x",
+    }
+    tree |= {"scans/b_events.tsv": "x", "scans/d_events.tsv": "x", "scans/d_events.tsv.gz": b"x", "events.tsv": "x"}
+    tree |= {"scans/sub-01_task-x_bold.nii": RUN, "scans/sub-01_task-x_desc-confounds_timeseries.tsv": "x"}
+    root = make(tmp_path, tree)
+    assert files_of(root, "scans/a.nii") == {"confounds": "scans/a_confounds.tsv", "physio": "scans/a_physio.tsv.gz"}
+    assert files_of(root, "scans/b_bold.nii") == {"events": "scans/b_events.tsv"}
+    assert files_of(root, "scans/c.nii") == {}
+    assert files_of(root, "scans/d.nii") == {"events": ""}
+    named = "scans/sub-01_task-x_desc-confounds_timeseries.tsv"
+    assert files_of(root, "scans/sub-01_task-x_bold.nii") == {"confounds": named}
+
+
+def test_tables_of_runs_name_tables_beside_them(tmp_path):
+    make(tmp_path, {"x/1.nii": RUN, "x/2.nii": RUN, "y/c.tsv": confounds(), "y/p.tsv": "pulse\n1\n2\n"})
+    (tmp_path / "y/p.json").write_text(json.dumps({"SamplingFrequency": 2, "StartTime": 1}))
+    (tmp_path / "runs.tsv").write_text(
+        "path\tsubject\tconfounds\tphysio\nx/1.nii\t1\ty/c.tsv\ty/p.tsv\nx/2.nii\t2\t\tn/a\n"
+    )
+    report = fmristream.convert(str(tmp_path / "runs.tsv"), str(tmp_path / "out"), options=WHOLE)
+    dataset = fmristream.open(str(tmp_path / "out"))
+    assert list(dataset.confounds("sub-1")) == ["csf", "csf_derivative1", "non_steady_state"]
+    assert dataset.recordings("sub-1")["physio"].facts == {"sampling_hz": 2, "start_s": 1}
+    assert dataset.confounds("sub-2") is None
+    assert dataset.participants == ()
+    assert any("columns left out: comment" in text for text in report.warnings)
+
+
+def test_motion_of_hcp_runs_is_their_confounds(tmp_path):
+    folder = "100307/MNINonLinear/Results/rfMRI_REST1_LR"
+    lines = ["".join(f"  {row + column / 8:9.6f}" for column in range(12)) for row in range(FRAMES)]
+    tree = {f"{folder}/rfMRI_REST1_LR.nii": RUN, f"{folder}/Movement_Regressors.txt": "\n".join(lines) + "\n"}
+    source = make(tmp_path / "in", {name.replace(".nii", ".nii.gz"): data for name, data in tree.items()})
+    path = Path(source) / folder / "rfMRI_REST1_LR.nii.gz"
+    path.write_bytes(gzip.compress(RUN))
+    fmristream.convert(source, str(tmp_path / "out"), options=WHOLE)
+    found = fmristream.open(str(tmp_path / "out")).confounds(0)
+    assert len(found) == 12
+    assert found["rot_x_deg"].tolist() == [row + 3 / 8 for row in range(FRAMES)]
+
+
+def test_a_withdrawn_subjects_tables_and_sketches_go(tmp_path):
+    source, url = a_dataset(tmp_path), tmp_path / "out"
+    fmristream.convert(source, str(url), options=ConvertOptions(mask="none", split="none"))
+    folders = ("confounds", "events", "recordings", "sketches")
+    before = {folder: len(list((url / folder).iterdir())) for folder in folders}
+    assert before == {"confounds": 1, "events": 1, "recordings": 1, "sketches": 2}
+    assert not [path for path in url.rglob("*") if "01" in path.name and "sub" in path.name]
+    withdraw(str(url), ["01"])
+    gc(str(url), purge=True)
+    after = {folder: len(list((url / folder).iterdir())) if (url / folder).exists() else 0 for folder in folders}
+    assert after == {"confounds": 0, "events": 0, "recordings": 0, "sketches": 1}
+    assert verify(str(url), deep=True).faults == ()
 
 
 def a_dataset(tmp_path: Path, **others: str | bytes) -> str:

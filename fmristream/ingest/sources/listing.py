@@ -17,9 +17,12 @@ _LABEL = re.compile(r"^([A-Za-z0-9]+)-([A-Za-z0-9+.]+)$")
 class SideFile:
     """A table that belongs to a run."""
 
-    name: str  # "confounds", "events", "physio", "stim", or these with "-" and the label of the recording
+    name: (
+        str  # "confounds", "events", or a kind of recordings, with "-" and the label of the recording where it has one
+    )
     url: str  # "" where several files apply equally
-    sidecar_urls: tuple[str, ...] = ()  # nearest first
+    sidecar_urls: tuple[str, ...] = ()  # nearest first; what is not there says nothing
+    columns: tuple[str, ...] = ()  # of a table of numbers between blanks, without a header line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
