@@ -75,7 +75,7 @@ def read_atlas(path: str) -> GivenAtlas:
     """A label image (3-D, whole numbers, 0 = background) or probabilistic maps (4-D), and the names beside it.
 
     Names are taken from a file of the same name with `.tsv` or `.csv` (columns index, name) or `.txt` (a FreeSurfer
-    colour table) in place of the suffix.
+    colour table) in place of the suffix; of `atlas.nii.gz` also from `labels.tsv` or `labels.csv`.
 
     Raises:
         SourceError: it is neither, and why.
@@ -233,12 +233,19 @@ def _names(path: str, atlas: Atlas) -> tuple[str, ...]:
     """What the file beside the atlas calls its parcels; "" where there is none or it does not say."""
     root, _, file = path.rpartition("/")
     stem = re.sub(r"\.nii(\.gz)?$", "", file, flags=re.IGNORECASE)
-    for suffix in (".tsv", ".csv", ".txt"):
+    # A folder for each atlas, with `atlas.nii.gz` and `labels.csv`; elsewhere `labels` may be another one's.
+    tables = [stem + suffix for suffix in (".tsv", ".csv", ".txt")]
+    tables += ["labels.tsv", "labels.csv"] if stem.lower() == "atlas" else []
+    for table in tables:
         try:
-            text = read_text(root or ("/" if path.startswith("/") else "."), stem + suffix)
+            text = read_text(root or ("/" if path.startswith("/") else "."), table)
         except SourceError:
             continue
-        named = _colour_table(text) if suffix == ".txt" else _index_table(text, "\t" if suffix == ".tsv" else ",")
+        named = (
+            _colour_table(text)
+            if table.endswith(".txt")
+            else _index_table(text, "\t" if table.endswith(".tsv") else ",")
+        )
         return tuple(named.get(int(label), "")[:_NAME_LETTERS] for label in atlas.labels)
     return ("",) * len(atlas.labels)
 

@@ -128,6 +128,8 @@ def test_atlases_and_what_lies_beside_runs_are_options(tmp_path, capsys):
     dataset = open_dataset(str(tmp_path / "d"))
     assert dataset.parcels(0).labels.tolist() == [1, 7]
     assert dataset.sketch(0) is None
+    assert main(["info", str(tmp_path / "d")]) == 0
+    assert f"{dataset.parcels(0).atlas[:8]} (2 parcels)" in capsys.readouterr().out
     aligned = [*WHOLE, "--space", "T1w", "--atlas", str(tmp_path / "atlas.nii")]
     assert main(["convert", str(source), str(tmp_path / "e"), *aligned]) == 2
     assert "does not fit every subject" in capsys.readouterr().err

@@ -77,6 +77,12 @@ def test_series_are_scaled_means_of_what_readers_get(tmp_path, source, atlas, mo
     assert verify(url, deep=True, against=source, space="MNI").faults == ()
 
 
+def test_an_atlas_with_a_folder_of_its_own_has_its_names_there(atlas):
+    atlas.with_name("three.tsv").rename(atlas.with_name("labels.tsv"))
+    assert read_atlas(str(atlas)).names == ("", "", "")
+    assert read_atlas(str(atlas.rename(atlas.with_name("atlas.nii.gz")))).names == ("front", "back", "")
+
+
 def test_two_atlases_are_told_apart_by_their_digests(tmp_path, source, atlas, maps):
     url = str(tmp_path / "out")
     fmristream.convert(source, url, options=options(atlas, maps))
