@@ -298,3 +298,17 @@ def test_two_first_conversions_with_other_options_do_not_end_in_one_dataset(tmp_
     with pytest.raises(ConflictError, match="another tr and another layout"):
         fmristream.convert(source, memory_url, options=options, progress=overtake)
     assert fmristream.open(memory_url).content_digest == theirs[0].content_digest
+
+
+def test_two_first_conversions_with_other_things_beside_the_voxels_do_not_end_in_one_dataset(tmp_path, memory_url):
+    source = write_runs(tmp_path / "in", FIRST)
+    theirs = []
+
+    def overtake(now):
+        if now.stage == "converting" and now.runs_done == 1 and not theirs:
+            theirs.append(convert(source, memory_url))
+
+    options = ConvertOptions(mask="none", split="none", sketch=False, update="new")
+    with pytest.raises(ConflictError, match="sketches on or off"):
+        fmristream.convert(source, memory_url, options=options, progress=overtake)
+    assert fmristream.open(memory_url).sketch(0) is not None

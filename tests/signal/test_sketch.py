@@ -126,6 +126,27 @@ def test_values_that_are_not_finite_or_beyond_float32_do_no_harm():
     sketch_of(holed, affine)
 
 
+@pytest.mark.parametrize("dtype", ["|i1", "|u1", "<i2", "<u2", "<i4", "<f4"])
+def test_blocks_are_summed_whatever_the_dtype_and_however_many_voxels(dtype):
+    ends = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else np.finfo(dtype)
+    for value in (ends.min, ends.max):
+        whole = np.full((2, 3, 40_000, 2), value, dtype)  # 4e4 voxels of a block in a row: more than 2^31 in all
+        whole[..., 1] = 0
+        made = RunSketch(
+            Grid(shape=whole.shape[:3], affine=tuple(np.diag([24, 24, 1e-4, 1.0]).reshape(-1).tolist())),
+            np.ones(whole.shape[:3], dtype=bool), frames=2,
+        )  # fmt: skip
+        for frame in range(2):
+            made.add(np.ascontiguousarray(whole[..., frame]).reshape(-1))
+        expected = (
+            np.float32(float(value) * 40_000)
+            if np.dtype(dtype).kind in "iu"
+            else np.float32(np.copysign(np.inf, value))
+        )
+        assert made._sums[0].tolist() == pytest.approx([expected] * 6, rel=1e-6)
+        assert not made._sums[1].any()
+
+
 def test_the_longest_runs_have_the_largest_sketch_of_a_kilobyte():
     rng = np.random.default_rng(0)
     data = rng.normal(size=(3, 3, 3, 5000)).astype("f4")
