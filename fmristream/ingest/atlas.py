@@ -75,7 +75,7 @@ def read_atlas(path: str) -> GivenAtlas:
     """A label image (3-D, whole numbers, 0 = background) or probabilistic maps (4-D), and the names beside it.
 
     Names are taken from a file of the same name with `.tsv` or `.csv` (columns index, name) or `.txt` (a FreeSurfer
-    colour table) in place of the suffix; of `atlas.nii.gz` also from `labels.tsv` or `labels.csv`.
+    colour table) in place of the suffix.
 
     Raises:
         SourceError: it is neither, and why.
@@ -230,13 +230,14 @@ def _digest(atlas: Atlas) -> str:
 
 
 def _names(path: str, atlas: Atlas) -> tuple[str, ...]:
-    """What the file beside the atlas calls its parcels; "" where there is none or it does not say."""
+    """What the file beside the atlas calls its parcels; "" where there is none or it does not say.
+
+    Raises:
+        SourceError: its names are those of other parcels.
+    """
     root, _, file = path.rpartition("/")
     stem = re.sub(r"\.nii(\.gz)?$", "", file, flags=re.IGNORECASE)
-    # A folder for each atlas, with `atlas.nii.gz` and `labels.csv`; elsewhere `labels` may be another one's.
-    tables = [stem + suffix for suffix in (".tsv", ".csv", ".txt")]
-    tables += ["labels.tsv", "labels.csv"] if stem.lower() == "atlas" else []
-    for table in tables:
+    for table in (stem + suffix for suffix in (".tsv", ".csv", ".txt")):
         try:
             text = read_text(root or ("/" if path.startswith("/") else "."), table)
         except SourceError:
@@ -246,7 +247,10 @@ def _names(path: str, atlas: Atlas) -> tuple[str, ...]:
             if table.endswith(".txt")
             else _index_table(text, "\t" if table.endswith(".tsv") else ",")
         )
-        return tuple(named.get(int(label), "")[:_NAME_LETTERS] for label in atlas.labels)
+        names = tuple(named.get(int(label), "")[:_NAME_LETTERS] for label in atlas.labels)
+        if "background" in (name.lower() for name in names):  # seen in tables that were written with one row too many
+            raise SourceError(f"{table}: calls a parcel Background, which is label 0; its rows are shifted, mend them")
+        return names
     return ("",) * len(atlas.labels)
 
 

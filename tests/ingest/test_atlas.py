@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fmristream
-from fmristream.errors import UsageError
+from fmristream.errors import SourceError, UsageError
 from fmristream.ingest.atlas import read_atlas, read_atlases
 from fmristream.ingest.options import ConvertOptions
 from fmristream.report.verify import verify
@@ -77,10 +77,10 @@ def test_series_are_scaled_means_of_what_readers_get(tmp_path, source, atlas, mo
     assert verify(url, deep=True, against=source, space="MNI").faults == ()
 
 
-def test_an_atlas_with_a_folder_of_its_own_has_its_names_there(atlas):
-    atlas.with_name("three.tsv").rename(atlas.with_name("labels.tsv"))
-    assert read_atlas(str(atlas)).names == ("", "", "")
-    assert read_atlas(str(atlas.rename(atlas.with_name("atlas.nii.gz")))).names == ("front", "back", "")
+def test_names_that_are_shifted_by_a_row_are_refused(atlas):
+    atlas.with_name("three.tsv").write_text("index\tname\n4\tBackground\n11\tfront\n200\tback\n")
+    with pytest.raises(SourceError, match="rows are shifted"):
+        read_atlas(str(atlas))
 
 
 def test_two_atlases_are_told_apart_by_their_digests(tmp_path, source, atlas, maps):
