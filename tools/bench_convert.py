@@ -193,6 +193,7 @@ def survey_of(path: str) -> Any:
 def ours(run: Run, out: Path, *, threads: int) -> Callable[[], None]:
     """`convert_run`, as a worker does it."""
     from fmristream.ingest.pending import FinishedRun
+    from fmristream.ingest.side import SideTask
     from fmristream.ingest.tasks import RunTask, convert_run
     from fmristream.shards.spaces import Space, space_document, write_space
     from fmristream.signal.grid import Grid
@@ -205,7 +206,12 @@ def ours(run: Run, out: Path, *, threads: int) -> Callable[[], None]:
         store = open_store(str(out / "dataset"))
         write_space(store, space)
         task = RunTask(
-            run=surveyed, store=store, space_digest=space.digest, space_document=space_document(space), threads=threads
+            run=surveyed,
+            store=store,
+            space_digest=space.digest,
+            space_document=space_document(space),
+            threads=threads,
+            side=SideTask(sketch=True),  # as `convert` does
         )
         result = convert_run(task)
         if not isinstance(result, FinishedRun):

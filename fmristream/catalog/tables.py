@@ -17,6 +17,8 @@ from fmristream.catalog.run import Run, StoredArray, StoredFile
 from fmristream.errors import CorruptDataError
 
 Participant = dict[str, str | float | None]
+# Name to values: float64 with NaN, or text with None, where nothing is known.
+Columns = Mapping[str, NDArray[np.float64] | list[str | None]]
 
 # Of a file's sha256, in bytes: with 1e6 objects the odds that one exchanged object passes are 1 to 1e8.
 SHA256_PREFIX_BYTES = 6
@@ -264,6 +266,40 @@ def encode_participants(participants: Sequence[Participant]) -> bytes:
 def decode_participants(data: bytes) -> list[Participant]:
     """Rows of a participants table."""
     return list(_read(data).to_pylist())
+
+
+def encode_columns(columns: Columns, facts: Mapping[str, float]) -> bytes:
+    """A table of a run: columns of numbers or of text, and numbers about all of it."""
+    arrays = {name: pa.array(values, _type_of(values)) for name, values in columns.items()}
+    table = pa.table(arrays).replace_schema_metadata({name: float(fact).hex() for name, fact in facts.items()})
+    return _write(table)
+
+
+def decode_columns(data: bytes) -> tuple[Columns, dict[str, float]]:
+    """(columns, numbers about all of them) of such a table.
+
+    Raises:
+        CorruptDataError: it is no Parquet, or holds neither numbers nor text.
+    """
+    table = _read(data)
+    if not all(pa.types.is_float64(kind) or pa.types.is_string(kind) for kind in table.schema.types):
+        raise CorruptDataError(
+            "a run's table holds columns that are neither numbers nor text; it was not written by us"
+        )
+    facts = {
+        name.decode(): float.fromhex(fact.decode())
+        for name, fact in (table.schema.metadata or {}).items()
+        if not name.startswith(b"ARROW:")
+    }
+    columns = {
+        name: column.to_numpy() if pa.types.is_float64(column.type) else column.to_pylist()
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+    return columns, facts
+
+
+def _type_of(values: NDArray[np.float64] | list[str | None]) -> pa.DataType:
+    return pa.string() if isinstance(values, list) else pa.float64()
 
 
 def encode_skipped(skipped: Iterable[tuple[str, str]]) -> bytes:

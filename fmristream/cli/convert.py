@@ -56,6 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "export gives back the very file) (default: %(default)s)",
     )
     parser.add_argument(
+        "--atlas",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="store time series of its parcels, too: a label image (3-D) or probabilistic maps (4-D) in the space of the "
+        "runs; may be repeated",
+    )
+    parser.add_argument(
+        "--no-side", action="store_true", help="leave out confounds, events and recordings that lie beside the runs"
+    )
+    parser.add_argument(
+        "--no-sketch", action="store_true", help="store no fingerprints, by which copies of runs are found"
+    )
+    parser.add_argument(
         "--format",
         default="zarr",
         choices=("zarr", "webdataset"),
@@ -167,6 +181,9 @@ def _options(arguments: argparse.Namespace) -> "ConvertOptions":
         update=arguments.update,
         layout=arguments.layout,
         header=arguments.header,
+        atlases=tuple(arguments.atlas),
+        side=not arguments.no_side,
+        sketch=not arguments.no_sketch,
         codec=arguments.codec,
         tr_s=arguments.tr,
         phenotypes=Phenotypes(

@@ -74,6 +74,7 @@ def _facts(info: "Info") -> list[tuple[str, str]]:
         ("layout", f"{info.layout}, codec {info.codec}, format {info.format_version}, written by {info.tool}"),
         ("lossy", _lossy(info)),
         ("headers", {"none": "", "scrub": "scrubbed", "keep": "original, every byte"}.get(info.headers, info.headers)),
+        ("atlases", _atlases(info)),
         ("split", str(info.split["kind"])),
         ("quarantined", number(info.quarantined)),
         ("content", info.content_digest),
@@ -90,6 +91,12 @@ def _lossy(info: "Info") -> str:
         f"at most {info.lossy['max_error_sd']:.4f}, rms of a run at most {info.lossy['rms_error_sd']:.4f}; "
         f"{plural(int(info.lossy['escaped']), 'value')} stored beside the codes"
     )
+
+
+def _atlases(info: "Info") -> str:
+    """By the digits by which `Dataset.parcels` tells them apart."""
+    atlases = info.contents.get("atlases", {})
+    return "; ".join(f"{digest[:8]} ({plural(int(one['parcels']), 'parcel')})" for digest, one in atlases.items())
 
 
 def _grid(grid: "GridInfo", *, alone: bool) -> str:

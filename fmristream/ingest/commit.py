@@ -18,6 +18,7 @@ from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import content_digest, objects_digest
 from fmristream.shards.generation import Generation, commit
 from fmristream.shards.index import encode_block
+from fmristream.shards.parcels import ParcelSpace, parcel_document, write_parcels
 from fmristream.shards.segments import Entry, SegmentWriter, kept_segments, put_table
 from fmristream.shards.spaces import Space, space_document, write_space
 from fmristream.shards.withdrawn import is_withdrawn, names_withdrawn
@@ -43,6 +44,8 @@ class Addition:
         converted: the finished runs; one that has the name of a run that is there takes its place.
         parts: split of each of their subjects; empty where the dataset is not split.
         spaces: by digest; those that runs are stored in are recorded.
+        parcels: by digest; those of spaces that runs are stored in are recorded.
+        contents: what is stored beside the voxels, for the record.
         participants: rows of the participants table; a subject's row takes the place of one that is there.
         quarantined: inputs that were not converted.
         split: how the split was made, for the record.
@@ -55,6 +58,8 @@ class Addition:
     converted: Sequence[Converted]
     parts: Mapping[str, str] = field(default_factory=dict)
     spaces: Mapping[str, Space] = field(default_factory=dict)
+    parcels: Mapping[str, ParcelSpace] = field(default_factory=dict)
+    contents: Mapping[str, Any] = field(default_factory=dict)
     participants: Sequence[Participant] = ()
     quarantined: Sequence[Quarantined] = ()
     split: Mapping[str, Any]
@@ -118,6 +123,7 @@ def commit_addition(store: Store, base: Dataset | None, addition: Addition) -> G
         **({} if base is None else carried(base.generation)),
         "codec": dict(addition.codec),
         "content_digest": content_digest(sorted(identities), parameters=addition.parameters),
+        "contents": dict(addition.contents),
         "headers": dict(addition.headers),
         "mask": dict(addition.mask),
         "parameters": dict(addition.parameters),
@@ -174,10 +180,17 @@ def _kept_spaces(base: Dataset | None, replaced: set[str]) -> set[str]:
 
 def _spaces(store: Store, base: Dataset | None, addition: Addition, *, used: set[str]) -> dict[str, Entry]:
     present = {} if base is None else base.generation.document["spaces"]
-    return {
+    spaces = {
         digest: dict(present[digest]) if digest in present else _space_entry(store, addition.spaces[digest])
-        for digest in sorted(used)
+        for digest in used
     }
+    spaces |= {digest: dict(entry) for digest, entry in present.items() if entry.get("of") in used}
+    spaces |= {
+        digest: _parcels_entry(store, parcels)
+        for digest, parcels in addition.parcels.items()
+        if parcels.of in used and digest not in spaces
+    }
+    return dict(sorted(spaces.items()))
 
 
 def _space_entry(store: Store, space: Space) -> Entry:
@@ -186,6 +199,12 @@ def _space_entry(store: Store, space: Space) -> Entry:
         **space_document(space),
         "objects": [{"bytes": file.bytes, "name": file.name, "sha256": file.sha256} for file in files],
     }
+
+
+def _parcels_entry(store: Store, parcels: ParcelSpace) -> Entry:
+    files = write_parcels(store, parcels)
+    objects = [{"bytes": file.bytes, "name": file.name, "sha256": file.sha256} for file in files]
+    return {**parcel_document(parcels), "objects": objects}
 
 
 def _skipped(base: Dataset | None, addition: Addition, converted: set[str]) -> list[tuple[str, str]]:

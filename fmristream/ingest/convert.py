@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fmristream.catalog.tables import Participant
 from fmristream.errors import ConflictError, SourceError, UsageError
 from fmristream.ingest import pending
+from fmristream.ingest.atlas import GivenAtlas, ParcelPlan, atlas_record, plan_parcels, read_atlases
 from fmristream.ingest.commit import Addition, Converted, commit_addition
 from fmristream.ingest.execute import Engine, open_engine
 from fmristream.ingest.options import (
@@ -28,6 +30,7 @@ from fmristream.ingest.present import (
     winner_of,
 )
 from fmristream.ingest.shard_jobs import convert_shard
+from fmristream.ingest.side import SideTask, grouped_notes
 from fmristream.ingest.sources import Listing, find_runs
 from fmristream.ingest.splitting import extended_split, split_subjects
 from fmristream.ingest.summary import (
@@ -42,6 +45,7 @@ from fmristream.ingest.target import require_readable_mask, require_writable
 from fmristream.ingest.tasks import Resumed, RunTask, convert_run
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import repair_hint
+from fmristream.shards.parcels import parcel_document, write_parcels
 from fmristream.shards.spaces import space_document, write_space
 from fmristream.shards.withdrawn import is_withdrawn
 from fmristream.storage import Store, open_store
@@ -96,12 +100,13 @@ def convert_into(
         raise UsageError(f"{store.name}: lies in this process's memory, where no other can write; use --workers 1")
     require_readable_mask(options)
     open_engine(options)  # what is wrong with its options is told before headers are read
+    atlases = read_atlases(options.atlases)
     listing = find_runs(source, **options.sources)
     meter = _Meter(progress)
     if options.shard is not None and not dry_run:
 
         def convert_runs(found: Survey, plan: SpacePlan, engine: Engine) -> _Done:
-            return _convert_runs(_Job(store, listing, found, options, meter), None, plan, engine)
+            return _convert_runs(_Job(store, listing, found, options, meter, atlases), None, plan, engine)
 
         return convert_shard(store, listing, options, meter=meter, convert_runs=convert_runs)
     meter.start("reading headers", runs=len(listing.runs), frames=0)
@@ -114,8 +119,8 @@ def convert_into(
         if dry_run:
             return estimate(store.name, listing, found, options)
         require_writable(store)
-        return _convert(_Job(store, listing, found, options, meter))
-    return _update(present, _Job(store, listing, found, options, meter), dry_run=dry_run)
+        return _convert(_Job(store, listing, found, options, meter, atlases))
+    return _update(present, _Job(store, listing, found, options, meter, atlases), dry_run=dry_run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +132,14 @@ class _Job:
     found: Survey  # runs that were found, or those of them that are to be converted
     options: ConvertOptions
     meter: "_Meter"
+    atlases: Sequence[GivenAtlas] = ()
 
 
 def _update(present: Dataset, job: _Job, *, dry_run: bool) -> ConvertReport:
     """Bring a dataset up to its source, as far as that is allowed."""
-    changes = compare(present, job.found, job.options, job.listing.participants)
+    changes = compare(
+        present, job.found, job.options, job.listing.participants, contents=contents_record(job.options, job.atlases)
+    )
     require_allowed(changes, present, job.options)
     wanted = changes.wanted(job.options.update)
     unheard = unheard_of(present, job.found.quarantined)
@@ -193,6 +201,8 @@ def _convert(job: _Job, base: Dataset | None = None) -> ConvertReport:
             *job.listing.notes,
             *found.warnings,
             *plan.warnings,
+            *done.parcels.warnings,
+            *grouped_notes([(one.surveyed.source.name, one.finished.notes) for one in done.converted]),
             *report.warnings,
             *participant_warnings(job.listing.participants, subjects),
         ),
@@ -204,6 +214,7 @@ def _commit(
 ) -> Dataset:
     """Commit what was converted, on top of whatever another writer may have committed meanwhile."""
     store, converted = job.store, list(done.converted)
+    contents = contents_record(job.options, job.atlases)
     started = base
     for attempts_left in reversed(range(_COMMIT_ATTEMPTS)):
         subjects = {one.surveyed.source.subject for one in converted}
@@ -213,6 +224,8 @@ def _commit(
             converted=converted,
             parts=parts,
             spaces=plan.spaces,
+            parcels=done.parcels.spaces,
+            contents=contents,
             participants=_participants(job, base, subjects),
             quarantined=quarantined,
             split=how,
@@ -234,7 +247,7 @@ def _commit(
         except ConflictError:
             if not attempts_left:
                 raise
-            base = winner_of(store, [one.surveyed for one in converted], started, job.options)
+            base = winner_of(store, [one.surveyed for one in converted], started, job.options, contents=contents)
             held = set(base.runs.column("name")) - (set() if started is None else set(started.runs.column("name")))
             left = [
                 one
@@ -246,6 +259,11 @@ def _commit(
                 return base
             converted = left
     raise AssertionError("the last attempt returns or raises")
+
+
+def contents_record(options: ConvertOptions, atlases: Sequence[GivenAtlas]) -> dict[str, Any]:
+    """What a generation records of what is stored beside the voxels."""
+    return {"atlases": atlas_record(atlases), "sketch": options.sketch, "tables": options.side}
 
 
 def _participants(job: _Job, base: Dataset | None, subjects: set[str]) -> list[Participant]:
@@ -262,11 +280,16 @@ class _Done:
     converted: list[Converted] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
     resumed: int = 0
+    parcels: ParcelPlan = field(default_factory=ParcelPlan)
 
 
 def _convert_runs(job: _Job, base: Dataset | None, plan: SpacePlan, engine: Engine) -> _Done:
     meter = job.meter
     wanted = [run for run in job.found.runs if run.source.key in plan.of_run]
+    parcels = plan_parcels(job.atlases, wanted, plan.spaces, plan.of_run)
+    for made in parcels.spaces.values():
+        write_parcels(job.store, made)
+    documents = {digest: parcel_document(made) for digest, made in parcels.spaces.items()}
     made_after, barrier = (0, 0) if base is None else (base.generation.number, base.barrier)
     tasks = [
         RunTask(
@@ -281,12 +304,17 @@ def _convert_runs(job: _Job, base: Dataset | None, plan: SpacePlan, engine: Engi
             header=job.options.header,
             codec=job.options.codec,
             threads=job.options.threads_per_worker,
+            side=SideTask(
+                parcels={chosen: documents[chosen] for chosen in parcels.of_run(run, digest)},
+                tables=job.options.side,
+                sketch=job.options.sketch,
+            ),
         )
         for run in wanted
         for digest in [plan.of_run[run.source.key]]
     ]
     meter.start("converting", runs=len(tasks), frames=sum(run.header.frames for run in wanted))
-    done = _Done()
+    done = _Done(parcels=parcels)
     for position, result in engine.run(convert_run, tasks, on_frame=meter.frames_done):
         if isinstance(result, Quarantined):
             done.quarantined.append(result)

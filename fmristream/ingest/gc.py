@@ -27,13 +27,14 @@ from fmristream.errors import (
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import canonical_json
 from fmristream.shards.generation import FOLDER, Generation, commit, key_of, listed_generations, newest_generation
+from fmristream.shards.side import SIDE_FOLDERS
 from fmristream.shards.spaces import FOLDER as SPACES
 from fmristream.shards.withdrawn import is_withdrawn, last_withdrawal
 from fmristream.storage import Store, Unfinished, open_store
 from fmristream.storage.store import is_key
 
 # Where a dataset has objects; nothing else below the root is looked at, let alone removed.
-FOLDERS = ("runs", "stats", "tables", "index", "pending", FOLDER)
+FOLDERS = ("runs", "stats", *SIDE_FOLDERS, "tables", "index", "pending", FOLDER)
 # Looked at only where versions are dropped: a conversion under way may be writing to the first and counting on the second.
 DROPPED_FOLDERS = ("tmp", SPACES)
 RECEIPTS = "receipts"

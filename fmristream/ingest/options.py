@@ -107,6 +107,9 @@ class ConvertOptions:
         layout: `voxels` (those of the mask, for training), or `volume` (whole frames as OME-Zarr, exported bit for bit).
         header: of layout `volume`, what is stored of NIfTI headers: `scrub` (without free text, unused bytes and
             extensions) or `keep` (every byte, whoever it may name).
+        atlases: paths of label or probabilistic images, whose parcel time series are stored beside the voxels.
+        side: store confounds, events and recordings that lie beside runs of a BIDS dataset.
+        sketch: store a fingerprint of each run, by which copies of it are found.
         codec: `lossless`, `raw` (the same values, uncompressed), `int16` (float sources in steps of 1/256 of each voxel's
             temporal SD; others lossless) or `int8` (no value off by more than .025 temporal SD).
         kind: what the source is, where its layout does not tell; see `find_runs`.
@@ -130,6 +133,9 @@ class ConvertOptions:
     update: UpdateKind | None = None
     layout: Layout = "voxels"
     header: HeaderMode = "scrub"
+    atlases: tuple[str, ...] = ()
+    side: bool = True
+    sketch: bool = True
     codec: Codec = "lossless"
     kind: str | None = None
     entities: EntityFilter = field(default_factory=EntityFilter)

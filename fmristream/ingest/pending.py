@@ -50,11 +50,20 @@ class FinishedRun:
     lengths: bytes  # what its index block holds, little-endian u32: a driver holds those of all runs
     source: Fingerprint
     removed: tuple[str, ...] = ()  # header fields that held something and were not stored
+    notes: tuple[str, ...] = ()  # what people should know of what was stored beside it; no names of files or people
     quantization: Mapping[str, Any] | None = None  # bound and measured error, where values were not stored exactly
     record: str = ""  # key of its record, "" before there is one
 
     @classmethod
-    def of(cls, written: WrittenRun, *, space_digest: str, outside: int, source: Fingerprint) -> "FinishedRun":
+    def of(
+        cls,
+        written: WrittenRun,
+        *,
+        space_digest: str,
+        outside: int,
+        source: Fingerprint,
+        notes: tuple[str, ...] = (),
+    ) -> "FinishedRun":
         """What stays of a run that was written just now."""
         return cls(
             object=written.object,
@@ -66,6 +75,7 @@ class FinishedRun:
             lengths=np.asarray(written.lengths, dtype="<u4").tobytes(),
             source=source,
             removed=written.removed,
+            notes=notes,
             quantization=written.quantization,
         )
 
@@ -128,6 +138,7 @@ def load(store: Store, key: str, *, barrier: int) -> FinishedRun | None:
         lengths=base64.b64decode(body["lengths"]),
         source=Fingerprint(**body["source"]),
         removed=tuple(body.get("removed", ())),
+        notes=tuple(body.get("notes", ())),
         quantization=body.get("quantization"),
         record=key,
     )

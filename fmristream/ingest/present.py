@@ -57,8 +57,15 @@ def open_present(store: Store) -> Dataset | None:
     return Dataset(store.name, store, newest_generation(store))
 
 
-def compare(present: Dataset, found: Survey, options: ConvertOptions, participants: Sequence[Participant]) -> Changes:
-    """What of a source is not in the dataset, or is there otherwise."""
+def compare(
+    present: Dataset,
+    found: Survey,
+    options: ConvertOptions,
+    participants: Sequence[Participant],
+    *,
+    contents: Mapping[str, object] | None = None,
+) -> Changes:
+    """What of a source is not in the dataset, or is there otherwise; `contents` says what is stored beside the voxels."""
     held = _held(present)
     skipped = {name for name, _ in present.skipped}
     withdrawn = tuple(run for run in found.runs if is_withdrawn(present.generation, run.source.subject))
@@ -73,7 +80,7 @@ def compare(present: Dataset, found: Survey, options: ConvertOptions, participan
         gone=sum(name not in names for name in held),
         withdrawn=withdrawn,
         participants=_other_participants(present, participants),
-        options=tuple(_other_options(present, found, options)),
+        options=(*_other_options(present, found, options), *_other_contents(present, contents)),
     )
 
 
@@ -98,7 +105,14 @@ def require_allowed(changes: Changes, present: Dataset, options: ConvertOptions)
     raise UsageError(f"{present.store.name}: holds a dataset already, with {' and '.join(wrong)}; {remedy}")
 
 
-def winner_of(store: Store, ours: Sequence[SurveyedRun], base: Dataset | None, options: ConvertOptions) -> Dataset:
+def winner_of(
+    store: Store,
+    ours: Sequence[SurveyedRun],
+    base: Dataset | None,
+    options: ConvertOptions,
+    *,
+    contents: Mapping[str, object] | None = None,
+) -> Dataset:
     """The dataset that another writer committed while `ours` were converted, if ours may be added to it.
 
     Raises:
@@ -115,7 +129,8 @@ def winner_of(store: Store, ours: Sequence[SurveyedRun], base: Dataset | None, o
     theirs = [run for run in ours if run.source.name in held and held[run.source.name] != before.get(run.source.name)]
     if any(_differs(run, held[run.source.name]) for run in theirs):
         raise ConflictError(f"{store.name}: another writer committed other versions of the same runs; {remedy}")
-    if others := _other_options(present, Survey(runs=list(ours)), options):
+    others = [*_other_options(present, Survey(runs=list(ours)), options), *_other_contents(present, contents)]
+    if others:
         raise ConflictError(f"{store.name}: another writer committed a dataset with {' and '.join(others)}; {remedy}")
     if base is None and options.update is None and len(theirs) < len(ours):
         raise ConflictError(f"{store.name}: another writer committed other runs meanwhile; {remedy}")
@@ -203,6 +218,15 @@ def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> 
             plan.of_run.get(run.source.key) != rows[run.source.name].space_digest for run in kept
         )
     return [name for name, is_so in differs.items() if is_so]
+
+
+def _other_contents(present: Dataset, contents: Mapping[str, object] | None) -> list[str]:
+    """What is stored beside the voxels and was not, or the other way round; releases that stored none said nothing."""
+    told = present.generation.document.get("contents")
+    if contents is None or told is None:
+        return []
+    words = {"atlases": "other atlases", "sketch": "sketches on or off", "tables": "side tables on or off"}
+    return [words[name] for name, value in contents.items() if told.get(name) != value]
 
 
 def _is_split_otherwise(present: Dataset, runs: Sequence[SourceRun], options: ConvertOptions) -> bool:

@@ -30,8 +30,8 @@ TYPICAL_RATIO = {"i": 0.66, "u": 0.66, "f": 0.72}
 # Bytes a voxel of the lossy codecs, likewise.
 TYPICAL_CODE_BYTES = {"int8": 1.0, "int16": 1.4}
 
-# zarr.json x 4, shard, reference, moments; stats and pending record beside them. Folders: the group, three arrays, their c/.
-FILES_PER_RUN = 9
+# zarr.json x 4, shard, reference, moments; stats, sketch, pending record beside them. Folders: the group, 3 arrays, their c/.
+FILES_PER_RUN = 10
 FOLDERS_PER_RUN = 9
 
 

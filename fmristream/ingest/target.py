@@ -5,6 +5,7 @@ import secrets
 
 from fmristream.errors import ObjectExistsError, StorageError, UsageError
 from fmristream.ingest.options import ConvertOptions, MaskChoice
+from fmristream.shards.side import SIDE_FOLDERS
 from fmristream.storage import Store
 from fmristream.storage.sources import source_size
 from fmristream.storage.urls import display_url, local_path, scheme_of
@@ -12,6 +13,7 @@ from fmristream.storage.urls import display_url, local_path, scheme_of
 # What an interrupted conversion may have left.
 _OURS = frozenset(
     {"generations", "index", "pending", "runs", "receipts", "spaces", "stats", "tables", "tmp", "dataset.json"}
+    | set(SIDE_FOLDERS)
 )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,13 @@ from fmristream.ingest.options import Codec, HeaderMode, Layout, Quarantined
 from fmristream.ingest.pending import FinishedRun
 from fmristream.ingest.read_ahead import RING, ReadAhead
 from fmristream.ingest.run_stream import Frame, RunHeader, RunStream, open_run
+from fmristream.ingest.side import Beside, SideTask, read_beside
 from fmristream.ingest.sidecar import read_sidecar
 from fmristream.ingest.sources import SourceRun
 from fmristream.ingest.sources.synth import is_synth
 from fmristream.shards.digest import sha256
 from fmristream.shards.run_writer import RunWriter
+from fmristream.shards.side import SideWriter
 from fmristream.shards.spaces import Space, read_space
 from fmristream.shards.volume import NiftiPrefix, VolumeRunWriter
 from fmristream.signal import kernels
@@ -92,6 +94,7 @@ class RunTask:
     header: HeaderMode = "scrub"  # of layout volume
     codec: Codec = "lossless"
     threads: int = 1  # 2: the source is read and decompressed by a thread of its own; the result is the same
+    side: SideTask = field(default_factory=SideTask)
 
     @property
     def name(self) -> str:
@@ -158,12 +161,14 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
     store, source = task.store, task.run.source
     try:
         own_mask, sidecar = _own_mask(task.run), read_sidecar(source.sidecar_urls)
+        beside = read_beside(task.side, source, task.run.header)
         decided = {
             "own_mask": None if own_mask is None else sha256(np.packbits(own_mask).tobytes()),
             "space": task.space_digest,
             "tr_s": task.run.tr_s,
             **({"sidecar": sidecar} if sidecar else {}),
             **({"header": task.header, "layout": task.layout} if task.layout != "voxels" else {}),
+            **beside.decided,
             **({"codec": task.codec} if task.codec != "lossless" else {}),
         }
         key = pending.record_key(source.key, quick_fingerprint(source), decided=decided)
@@ -171,7 +176,7 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
         if found is not None:
             return Resumed(finished=found)
         space = read_space(store, digest=task.space_digest, document=task.space_document)
-        finished = _convert(task, space, own_mask, sidecar, on_frame)
+        finished = _convert(task, space, own_mask, sidecar, beside, on_frame)
         if own_mask is None:
             finished = replace(finished, outside=task.computed_outside)
         # The content that was read is what is recorded, should the file have changed meanwhile.
@@ -186,30 +191,37 @@ def _convert(
     space: Space,
     own_mask: NDArray[np.bool_] | None,
     sidecar: Mapping[str, Any],
+    beside: Beside,
     on_frame: FrameCallback | None,
 ) -> FinishedRun:
     run = task.run
     order = gather_order(space.mask)
+    measures = beside.measures(task.store, space)
     quantizer, seen = _quantizer(task, order, space.voxels)
     with (
         open_run(run.source, with_prefix=task.layout == "volume") as stream,
         _writer(task, space, stream, quantizer) as writer,
+        SideWriter(task.store, writer.object, space.digest) as side,
     ):
         _require_same_header(stream, run)
+        stored = writer.values if quantizer is None else quantizer.decoded  # what readers will get of each frame
         with _frames(stream, threads=task.threads) as frames:
             for volume in frames:
                 kernels.gather(volume.reshape(-1, order="F"), order, writer.values)
                 writer.append()
+                measures.add(stored)
                 if on_frame is not None:
                     on_frame(1)
         if seen is not None and stream.fingerprint() != seen:
             raise SourceError(f"{run.source.key}: it changed while the conversion ran; convert it again")
+        measures.store(side)
         written = writer.finish(own_mask=None if own_mask is None else own_mask[space.mask], sidecar=sidecar)
         return FinishedRun.of(
-            written,
+            replace(written, arrays=(*written.arrays, *side.arrays)),
             space_digest=space.digest,
             outside=0 if own_mask is None else int((own_mask & ~space.mask).sum()),
             source=stream.fingerprint(),
+            notes=beside.notes,
         )
 
 

@@ -122,13 +122,18 @@ def _commit_without(base: Dataset, leaving: _Leaving) -> Generation:
     content = {
         **carried(base.generation),
         "content_digest": content_digest([identity for _, identity in kept], parameters=base.parameters),
+        **({"contents": document["contents"]} if "contents" in document else {}),
         "headers": document.get("headers", {}),
         "mask": document["mask"],
         "parameters": document["parameters"],
         "participants": optional_table(store, encode_participants(leaving.participants), len(leaving.participants)),
         "segments": kept_segments(base, without=leaving.runs),
         "skipped": optional_table(store, encode_skipped(leaving.skipped), len(leaving.skipped)),
-        "spaces": {digest: space for digest, space in document["spaces"].items() if digest in used},
+        "spaces": {
+            digest: space
+            for digest, space in document["spaces"].items()
+            if digest in used or space.get("of") in used  # parcels go with the voxels that they are made of
+        },
         "split": document["split"],
         "withdrawn": with_withdrawn(base.generation, leaving.subjects),
     }

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fmristream.catalog.run import Run
 from fmristream.errors import CorruptDataError, FormatError, ObjectMissingError
+from fmristream.report.beside import BesideCheck
 from fmristream.report.blocks import frame_blocks
 from fmristream.report.findings import Findings
 from fmristream.report.image import image_of
@@ -37,11 +38,13 @@ def check_run_deeply(dataset: Dataset, run: Run, counter: Counter) -> Findings:
     found = Findings()
     try:
         reader = dataset.reader(run)
-        digest, statistics = _decode_all(reader, found, counter)
+        beside = BesideCheck(dataset, reader)
+        digest, statistics = _decode_all(reader, found, counter, beside)
         if digest != run.digest:
             found.fault(f"its stored values have digest {digest[:12]}, its row says {run.digest[:12]}", run=run.name)
         _compare_scalars(run, statistics, found)
         _compare_vectors(reader, statistics, found)
+        beside.compare(found)
         if reader.is_volume:
             _check_image(dataset, run, found)
         if reader.is_quantized:
@@ -52,7 +55,7 @@ def check_run_deeply(dataset: Dataset, run: Run, counter: Counter) -> Findings:
     return found
 
 
-def _decode_all(reader: RunReader, found: Findings, counter: Counter) -> tuple[str, Statistics]:
+def _decode_all(reader: RunReader, found: Findings, counter: Counter, beside: BesideCheck) -> tuple[str, Statistics]:
     run = reader.run
     header = run_header(
         frames=run.frames, shape=run.shape, dtype=run.dtype, slope=run.slope, inter=run.inter, affine=run.affine,
@@ -70,6 +73,7 @@ def _decode_all(reader: RunReader, found: Findings, counter: Counter) -> tuple[s
         for values in reader.read_stored(start, stop):
             digest.add(values.data)
             measure.add(values, scratch)
+            beside.add(values)
         found.frames_decoded += stop - start
         counter.add(stop - start)
     return digest.hexdigest(), measure.finish()

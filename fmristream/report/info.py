@@ -88,6 +88,7 @@ class Info:
     tool: str
     layout: str
     codec: str
+    contents: Mapping[str, Any]  # what is stored beside the voxels, as the generation records it
     lossy: Mapping[
         str, float
     ]  # bound_sd, and of all lossy runs max_error_sd, rms_error_sd, escaped, lossy_runs; else empty
@@ -138,6 +139,7 @@ def describe(dataset: Dataset) -> Info:
         tool=document["tool"],
         layout=document["parameters"]["layout"],
         codec=codec_of(document),
+        contents=document.get("contents", {}),
         lossy={name: value for name, value in document.get("codec", {}).items() if name != "name"},
         headers=headers_of(document),
         runs=len(runs),

@@ -16,6 +16,7 @@ from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import run_header
 from fmristream.shards.frames import ABSENT
 from fmristream.shards.run_reader import RunReader
+from fmristream.shards.side import TABLE_ENCODING
 
 ENTRY_BYTES = 16
 
@@ -43,7 +44,7 @@ def check_layout(dataset: Dataset, run: Run, damaged: set[str]) -> Findings:
             return found
         reader = dataset.reader(run)
         for array in reader.arrays.values():
-            if array.encoding != "blob" and f"{array.object}/zarr.json" not in damaged:
+            if array.encoding not in ("blob", TABLE_ENCODING) and f"{array.object}/zarr.json" not in damaged:
                 _check_metadata(reader, array, found)
         if reader.index_key not in damaged:
             _check_shards(reader, damaged, found)
@@ -78,8 +79,11 @@ def _check_rows(dataset: Dataset, run: Run, found: Findings) -> None:
     for name in ({frames, "reference", QUANTIZATION} & set(arrays)) - {CODES}:
         if arrays[name].dtype != run.dtype:
             found.fault(f"array {name} has dtype {arrays[name].dtype}, the run {run.dtype}", run=run.name)
-    space = dataset.generation.document["spaces"].get(run.space_digest)
-    if space is None or any(array.space_digest != run.space_digest for array in arrays.values()):
+    spaces = dataset.generation.document["spaces"]
+    space = spaces.get(run.space_digest)
+    # Parcels are in a space of their own, which is made of the voxels of the run's.
+    others = {array.space_digest for array in arrays.values()} - {run.space_digest}
+    if space is None or any(spaces.get(other, {}).get("of") != run.space_digest for other in others):
         found.fault(f"its arrays are not all in the space {run.space_digest[:12]} of its row", run=run.name)
     elif (tuple(space["shape"]), space["voxels"]) != (run.shape, run.voxels):
         found.fault(

@@ -11,11 +11,21 @@ from numpy.typing import NDArray
 
 from fmristream.catalog.run import Run, StoredArray
 from fmristream.catalog.run_table import ArrayTable, RunTable
-from fmristream.catalog.tables import Participant, decode_participants, decode_skipped
+from fmristream.catalog.tables import Columns, Participant, decode_participants, decode_skipped
 from fmristream.errors import CorruptDataError, UsageError
 from fmristream.shards.digest import PREFIX, content_digest, matches, sha256
 from fmristream.shards.generation import Generation, listed_generations, newest_generation
 from fmristream.shards.run_reader import RunReader
+from fmristream.shards.side import (
+    CONFOUNDS,
+    EVENTS,
+    Parcels,
+    Table,
+    read_parcels_of,
+    read_sketch,
+    read_table,
+    recordings_of,
+)
 from fmristream.shards.spaces import Space, read_space
 from fmristream.storage import Store, join_url, open_store
 
@@ -200,6 +210,42 @@ class Dataset:
         volumes = np.zeros((len(scaled), *mask.shape), dtype=np.float32)
         volumes[:, mask] = scaled
         return volumes
+
+    def parcels(self, run: int | str | Run, atlas: str | None = None) -> Parcels:
+        """Time series of a run's parcels, with labels, names and coverage.
+
+        Args:
+            run: position or name.
+            atlas: the first 8 digits or more of the atlas's digest, where the run has parcels of several.
+
+        Raises:
+            UsageError: it has none of that atlas, or of several.
+            CorruptDataError: stored bytes have changed.
+        """
+        return read_parcels_of(self, self.run(run), atlas)
+
+    def confounds(self, run: int | str | Run) -> Columns | None:
+        """(t,) columns of numbers, one row a frame, NaN where nothing is known; None where the run has no confounds."""
+        table = read_table(self.reader(run), CONFOUNDS)
+        return None if table is None else table.columns
+
+    def events(self, run: int | str | Run) -> Columns | None:
+        """Columns of the run's events, `onset` and `duration` in seconds; None where it has none."""
+        table = read_table(self.reader(run), EVENTS)
+        return None if table is None else table.columns
+
+    def recordings(self, run: int | str | Run) -> dict[str, Table]:
+        """Physiological, stimulus, eye and other recordings of a run by name.
+
+        Their facts are `sampling_hz` and `start_s`, or none where they have one row a frame.
+        """
+        reader = self.reader(run)
+        tables = {name: read_table(reader, name) for name in recordings_of(reader)}
+        return {name: table for name, table in tables.items() if table is not None}
+
+    def sketch(self, run: int | str | Run) -> bytes | None:
+        """The run's fingerprint for `signal.sketch`; None where none was stored."""
+        return read_sketch(self.reader(run))
 
     def zarr(self, run: int | str | Run) -> "zarr.Group":
         """The run as the Zarr group that it is, for any tool that reads Zarr v3."""

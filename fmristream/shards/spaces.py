@@ -50,7 +50,7 @@ def write_space(store: Store, space: Space) -> tuple[StoredFile, ...]:
         ),
         f"{folder}/mask/c/0/0/0": codec.encode(np.ascontiguousarray(space.mask).astype(_MASK_DTYPE)),
     }
-    files = tuple(_put_or_find(store, key, data) for key, data in objects.items())
+    files = tuple(put_or_find(store, key, data) for key, data in objects.items())
     if [file.sha256 for file in files] != [sha256(data) for data in objects.values()]:
         read_space(store, digest=space.digest, document=_document(space))  # what was found says the same, or raises
     return files
@@ -93,7 +93,8 @@ def _document(space: Space) -> dict[str, Any]:
     }
 
 
-def _put_or_find(store: Store, key: str, data: bytes) -> StoredFile:
+def put_or_find(store: Store, key: str, data: bytes) -> StoredFile:
+    """Store an object of a space, or say what stands under its name."""
     try:
         store.put_new(key, data)
     except ObjectExistsError:  # an earlier attempt, or another generation: equal by name, perhaps not byte for byte

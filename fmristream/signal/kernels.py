@@ -236,6 +236,57 @@ def place(packed: Any, positions: Any, grid: Any) -> None:
 
 
 @_jit
+def parcel_means(values: Any, indptr: Any, voxels: Any, weights: Any, means: Any) -> None:
+    """means[p] = weighted mean of the finite values of parcel p, summed in float64; NaN where there is none.
+
+    Args:
+        values: (v,) stored.
+        indptr: (p + 1,) int64 where each parcel's voxels begin.
+        voxels: (n,) int64 places in values.
+        weights: (n,) float32.
+        means: (p,) float32, written.
+    """
+    for parcel in range(means.size):
+        total = 0.0
+        weight = 0.0
+        for k in range(indptr[parcel], indptr[parcel + 1]):
+            value = np.float64(values[voxels[k]])
+            if value - value == 0:
+                total += np.float64(weights[k]) * value
+                weight += np.float64(weights[k])
+        means[parcel] = total / weight if weight > 0 else np.nan
+
+
+@_jit
+def block_sums(values: Any, starts: Any, blocks: Any, sums: Any) -> None:
+    """sums[b] += the finite values of block b.
+
+    Args:
+        values: (v,) stored.
+        starts: (n + 1,) int32: stretches of voxels, none longer than BLOCK.
+        blocks: (n,) int32: which block each stretch lies in.
+        sums: (b,) float32, added to.
+    """
+    for n in range(blocks.size):
+        total = 0.0
+        for v in range(starts[n], starts[n + 1]):
+            value = np.float64(values[v])
+            total += value if value - value == 0 else 0.0
+        sums[blocks[n]] += total
+
+
+@_jit
+def block_sums_of_small_integers(values: Any, starts: Any, blocks: Any, sums: Any) -> None:
+    """The same of 8- and 16-bit integers, in half the time: BLOCK of them fit into 32 bits."""
+    for n in range(blocks.size):
+        here = values[starts[n] : starts[n + 1]]
+        total = np.int32(0)
+        for j in range(here.size):
+            total = np.int32(total + np.int32(here[j]))
+        sums[blocks[n]] += total
+
+
+@_jit
 def quantize(
     values: Any, step: Any, offset: Any, sd: Any, bound: float, background: Any, has_background: bool,
     largest: int, escape: int, codes: Any, decoded: Any, escaped: Any,

@@ -118,6 +118,23 @@ def test_warnings_are_part_of_the_report(tmp_path, capsys):
     assert "voxels of different subjects do not correspond" in capsys.readouterr().out
 
 
+def test_atlases_and_what_lies_beside_runs_are_options(tmp_path, capsys):
+    source = write_runs(tmp_path / "source", {"sub-1_bold.nii": brain_like()})
+    atlas = np.zeros(brain_like().shape[:3], "u1")
+    atlas[1:3], atlas[3:] = 1, 7
+    write_runs(tmp_path, {"atlas.nii": atlas})
+    options = [*WHOLE, "--space", "MNI", "--atlas", str(tmp_path / "atlas.nii"), "--no-side", "--no-sketch"]
+    assert main(["convert", str(source), str(tmp_path / "d"), *options]) == 0
+    dataset = open_dataset(str(tmp_path / "d"))
+    assert dataset.parcels(0).labels.tolist() == [1, 7]
+    assert dataset.sketch(0) is None
+    assert main(["info", str(tmp_path / "d")]) == 0
+    assert f"{dataset.parcels(0).atlas[:8]} (2 parcels)" in capsys.readouterr().out
+    aligned = [*WHOLE, "--space", "T1w", "--atlas", str(tmp_path / "atlas.nii")]
+    assert main(["convert", str(source), str(tmp_path / "e"), *aligned]) == 2
+    assert "does not fit every subject" in capsys.readouterr().err
+
+
 def test_the_help_names_every_kind_that_is_known(capsys):
     from fmristream.ingest.sources.collection import known_collections
 

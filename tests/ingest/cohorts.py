@@ -69,7 +69,8 @@ def stored_bytes_of(array: np.ndarray) -> bytes:
 def objects(url: str) -> set[str]:
     """Every object below a dataset's root but unfinished scratch files."""
     store = open_store(url)
-    folders = ("generations", "headers", "index", "pending", "runs", "spaces", "stats", "tables")
+    folders = ("confounds", "events", "generations", "headers", "index", "pending", "recordings", "runs", "sketches", "spaces",
+               "stats", "tables")  # fmt: skip
     return {key for folder in folders for key in store.list(folder)}
 
 

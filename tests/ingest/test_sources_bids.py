@@ -8,6 +8,7 @@ import pytest
 from fmristream.errors import SourceError, UsageError
 from fmristream.ingest.run_stream import open_run, quick_fingerprint
 from fmristream.ingest.sources import SourceRun, find_runs
+from fmristream.ingest.sources.listing import SideFile
 from tests.ingest.source_trees import DERIVATIVE, MASK, RAW, by_key, make, reasons
 
 # --- BIDS, raw
@@ -37,6 +38,7 @@ def test_a_raw_dataset_gives_its_func_runs_with_their_labels(tmp_path: Path) -> 
         subject="01",
         task="rest",
         space="native",
+        side=(SideFile(name="events", url=f"{root}/sub-01/func/sub-01_task-rest_events.tsv"),),
     )
     second = runs["sub-02/ses-b/func/sub-02_ses-b_task-nback_acq-mb_run-02_echo-1_bold.nii"]
     labels = (second.subject, second.session, second.task, second.acq, second.run, second.echo)

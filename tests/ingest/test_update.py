@@ -321,3 +321,17 @@ def test_the_same_data_under_two_names_is_told(tmp_path, memory_url):
 def test_no_two_runs_alike_is_not_worth_a_word(tmp_path, memory_url):
     runs = {f"sub-{n}_bold": bold(seed=n, shape=(3, 4, 3, 3)) for n in range(3)}
     assert not any("same data" in line for line in convert(write_runs(tmp_path / "in", runs), memory_url).warnings)
+
+
+def test_two_first_conversions_with_other_things_beside_the_voxels_do_not_end_in_one_dataset(tmp_path, memory_url):
+    source = write_runs(tmp_path / "in", FIRST)
+    theirs = []
+
+    def overtake(now):
+        if now.stage == "converting" and now.runs_done == 1 and not theirs:
+            theirs.append(convert(source, memory_url))
+
+    options = ConvertOptions(mask="none", split="none", sketch=False, update="new")
+    with pytest.raises(ConflictError, match="sketches on or off"):
+        fmristream.convert(source, memory_url, options=options, progress=overtake)
+    assert fmristream.open(memory_url).sketch(0) is not None

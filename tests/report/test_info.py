@@ -63,7 +63,7 @@ def test_rows_name_every_run_with_its_bytes(tmp_path):
     dataset = open_dataset(str(url))
     rows = describe_runs(dataset)
     assert [row.name for row in rows] == ["sub-1_bold", "sub-2_bold"]
-    objects = {path for path in files_of(url) if "runs" in path.parts or "stats" in path.parts}
+    objects = {path for path in files_of(url) if {"runs", "stats", "sketches"} & set(path.parts)}
     assert sum(row.stored_bytes for row in rows) == sum(path.stat().st_size for path in objects)
     assert rows[0].mean == pytest.approx(dataset.runs[0].foreground_mean)
 

@@ -15,6 +15,7 @@ from fmristream.catalog.tables import encode_arrays, encode_runs
 from fmristream.shards import FORMAT_VERSION, codec, frames
 from fmristream.shards.digest import canonical_json
 from fmristream.shards.generation import FEATURES
+from fmristream.shards.side import FOLDERS
 from fmristream.storage import open_store
 from tests.catalog.test_tables import A_RUN
 from tests.shards.tiny_dataset import write_dataset
@@ -66,7 +67,7 @@ def test_every_top_folder_is_documented(memory_url):
     store = open_store(memory_url)
     tops = {folder for folder in ("generations", "tables", "index", "spaces", "runs", "stats") if store.list(folder)}
     assert len(tops) == 6
-    for name in (*tops, "dataset.json", "pending", "tmp"):
+    for name in (*tops, *FOLDERS.values(), "dataset.json", "pending", "tmp"):
         assert re.search(rf"^{re.escape(name)}", section("1 The root"), flags=re.MULTILINE) or f"{name}/" in section(
             "1 The root"
         )

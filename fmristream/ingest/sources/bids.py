@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fmristream.errors import SourceError, UsageError
 from fmristream.ingest.sources.listing import BidsName, Listing, Skipped, SourceRun, is_hidden, parse_bids_name
 from fmristream.ingest.sources.participants import Row, parse_participants
+from fmristream.ingest.sources.side_files import SideFiles
 from fmristream.ingest.sources.sidecars import applicable, index_sidecars, repetition_times
 from fmristream.ingest.sources.texts import read_json_object, read_text
 from fmristream.storage.urls import display_url, join_url
@@ -70,6 +71,8 @@ def find_bids_runs(root: str, keys: Sequence[str], *, space: str | None, descs: 
         )
         for bold, tr_s, keys in zip(taken, times, applied, strict=True)
     ]
+    side = SideFiles(own)
+    runs = [replace(run, side=side.of(root, run.key, parse_bids_name(run.key))) for run in runs]
     participants, participant_notes = read_participants(root, own)
     return Listing(
         kind="fmriprep" if is_derivative else "bids",
@@ -178,6 +181,7 @@ def _source_run(
         tr_s=tr_s,
         mask_url=join_url(root, mask) if mask else None,
         sidecar_urls=tuple(join_url(root, key) for key in sidecars),
+        side=(),
     )
 
 

@@ -7,6 +7,8 @@ The files of `collections/` describe those that are known; `--kind path/to/my.to
     [[runs]] path, labels, masks   a regular expression over paths, whose groups are subject, session, task, acq, run, echo,
                                    space, desc, site or free; labels where the path has none; masks, the first that exists,
                                    as templates of the groups and `{folder}`, where the run lies
+             confounds             likewise a table of numbers, a row a frame; confounds_columns names them, where the
+                                   table has no header line
     contains                       a piece of text that every path of a run has: what lacks it is passed over quickly
     subject                        a template of the groups, where no group is the subject
     prefer                         of several forms of a run (`desc`), the one that is taken unless --desc says another
@@ -40,6 +42,8 @@ class RunPattern:
     path: re.Pattern[str]
     labels: Mapping[str, str] = field(default_factory=dict)
     masks: tuple[str, ...] = ()
+    confounds: tuple[str, ...] = ()
+    confounds_columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +128,8 @@ def _collection(raw: dict[str, Any], kind: str) -> Collection:
             path=re.compile(run.pop("path")),
             labels=_texts_by_name(run.pop("labels", {})),
             masks=_texts(run.pop("masks", ())),
+            confounds=_texts(run.pop("confounds", ())),
+            confounds_columns=_texts(run.pop("confounds_columns", ())),
         )
         for run in (dict(run) for run in raw.pop("runs", ()))
     )
@@ -162,7 +168,7 @@ def _check(found: Collection) -> None:
         groups = set(pattern.path.groupindex) | set(pattern.labels)
         if unknown := set(pattern.labels) - _LABELS:
             raise ValueError(f"labels has {', '.join(sorted(unknown))}; known are {', '.join(sorted(_LABELS))}")
-        for template in (found.subject, *pattern.masks):
+        for template in (found.subject, *pattern.masks, *pattern.confounds):
             try:
                 template.format_map(dict.fromkeys((*groups, "folder"), ""))
             except (KeyError, IndexError) as error:

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fmristream.errors import UsageError
 from fmristream.ingest.sources.bids import read_participants
@@ -18,6 +19,7 @@ from fmristream.ingest.sources.listing import (
     without_archive_suffix,
     without_suffix,
 )
+from fmristream.ingest.sources.side_files import NamedAfter
 from fmristream.storage.sources import is_archive
 from fmristream.storage.urls import display_url, join_url
 
@@ -52,11 +54,18 @@ def find_folder_runs(
         raise UsageError(f"subject pattern {subject_pattern!r} matches no path, such as {images[0]}; adapt it")
     skipped += _orphans(keys)
     stems = Counter(without_suffix(key) for key in taken)
+    tables = NamedAfter(keys)
     participants, notes = read_participants(root, keys)
     return Listing(
         kind="folder",
         root=root,
-        runs=tuple(_source_run(root, key, subjects[key], space=space, stems=stems) for key in taken),
+        runs=tuple(
+            replace(
+                _source_run(root, key, subjects[key], space=space, stems=stems),
+                side=tables.of(root, key) if stems[without_suffix(key)] == 1 else (),
+            )
+            for key in taken
+        ),
         participants=participants,
         skipped=tuple(sorted(skipped, key=lambda file: file.key)),
         notes=notes,
@@ -76,6 +85,7 @@ def _source_run(root: str, key: str, subject: str, *, space: str | None, stems: 
         space=space or name.entities.get("space", ""),
         tr_s=None,
         sidecar_urls=(),
+        side=(),
     )
 
 

@@ -14,6 +14,18 @@ _LABEL = re.compile(r"^([A-Za-z0-9]+)-([A-Za-z0-9+.]+)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SideFile:
+    """A table that belongs to a run."""
+
+    name: (
+        str  # "confounds", "events", or a kind of recordings, with "-" and the label of the recording where it has one
+    )
+    url: str  # "" where several files apply equally
+    sidecar_urls: tuple[str, ...] = ()  # nearest first; what is not there says nothing
+    columns: tuple[str, ...] = ()  # of a table of numbers between blanks, without a header line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRun:
     """One file that may be a run, and what its name and its neighbours say about it."""
 
@@ -32,6 +44,7 @@ class SourceRun:
     tr_s: float | None = None  # from the sidecar; wins over the header
     mask_url: str | None = None  # the brain mask that belongs to this run
     sidecar_urls: tuple[str, ...] = ()  # BIDS sidecars that apply, nearest first
+    side: tuple[SideFile, ...] = ()  # confounds, events, recordings
     group: str = ""  # what a split must not divide, a family or site; "" = the subject alone
     split: str = ""  # train, val or test, where the source itself says so
 

@@ -21,6 +21,7 @@ from fmristream.ingest.sources.listing import (
 )
 from fmristream.ingest.sources.participants import MISSING
 from fmristream.ingest.sources.phenotypes import rows_by_subject, subject_label
+from fmristream.ingest.sources.side_files import RECORDINGS, table_at
 from fmristream.storage.sources import source_size
 from fmristream.storage.urls import display_url, join_url, local_path, scheme_of, without_credentials
 
@@ -31,14 +32,16 @@ _PREFIXES = {"session": "ses-", "task": "task-", "acq": "acq-", "run": "run-", "
 # Columns of bids2table's indexes (2.x), and what they leave out of a dataset.
 _INDEX = frozenset({"dataset", "root", "path", "sub", "suffix", "ext"})
 _BESIDE = ("dataset_description.json", "participants.tsv")
-_OTHERS = ("tr_s", "mask", "group", "split")
+_TABLES = ("confounds", "events", *RECORDINGS)
+_OTHERS = ("tr_s", "mask", "group", "split", *_TABLES)
 
 
 def find_table_runs(source: str, *, space: str | None, descs: Sequence[str] = ()) -> Listing:
     """The runs of a CSV, TSV or Parquet table; an index made by bids2table stands for the listing of its dataset.
 
     Columns: `path` (or `url`; relative to the table), `subject` (or `participant_id`), and where wanted session, task,
-    acq, run, echo, space, tr_s, mask, group, split. Every other column is about the subject.
+    acq, run, echo, space, tr_s, mask, group, split, and paths of the run's own tables: confounds,
+    events, physio, stim, eyetrack, eeg. Every other column is about the subject.
 
     Raises:
         UsageError: a column is missing, a row is not complete, two rows name the same file, or rows of one subject differ.
@@ -123,6 +126,7 @@ def _source_run(
         group=row.get("group", ""),
         split=split,
         sidecar_urls=(),
+        side=tuple(table_at(name, _resolved(root, row[name], cells.name, place)) for name in _TABLES if row.get(name)),
     )
     file_name = display_url(row[path_column]).rpartition("/")[2]
     # The file's own name, unless the table calls the subject otherwise: that may be why there is a table.

@@ -9,6 +9,7 @@ from fmristream.errors import SourceError, UsageError
 from fmristream.ingest.sources.collection import Collection, RunPattern
 from fmristream.ingest.sources.listing import (
     Listing,
+    SideFile,
     Skipped,
     SourceRun,
     imaging_suffix,
@@ -19,6 +20,7 @@ from fmristream.ingest.sources.listing import (
     without_archive_suffix,
 )
 from fmristream.ingest.sources.participants import Row, parse_participants
+from fmristream.ingest.sources.side_files import NamedAfter
 from fmristream.ingest.sources.sidecars import applicable, index_sidecars, repetition_times
 from fmristream.ingest.sources.texts import read_text
 from fmristream.storage.urls import display_url, join_url
@@ -62,11 +64,11 @@ def find_tree_runs(
             f"{display_url(root)}: no run of {collection.kind} among {len(keys)} files; expected {collection.title}"
         )
     taken, skipped, notes = _one_form(found, collection, descs)
-    present = set(keys)
+    present, tables = set(keys), NamedAfter(keys)
     runs, site_of = [], defaultdict(set)
     for one, tr_s in zip(taken, _times(root, keys, taken, notes), strict=True):
         run = _source_run(root, one, collection, present, space=space, tr_s=tr_s)
-        runs.append(run)
+        runs.append(replace(run, side=_tables(root, one, present, tables)))
         site_of[run.subject].add(one.labels.get("site", ""))
     participants = _participants(root, keys, collection, site_of, notes)
     notes += _odd(keys, found, runs)
@@ -154,19 +156,33 @@ def _source_run(
         tr_s=tr_s,
         mask_url=_mask(root, one, present),
         sidecar_urls=(),
+        side=(),
         **labels,
     )
     return replace(run, name=label_of(run))
 
 
 def _mask(root: str, one: _Found, present: set[str]) -> str | None:
+    key = _first_there(one, one.pattern.masks, present)
+    return join_url(root, key) if key else None
+
+
+def _tables(root: str, one: _Found, present: set[str], named_after: NamedAfter) -> tuple[SideFile, ...]:
+    found = named_after.of(root, one.key)
+    key = _first_there(one, one.pattern.confounds, present)
+    if not key or any(file.name == "confounds" for file in found):
+        return found
+    return (SideFile(name="confounds", url=join_url(root, key), columns=one.pattern.confounds_columns), *found)
+
+
+def _first_there(one: _Found, templates: Sequence[str], present: set[str]) -> str:
     folder = one.key.rpartition("/")[0]
-    for template in one.pattern.masks:
+    for template in templates:
         # Joined first: `..` in a template leads up within the tree, a label cannot lead anywhere (it holds no slash alone).
         key = posixpath.normpath(template.format_map({**one.labels, "folder": folder})).lstrip("/")
         if key in present:
-            return join_url(root, key)
-    return None
+            return key
+    return ""
 
 
 def _odd(keys: Sequence[str], found: Sequence[_Found], runs: Sequence[SourceRun]) -> list[str]:
