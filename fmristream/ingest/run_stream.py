@@ -12,6 +12,7 @@ from fmristream.errors import SourceError
 from fmristream.ingest.fingerprint import Fingerprint, archived_fingerprint, quick_fingerprint
 from fmristream.ingest.sources.listing import SourceRun
 from fmristream.ingest.sources.synth import is_synth
+from fmristream.shards.grayordinates import BrainModels
 
 __all__ = ["MAX_RUN_BYTES", "Fingerprint", "Frame", "RunHeader", "RunStream", "open_run", "quick_fingerprint"]
 
@@ -36,6 +37,7 @@ class RunHeader:
     tr_s: float | None  # None where the header does not tell
     space: str  # from the code of the affine in use: "MNI", "Talairach", "template", "native" or "unknown"
     notes: tuple[str, ...] = ()  # oddities worth a warning
+    models: str = ""  # of grayordinates, digest of their brain models; their shape is (grayordinates, 1, 1)
 
     @property
     def frame_bytes(self) -> int:
@@ -48,6 +50,7 @@ class RunStream(Protocol):
     """An open run. Use it as a context manager."""
 
     prefix: bytes  # of a NIfTI file every byte before the first voxel, where that was asked for; else empty
+    models: BrainModels | None  # what the values of a frame are, where that is no volume
 
     @property
     def header(self) -> RunHeader: ...
@@ -103,6 +106,7 @@ class _Archived:
 
     def __init__(self, stream: RunStream, run: SourceRun, known: Fingerprint) -> None:
         self.prefix = stream.prefix
+        self.models = stream.models
         self._stream = stream
         self._run = run
         self._known = known
