@@ -108,12 +108,10 @@ def parse_header(raw: bytes, name: str) -> NiftiHeader:
     offset = _data_offset(fields, version, name)
     slope, inter = _scaling(fields, name)
     is_cifti = _is_cifti(fields, version)
-    affine, code, notes = np.zeros((4, 4)), 0, []
-    tr_s, tr_notes = None, []
-    if not is_cifti:
-        _repair_as_nibabel(fields)
-        affine, code, notes = _affine(fields, dims, name)
-        tr_s, tr_notes = _repetition_time(fields, dims)
+    _repair_as_nibabel(fields)
+    # What NIfTI's fields say of place and time does not count in CIFTI.
+    affine, code, notes = (np.zeros((4, 4)), 0, list[str]()) if is_cifti else _affine(fields, dims, name)
+    tr_s, tr_notes = (None, list[str]()) if is_cifti else _repetition_time(fields, dims)
     if int(fields["bitpix"]) != dtype.itemsize * 8:
         notes.append(
             f"bitpix is {int(fields['bitpix'])}, though its {dtype.name} values have {dtype.itemsize * 8} bits"

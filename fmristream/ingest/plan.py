@@ -164,17 +164,17 @@ def plan_spaces(
     plan = SpacePlan()
     plan_grayordinates(plan, runs, choice)
     runs = volumes_of(runs)
-    existing = [space for space in existing if isinstance(space, Space)]
+    masked = [space for space in existing if isinstance(space, Space)]
     groups = group_by_grid(runs)
     if choice.kind in ("none", "file"):
         for grid, members in groups:
-            present = [space for space in existing if same_grid(space.grid, grid)]
+            present = [space for space in masked if same_grid(space.grid, grid)]
             if choice.kind == "none":
                 plan.assign(members, _whole_of(present, grid))
             else:
                 _use_given_mask(plan, grid, members, choice.path, present)
         return plan
-    _use_unions(plan, groups, find_masks(runs, choice, engine, on_frame, store=store), existing)
+    _use_unions(plan, groups, find_masks(runs, choice, engine, on_frame, store=store), masked)
     return plan
 
 

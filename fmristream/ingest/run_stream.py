@@ -50,10 +50,14 @@ class RunStream(Protocol):
     """An open run. Use it as a context manager."""
 
     prefix: bytes  # of a NIfTI file every byte before the first voxel, where that was asked for; else empty
-    models: BrainModels | None  # what the values of a frame are, where that is no volume
 
     @property
     def header(self) -> RunHeader: ...
+
+    @property
+    def models(self) -> BrainModels | None:
+        """What the values of a frame are, where that is no volume."""
+        ...
 
     def frames(self, ring: int = 1) -> Iterator[Frame]:
         """Every frame, once: (x, y, z) in Fortran order, stored dtype, little-endian.
@@ -106,7 +110,6 @@ class _Archived:
 
     def __init__(self, stream: RunStream, run: SourceRun, known: Fingerprint) -> None:
         self.prefix = stream.prefix
-        self.models = stream.models
         self._stream = stream
         self._run = run
         self._known = known
@@ -114,6 +117,10 @@ class _Archived:
     @property
     def header(self) -> RunHeader:
         return self._stream.header
+
+    @property
+    def models(self) -> BrainModels | None:
+        return self._stream.models
 
     def frames(self, ring: int = 1) -> Iterator[Frame]:
         """The stream's own."""
