@@ -152,7 +152,9 @@ class CiftiStream:
                 spool.seek((first * frames + start * count) * bits.itemsize)
                 data = spool.read(wanted.nbytes)
                 if len(data) < wanted.nbytes:
-                    raise StorageError(f"{self._name}: its temporary file in {tempfile.gettempdir()} lost bytes; try again")
+                    raise StorageError(
+                        f"{self._name}: its temporary file in {tempfile.gettempdir()} lost bytes; try again"
+                    )
                 wanted.view(np.uint8)[:] = np.frombuffer(data, dtype=np.uint8)
                 block[: stop - start, first : first + count] = wanted.reshape(stop - start, count)
             yield from block[: stop - start]
@@ -170,7 +172,9 @@ def read_axes(nifti: NiftiHeader, prefix: bytes, name: str) -> Axes:
     order = ">" if is_big_endian(prefix) else "<"
     xml = _find_xml(prefix[nifti.header_bytes :], order)
     if xml is None:
-        raise SourceError(f"{name}: a CIFTI-2 file without its XML (a header extension of code {CIFTI_CODE}), or with two")
+        raise SourceError(
+            f"{name}: a CIFTI-2 file without its XML (a header extension of code {CIFTI_CODE}), or with two"
+        )
     return parse_axes(xml, name, frames=frames, grayordinates=grayordinates)
 
 

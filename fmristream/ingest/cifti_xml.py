@@ -29,7 +29,8 @@ _WHOLE = (
     "OTHER_WHITE_MATTER",
 )  # fmt: skip
 STRUCTURES = frozenset(
-    f"CIFTI_STRUCTURE_{name}" for name in (*_WHOLE, *(f"{name}_{side}" for name in _SIDED for side in ("LEFT", "RIGHT")))
+    f"CIFTI_STRUCTURE_{name}"
+    for name in (*_WHOLE, *(f"{name}_{side}" for name in _SIDED for side in ("LEFT", "RIGHT")))
 )
 
 # The 91,282 grayordinates of HCP take 0.6 MB, two whole surfaces of 164,000 vertices 3 MB.
@@ -142,7 +143,9 @@ class _Reader:
         return self
 
     def _refuse(self, *_: object) -> NoReturn:
-        raise SourceError(f"{self._name}: its CIFTI XML declares a document type or entities, which no CIFTI file needs")
+        raise SourceError(
+            f"{self._name}: its CIFTI XML declares a document type or entities, which no CIFTI file needs"
+        )
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         self._path.append(tag)
@@ -187,7 +190,9 @@ def _series(told: Mapping[str, str], frames: int, name: str) -> tuple[float | No
         raise SourceError(f"{name}: its CIFTI XML describes {points} frames, the header {frames}")
     unit = told.get("SeriesUnit", "")
     if unit != "SECOND":
-        raise SourceError(f"{name}: its series is in {unit[:20] or 'no unit'}, not in seconds: its frames are no time points")
+        raise SourceError(
+            f"{name}: its series is in {unit[:20] or 'no unit'}, not in seconds: its frames are no time points"
+        )
     try:
         scale = 10.0 ** int(told.get("SeriesExponent", ""))
         start, step = float(told.get("SeriesStart", "")) * scale, float(told.get("SeriesStep", "")) * scale
@@ -225,9 +230,7 @@ def _brain_models(told: _Map, grayordinates: int, name: str) -> BrainModels:
     )
 
 
-def _model(
-    told: _Element, count: int, indices: NDArray[np.int32], volume: Grid | None, name: str
-) -> BrainModel:
+def _model(told: _Element, count: int, indices: NDArray[np.int32], volume: Grid | None, name: str) -> BrainModel:
     """Check one model and fill in its part of the list."""
     structure, kind = told.attributes.get("BrainStructure", ""), told.attributes.get("ModelType", "")
     if structure not in STRUCTURES:
@@ -263,7 +266,9 @@ def _volume(told: _Map, name: str) -> Grid | None:
         # Exactly 1 where it is in millimetres, as it always is.
         affine[:3] *= 10.0 ** (exponent - _MILLIMETRE_EXPONENT)
     except (ValueError, OverflowError) as error:
-        raise SourceError(f"{name}: the volume of its CIFTI XML has no three sizes or no affine of 16 numbers") from error
+        raise SourceError(
+            f"{name}: the volume of its CIFTI XML has no three sizes or no affine of 16 numbers"
+        ) from error
     if len(shape) != 3 or not all(0 < size < 2**15 for size in shape) or not np.isfinite(affine).all():
         raise SourceError(f"{name}: the volume of its CIFTI XML has sizes or an affine that make no sense")
     x, y, z = shape

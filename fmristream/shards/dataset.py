@@ -15,9 +15,9 @@ from fmristream.catalog.tables import Participant, decode_participants, decode_s
 from fmristream.errors import CorruptDataError, SpaceError, UsageError
 from fmristream.shards.digest import PREFIX, content_digest, matches, sha256
 from fmristream.shards.generation import Generation, listed_generations, newest_generation
-from fmristream.shards.run_reader import RunReader
 from fmristream.shards.grayordinates import KIND as BRAIN_MODELS
 from fmristream.shards.grayordinates import BrainModels
+from fmristream.shards.run_reader import RunReader
 from fmristream.shards.spaces import AnySpace, Space, read_space
 from fmristream.storage import Store, join_url, open_store
 
@@ -163,7 +163,7 @@ class Dataset:
             raise SpaceError(
                 f"{self.store.name}: run {self.run(run).name} holds {space.voxels} grayordinates (CIFTI-2), which have no "
                 "volume to be placed in; read them packed, (t, grayordinates): read(run, packed=True), "
-                "Batch.packed, --arrays packed; what each of them is: grayordinates(run)"
+                "Batch.packed; what each of them is: grayordinates(run)"
             )
         return space
 

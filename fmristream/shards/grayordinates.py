@@ -67,9 +67,7 @@ class BrainModels:
     def slices(self) -> list[tuple[BrainModel, slice]]:
         """Each model and where its grayordinates stand."""
         stops = np.cumsum([model.count for model in self.models]).tolist()
-        return [
-            (model, slice(stop - model.count, stop)) for model, stop in zip(self.models, stops, strict=True)
-        ]
+        return [(model, slice(stop - model.count, stop)) for model, stop in zip(self.models, stops, strict=True)]
 
 
 def document_of(space: BrainModels) -> dict[str, Any]:

@@ -5,7 +5,7 @@ The files of `collections/` describe those that are known; `--kind path/to/my.to
     title, space                   what people read; the space of the runs
     layout                         "paths" (the patterns below) or "bids" (then only `recognise` and the columns count)
     [[runs]] path, labels, masks   a regular expression over paths, whose groups are subject, session, task, acq, run, echo,
-                                   space, desc, site or free; labels where the path has none; masks, the first that exists,
+                                   space, den, desc, site or free; labels where the path has none; masks, the first that exists,
                                    as templates of the groups and `{folder}`, where the run lies
     contains                       a piece of text that every path of a run has: what lacks it is passed over quickly
     subject                        a template of the groups, where no group is the subject
@@ -30,7 +30,7 @@ from fmristream.storage.urls import display_url
 
 _FOLDER = "collections"
 _MAX_BYTES = 2**20
-_LABELS = frozenset({"subject", "session", "task", "acq", "run", "echo", "space", "desc", "site"})
+_LABELS = frozenset({"subject", "session", "task", "acq", "run", "echo", "space", "den", "desc", "site"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
