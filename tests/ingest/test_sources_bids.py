@@ -207,7 +207,7 @@ def test_a_derivative_gives_preprocessed_runs_with_space_mask_and_time(tmp_path:
     }
     assert runs[f"{func}/{MNI}_desc-preproc_bold.nii.gz"].tr_s == 0.8
     found = reasons(listing)
-    assert "CIFTI" in found.pop(f"{func}/sub-01_task-rest_space-fsLR_den-91k_bold.dtseries.nii")
+    assert "--cifti takes these" in found.pop(f"{func}/sub-01_task-rest_space-fsLR_den-91k_bold.dtseries.nii")
     assert found == {f"{func}/sub-01_task-rest_desc-optcom_bold.nii.gz": "desc-optcom, not desc-preproc"}
 
 
