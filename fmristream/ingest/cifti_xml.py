@@ -263,8 +263,9 @@ def _volume(told: _Map, name: str) -> Grid | None:
         shape = [int(size) for size in volume.attributes.get("VolumeDimensions", "").split(",")]
         exponent = int(volume.within.get(tag, {}).get("MeterExponent", ""))
         affine = np.array([float(number) for number in volume.text(tag)[:2000].split()]).reshape(4, 4)
-        # Exactly 1 where it is in millimetres, as it always is.
+        # The factor is exactly 1 where it is in millimetres, as it always is; adding 0 makes -0 the 0 that it means.
         affine[:3] *= 10.0 ** (exponent - _MILLIMETRE_EXPONENT)
+        affine += 0.0
     except (ValueError, OverflowError) as error:
         raise SourceError(
             f"{name}: the volume of its CIFTI XML has no three sizes or no affine of 16 numbers"
