@@ -109,8 +109,12 @@ def models_of(tmp_path: Path, xml: bytes) -> BrainModels:
 def test_the_space_does_not_depend_on_how_the_xml_is_written(tmp_path):
     told = models_of(tmp_path, XML)
     spaced = XML.replace(b"><", b">\n  <").replace(b" 12 ", b"\n\t12  ")
-    turned = XML.replace(b'SeriesExponent="0" ', b"").replace(b"<MatrixIndicesMap ", b'<MatrixIndicesMap SeriesExponent="0" ')
-    without = XML.replace(b"Jo Doe", b"nobody").replace(b"-126.0000000000", b"-1.26e2").replace(b" 0.0000000000 ", b" -0. ")
+    turned = XML.replace(b'SeriesExponent="0" ', b"").replace(
+        b"<MatrixIndicesMap ", b'<MatrixIndicesMap SeriesExponent="0" '
+    )
+    without = (
+        XML.replace(b"Jo Doe", b"nobody").replace(b"-126.0000000000", b"-1.26e2").replace(b" 0.0000000000 ", b" -0. ")
+    )
     assert without != XML != turned
     for other in (spaced, turned, without):
         assert models_of(tmp_path, other).digest == told.digest
@@ -198,7 +202,9 @@ LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
 def test_document_types_and_entities_are_refused_before_they_do_anything(tmp_path, prologue, encoding):
     began = time.monotonic()
     xml = edited(("<CIFTI ", f"{prologue}<CIFTI "), ("Jo Doe", "&l11;"))
-    xml = xml.decode().partition("?>")[2].encode(encoding) if xml.startswith(b"<?xml") else xml.decode().encode(encoding)
+    xml = (
+        xml.decode().partition("?>")[2].encode(encoding) if xml.startswith(b"<?xml") else xml.decode().encode(encoding)
+    )
     assert "declares a document type" in reason(of_xml(tmp_path, xml))
     assert time.monotonic() - began < 5  # what a bomb would never end in
 
