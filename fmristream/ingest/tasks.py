@@ -288,4 +288,6 @@ def _frames(stream: RunStream, *, threads: int) -> AbstractContextManager[Iterab
 def _own_mask(run: SurveyedRun) -> NDArray[np.bool_] | None:
     if run.source.mask_url is None:
         return None
+    if run.header.models:
+        raise SourceError(f"{run.source.key}: a mask is given for grayordinates, which are stored whole; leave it out")
     return read_mask(run.source.mask_url, run.header.shape, run.header.affine)

@@ -115,7 +115,7 @@ def _read_models(store: Store, *, digest: str, document: Any) -> BrainModels:
     key = f"{FOLDER}/{digest}/indices/c/0/0"
     codec.decode_into(store.read(key), indices, what=f"{store.name}/{key}")
     space = models_of(document, indices)
-    if space.digest != digest:
+    if space.digest != digest or sum(model.count for model in space.models) != space.voxels:
         raise CorruptDataError(
             f"{store.name}/{key}: not the grayordinates that were committed; restore the object from a copy"
         )
