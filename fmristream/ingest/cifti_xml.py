@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 from xml.parsers import expat
 
 import numpy as np
@@ -34,7 +34,9 @@ STRUCTURES = frozenset(
 )
 
 # The 91,282 grayordinates of HCP take 0.6 MB, two whole surfaces of 164,000 vertices 3 MB.
-MAX_XML_BYTES = 16 * 2**20
+MAX_XML_BYTES = 8 * 2**20
+# A number and what separates it from the next one.
+_LEAST_INDEX_BYTES = 2
 # A dense series has some 30 elements, and a few for each piece of metadata.
 _MAX_ELEMENTS = 20_000
 _MAX_DEPTH = 32
@@ -81,6 +83,8 @@ def parse_axes(xml: bytes, name: str, *, frames: int, grayordinates: int) -> Axe
             f"{name}: a CIFTI-2 file of {shown[:80]}; of CIFTI-2 dense time series (.dtseries: series by brain_models) are "
             "converted"
         )
+    if grayordinates > len(xml) // _LEAST_INDEX_BYTES:
+        raise SourceError(f"{name}: {len(xml)} bytes of CIFTI XML cannot list the {grayordinates} values of a frame")
     tr_s, notes = _series(series.attributes, frames, name)
     space = _brain_models(models, grayordinates, name)
     meshes = {model.surface_vertices for model in space.models if model.is_surface}
@@ -215,7 +219,7 @@ def _brain_models(told: _Map, grayordinates: int, name: str) -> BrainModels:
         ((_whole(one.attributes, "IndexOffset", name), one) for one in told.models), key=lambda pair: pair[0]
     )
     counts = [_whole(one.attributes, "IndexCount", name) for _, one in ordered]
-    # Before the list is made: models that say more than there is would be what decides its size.
+    # Before the list is made: a header that lies would be what decides its size.
     stops = np.cumsum([0, *counts], dtype=object)
     if [offset for offset, _ in ordered] != list(stops[:-1]) or int(stops[-1]) != grayordinates or 0 in counts:
         raise SourceError(
@@ -278,11 +282,15 @@ def _volume(told: _Map, name: str) -> Grid | None:
 
 def _numbers(text: str, count: int, what: str) -> NDArray[np.int64]:
     """Whole numbers, as many as expected."""
-    if not _NOT_WHOLE_NUMBERS.search(text):
-        found: NDArray[Any] = np.fromstring(text, dtype=np.int64, sep=" ")
-        if len(found) == count:
-            return found
+    if not _NOT_WHOLE_NUMBERS.search(text) and _count(text) == count:
+        return np.fromstring(text, dtype=np.int64, sep=" ")
     raise SourceError(f"{what} does not list {count} whole numbers")
+
+
+def _count(text: str) -> int:
+    """How many numbers there are in a text of digits and spaces; nothing is made of them yet."""
+    is_digit = np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8) > ord(" ")
+    return int(np.count_nonzero(is_digit[1:] & ~is_digit[:-1])) + int(is_digit[:1].any())
 
 
 def _whole(told: Mapping[str, str], attribute: str, name: str) -> int:

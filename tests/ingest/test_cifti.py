@@ -3,6 +3,7 @@
 import gzip
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,13 @@ WRONG = {
     "scalars": (edited(("CIFTI_INDEX_TYPE_SERIES", "CIFTI_INDEX_TYPE_SCALARS")), "scalars by brain_models"),
     "an axis twice": (edited(('Dimension="1"', 'Dimension="0"')), "one axis twice"),
     "an axis of no number": (edited(('Dimension="1"', 'Dimension="x"')), "describes an axis"),
+    "more numbers than count": (edited(("<VertexIndices>0 2 ", "<VertexIndices>0 2 2 ")), "does not list 21"),
+    "no numbers": (edited(("5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25", "")), "does not list 21"),
+    "signs that are spaces elsewhere": (
+        edited(("<VertexIndices>0 2 ", "<VertexIndices>0\u20032 ")),
+        "does not list 21",
+    ),
+    "digits of other scripts": (edited(("<VertexIndices>0 2 ", "<VertexIndices>0 \u0662 ")), "does not list 21"),
     "too many elements": (edited(("<Matrix>", "<Matrix>" + "<a/>" * 20_001)), "more elements"),
     "too deep": (edited(("<Matrix>", "<Matrix>" + "<a>" * 40)), "more elements"),
 }
@@ -232,6 +240,34 @@ def test_sizes_of_the_header_are_checked_before_anything_else(tmp_path):
     assert "expected 1 x 1 x 1 x 1 x frames" in reason(written(tmp_path, cifti_bytes(values, XML, dim=flat)))
     far = cifti_bytes(values, XML + b" " * cifti.MAX_XML_BYTES)
     assert "of CIFTI XML are not believed" in reason(written(tmp_path, far))
+
+
+def test_a_list_that_the_xml_cannot_hold_is_refused_before_it_is_made(tmp_path):
+    many = 60_000_000
+    xml = edited(('IndexCount="21"', f'IndexCount="{many}"'), ('IndexOffset="21"', f'IndexOffset="{many}"'))
+    data = gzip.compress(cifti_bytes(np.zeros((1, many), "u1"), xml, dim=(6, 1, 1, 1, 1, 1, many, 1)), 1)
+    run = written(tmp_path, data, "run.dtseries.nii.gz")
+    tracemalloc.start()
+    try:
+        assert "cannot list the 60000000 values" in reason(run)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("place", ["<VertexIndices>0 2 ", "<Value>scanned "])
+def test_xml_of_nothing_but_numbers_costs_little(tmp_path, place):
+    filler = "1 " * ((cifti.MAX_XML_BYTES - 50_000) // 2)
+    run = of_xml(tmp_path, edited((place, place + filler)))
+    tracemalloc.start()
+    try:
+        if "Value" in place:
+            assert len(read(run)[2]) == FRAMES
+        else:
+            assert "does not list" in reason(run)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_one_extension_of_cifti_is_expected_among_others(tmp_path):
