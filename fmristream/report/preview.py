@@ -1,4 +1,4 @@
-"""A picture of every run: mean, SD and tSNR slices beside a carpet plot."""
+"""A picture of every run: mean, SD and tSNR slices beside a carpet plot; of grayordinates the carpet alone."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmristream.catalog.run import Run
-from fmristream.errors import StorageError, UsageError
+from fmristream.errors import StorageError
 from fmristream.report.look import look_at
 from fmristream.report.pictures import draw, require_matplotlib
 from fmristream.shards.dataset import Dataset
@@ -40,17 +40,12 @@ def preview(
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        UsageError: there is no such run, or it holds grayordinates.
+        UsageError: there is no such run.
         CorruptDataError: stored bytes have changed.
         StorageError: the folder cannot be written.
     """
     require_matplotlib()
     wanted = list(dataset.runs) if runs is None else [dataset.run(run) for run in runs]
-    if lists := [run.name for run in wanted if dataset.is_grayordinates(run)]:
-        raise UsageError(
-            f"{len(lists)} of {len(wanted)} runs hold grayordinates (CIFTI-2), of which there are no slices to draw, such as "
-            f"{lists[0]}; name the other runs"
-        )
     names = file_names(wanted)
     for done, run in enumerate(wanted, 1):
         path = Path(folder) / names[run.name]

@@ -16,6 +16,7 @@ from fmristream.errors import CorruptDataError, SourceError, SpaceError, UsageEr
 from fmristream.ingest.options import ConvertOptions
 from fmristream.report.export import export_run
 from fmristream.report.info import describe
+from fmristream.report.look import look_at
 from fmristream.report.preview import preview
 from fmristream.report.verify import verify
 from fmristream.shards import codec
@@ -163,11 +164,22 @@ def test_what_is_made_of_volumes_is_refused_in_a_sentence(dataset, tmp_path):
     opened = fmristream.open(dataset[1])
     with pytest.raises(UsageError, match="no NIfTI image"):
         export_run(opened, 0, tmp_path / "run.nii")
-    pytest.importorskip("matplotlib")
-    with pytest.raises(UsageError, match="no slices to draw"):
-        list(preview(opened, str(tmp_path)))
     with pytest.raises(SourceError, match="without --layout volume"):
         convert(dataset[0], str(tmp_path / "volume"), layout="volume", mask="auto")
+
+
+def test_a_picture_of_grayordinates_is_a_carpet(dataset, tmp_path):
+    pytest.importorskip("matplotlib")
+    opened = fmristream.open(dataset[1])
+    look = look_at(opened, opened.run(0))
+    assert (look.mean, look.sd, look.tsnr) == (None, None, None)
+    values = next(iter(RUNS.values())).astype(np.float64)
+    z = (values - values.mean(axis=0)) / values.std(axis=0)
+    assert look.carpet.shape == (len(AXIS), FRAMES)
+    assert np.abs(look.global_signal - z.mean(axis=1)).max() < 1e-3
+    pictures = list(preview(opened, str(tmp_path / "pictures")))
+    assert all(Path(picture.path).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    assert len(pictures) == 3
 
 
 def test_tar_shards_are_refused_in_a_sentence(dataset, tmp_path, capsys):

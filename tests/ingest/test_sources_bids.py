@@ -257,8 +257,9 @@ def test_a_derivatives_grayordinates_are_taken_by_flag_or_by_a_label_that_only_t
 
 
 def test_grayordinates_are_taken_where_a_dataset_holds_nothing_else(tmp_path):
-    listing = find_runs(make(tmp_path, DERIVATIVE | {f"{DENSE}.dtseries.nii": ""}))
-    assert [run.key for run in listing.runs] == [f"{DENSE}.dtseries.nii"]
+    unlabelled = "sub-02/func/sub-02_task-rest_bold.dtseries.nii"
+    listing = find_runs(make(tmp_path, DERIVATIVE | {f"{DENSE}.dtseries.nii": "", unlabelled: ""}))
+    assert {run.key: run.space for run in listing.runs} == {f"{DENSE}.dtseries.nii": "fsLR", unlabelled: ""}
     assert not listing.skipped
 
 

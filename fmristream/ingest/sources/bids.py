@@ -94,7 +94,7 @@ def find_bids_runs(
             root,
             bold,
             tr_s=tr_s,
-            space=declared or bold.label("space") or NATIVE,
+            space=declared or bold.label("space") or ("" if bold.is_cifti else NATIVE),  # meshes may tell
             mask=None if bold.is_cifti else _mask_of(bold, masks),
             sidecars=keys,
         )
