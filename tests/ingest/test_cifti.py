@@ -322,6 +322,23 @@ def test_meshes_that_only_fslr_has_tell_the_space(tmp_path):
     assert read(of_xml(tmp_path, XML))[0].space == "fsLR"
 
 
+@pytest.mark.full
+def test_memory_is_a_few_tiles_however_long_the_run(tmp_path):
+    axis = brain_models(vertices=16_000)
+    with (tmp_path / "run.dtseries.nii").open("wb") as file:
+        head = cifti_bytes(np.zeros((1, len(axis)), "<f4"), xml_of(axis, frames=1000))[: -4 * len(axis)]
+        file.write(head[:56] + (1000).to_bytes(8, "little") + head[64:])  # dim[5]
+        for _ in range(len(axis)):
+            file.write(bytes(4000))
+    tracemalloc.start()
+    try:
+        with open_run(run_of(tmp_path / "run.dtseries.nii")) as stream:
+            assert sum(1 for _ in stream.frames(4)) == 1000
+        assert tracemalloc.get_traced_memory()[1] < 5 * cifti.TILE_BYTES
+    finally:
+        tracemalloc.stop()
+
+
 def test_no_room_to_turn_a_run_is_no_fault_of_the_run(tmp_path, monkeypatch):
     run = of_xml(tmp_path, XML)
     monkeypatch.setattr(cifti, "TILE_BYTES", 500)
