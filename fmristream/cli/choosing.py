@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 if TYPE_CHECKING:
     from fmristream.ingest.sources import EntityFilter
 
-_ENTITIES = ("subject", "session", "task", "acq", "run", "echo", "res", "desc")
+_ENTITIES = ("subject", "session", "task", "acq", "run", "echo", "res", "den", "desc")
 
 
 class Chosen(TypedDict):
@@ -17,6 +17,7 @@ class Chosen(TypedDict):
     subject_pattern: str | None
     kind: str | None
     entities: "EntityFilter"
+    cifti: bool
 
 
 def add_choosing(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,11 @@ def add_choosing(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME",
         help="among spaces that files name: only this; else the space that all runs are in",
+    )
+    group.add_argument(
+        "--cifti",
+        action="store_true",
+        help="grayordinates (CIFTI-2 .dtseries.nii), where volumes are there as well (default: the volumes)",
     )
     group.add_argument(
         "--kind",
@@ -52,6 +58,7 @@ def chosen(arguments: argparse.Namespace) -> Chosen:
         subject_pattern=arguments.subject_pattern,
         kind=arguments.kind,
         entities=EntityFilter(**labels, space=spaces if len(spaces) > 1 else ()),
+        cifti=arguments.cifti,
     )
 
 
@@ -63,10 +70,13 @@ def as_typed(arguments: argparse.Namespace) -> str:
     for name in ("kind", "subject_pattern"):
         if (value := getattr(arguments, name)) is not None:
             words += [f"--{name.replace('_', '-')}", value]
+    words += ["--cifti"] if arguments.cifti else []
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def _help(name: str) -> str:
     if name == "desc":
         return "a form of the runs: preproc, hp2000_clean, ... (default: the collection's usual one)"
+    if name == "den":
+        return "runs of grayordinates with this density: 91k, 170k, ..."
     return f"runs with this {name}"

@@ -103,6 +103,9 @@ def _grid(grid: "GridInfo", *, alone: bool) -> str:
     shape = "×".join(str(size) for size in grid.shape)
     sizes = "×".join(f"{edge:.3g}" for edge in grid.voxel_size_mm)
     runs = "" if alone else f" ({plural(grid.runs, 'run')})"
+    if grid.kind == "brain-models":
+        shown = f"{plural(len(grid.structures), 'structure')}"
+        return f"none: {number(grid.voxels)} grayordinates of {shown}{runs}"
     return f"{shape} {grid.orientation}, {sizes} mm, {number(grid.voxels)} voxels stored ({grid.share:.0%}){runs}"
 
 

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from fmristream.catalog.run import UNALIGNED
 from fmristream.errors import ObjectMissingError, SourceError, StorageError, UsageError
+from fmristream.ingest.cifti import CiftiStream
 from fmristream.ingest.nifti import NiftiStream, open_nifti
 from fmristream.ingest.sources.texts import read_text
 from fmristream.ingest.tasks import SurveyedRun
 from fmristream.shards.digest import sha256, sha256_json
 from fmristream.shards.parcels import ParcelSpace, array_name
-from fmristream.shards.spaces import Space
+from fmristream.shards.spaces import AnySpace, Space
 from fmristream.signal.grid import Grid
 from fmristream.signal.parcellate import LOW_COVERAGE, Atlas, atlas_of_labels, atlas_of_maps, weights_on
 from fmristream.storage.urls import display_url
@@ -107,7 +108,10 @@ def atlas_record(atlases: Sequence[GivenAtlas]) -> dict[str, dict[str, Any]]:
 
 
 def plan_parcels(
-    atlases: Sequence[GivenAtlas], runs: Sequence[SurveyedRun], spaces: Mapping[str, Space], of_run: Mapping[str, str]
+    atlases: Sequence[GivenAtlas],
+    runs: Sequence[SurveyedRun],
+    spaces: Mapping[str, AnySpace],
+    of_run: Mapping[str, str],
 ) -> ParcelPlan:
     """Put every atlas on the voxels of every space.
 
@@ -136,8 +140,14 @@ def plan_parcels(
             raise UsageError(f"--atlas: {text}")
         plan.warnings.append(text)
     used = {of_run[run.source.key] for run in wanted if run.source.key not in plan.without}
-    for digest in sorted(used):
-        members = [_on(one, spaces[digest], digest) for one in atlases]
+    grids = {digest: space for digest in sorted(used) if isinstance(space := spaces[digest], Space)}
+    if len(grids) < len(used):
+        text = "no parcels of runs of grayordinates: an atlas of voxels says nothing about vertices"
+        if not grids:
+            raise UsageError(f"--atlas: {text}")
+        plan.warnings.append(text)
+    for digest, space in grids.items():
+        members = [_on(one, space, digest) for one in atlases]
         plan.warnings += [text for one, made in zip(atlases, members, strict=True) for text in _notes(one, made)]
         plan.spaces.update({made.digest: made for made in members})
         plan.of_space[digest] = tuple(made.digest for made in members)
@@ -173,10 +183,10 @@ def _notes(given: GivenAtlas, made: ParcelSpace) -> Iterator[str]:
 
 def _opened(path: str, name: str) -> NiftiStream:
     try:
-        return open_nifti(path, name=name)
+        return _of_voxels(open_nifti(path, name=name), name)
     except SourceError as error:
         try:
-            return open_nifti(path, name=name, is_mask=True)
+            return _of_voxels(open_nifti(path, name=name, is_mask=True), name)
         except SourceError as other:
             is_other_kind = "not a mask" in str(other)
             raise SourceError(
@@ -186,6 +196,13 @@ def _opened(path: str, name: str) -> NiftiStream:
             ) from error
     except ObjectMissingError as error:
         raise SourceError(f"{name}: the file is not there; give a NIfTI image") from error
+
+
+def _of_voxels(stream: NiftiStream | CiftiStream, name: str) -> NiftiStream:
+    if isinstance(stream, NiftiStream):
+        return stream
+    stream.__exit__(None, None, None)
+    raise SourceError(f"{name}: holds grayordinates (CIFTI-2); give an atlas of voxels, a NIfTI image")
 
 
 def _scaled(stored: NDArray[Any], slope: float, inter: float) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from fmristream.shards.generation import Generation, commit
 from fmristream.shards.index import encode_block
 from fmristream.shards.parcels import ParcelSpace, parcel_document, write_parcels
 from fmristream.shards.segments import Entry, SegmentWriter, kept_segments, put_table
-from fmristream.shards.spaces import Space, space_document, write_space
+from fmristream.shards.spaces import AnySpace, space_document, write_space
 from fmristream.shards.withdrawn import is_withdrawn, names_withdrawn
 from fmristream.storage import Store
 
@@ -57,7 +57,7 @@ class Addition:
 
     converted: Sequence[Converted]
     parts: Mapping[str, str] = field(default_factory=dict)
-    spaces: Mapping[str, Space] = field(default_factory=dict)
+    spaces: Mapping[str, AnySpace] = field(default_factory=dict)
     parcels: Mapping[str, ParcelSpace] = field(default_factory=dict)
     contents: Mapping[str, Any] = field(default_factory=dict)
     participants: Sequence[Participant] = ()
@@ -193,7 +193,7 @@ def _spaces(store: Store, base: Dataset | None, addition: Addition, *, used: set
     return dict(sorted(spaces.items()))
 
 
-def _space_entry(store: Store, space: Space) -> Entry:
+def _space_entry(store: Store, space: AnySpace) -> Entry:
     files = write_space(store, space)
     return {
         **space_document(space),

@@ -46,7 +46,7 @@ from fmristream.ingest.tasks import Resumed, RunTask, convert_run
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import repair_hint
 from fmristream.shards.parcels import parcel_document, write_parcels
-from fmristream.shards.spaces import space_document, write_space
+from fmristream.shards.spaces import Space, space_document, write_space
 from fmristream.shards.withdrawn import is_withdrawn
 from fmristream.storage import Store, open_store
 from fmristream.storage.urls import display_url, scheme_of
@@ -307,7 +307,7 @@ def _convert_runs(job: _Job, base: Dataset | None, plan: SpacePlan, engine: Engi
             side=SideTask(
                 parcels={chosen: documents[chosen] for chosen in parcels.of_run(run, digest)},
                 tables=job.options.side,
-                sketch=job.options.sketch,
+                sketch=job.options.sketch and isinstance(plan.spaces[digest], Space),  # blocks are those of a volume
             ),
         )
         for run in wanted

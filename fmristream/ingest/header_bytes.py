@@ -98,7 +98,10 @@ def is_big_endian(prefix: bytes) -> bool:
 
 
 def scrub(prefix: bytes) -> Scrubbed:
-    """Zero free text, unused fields and padding, and drop every extension but CIFTI's description of rows.
+    """Zero free text, unused fields and padding, and drop every extension.
+
+    One with CIFTI's code goes with the others: what is stored under a header is volumes, of which it says nothing, and it
+    can hold whatever a program or person wrote beside the axes.
 
     Sizes, types, scaling, affines, units, slice timing and intent codes stay as they are, bit for bit.
     """
@@ -111,10 +114,10 @@ def scrub(prefix: bytes) -> Scrubbed:
         removed.append("regular")
     if _keep_known_name(header, *_INTENT_NAME[version]):
         removed.append("intent_name")
-    kept, dropped = _extensions(prefix, size, order)
+    dropped = _extensions(prefix, size, order)
     offset, kind = _VOX_OFFSET[version]
-    struct.pack_into(order + kind, header, offset, size + EXTENDER_BYTES + len(kept))
-    return Scrubbed(prefix=bytes(header) + bytes([bool(kept), 0, 0, 0]) + kept, removed=(*removed, *dropped))
+    struct.pack_into(order + kind, header, offset, size + EXTENDER_BYTES)
+    return Scrubbed(prefix=bytes(header) + bytes(EXTENDER_BYTES), removed=(*removed, *dropped))
 
 
 def make_prefix(
@@ -181,23 +184,19 @@ def _keep_known_name(header: bytearray, place: int, size: int) -> bool:
     return after != before
 
 
-def _extensions(prefix: bytes, start: int, order: str) -> tuple[bytes, tuple[str, ...]]:
-    """(extensions that are kept, names of those that are dropped) of what follows the header."""
+def _extensions(prefix: bytes, start: int, order: str) -> tuple[str, ...]:
+    """Names of what follows the header."""
     place = start + EXTENDER_BYTES
     dropped = ["extender"] if any(prefix[start + 1 : place]) else []
-    kept = b""
     while prefix[start] and place + 8 <= len(prefix):
         size, code = struct.unpack_from(order + "2i", prefix, place)
         if size < 16 or size % 16 or place + size > len(prefix):  # no extension: what is left cannot be told apart
             break
-        if code == CIFTI_CODE:
-            kept += prefix[place : place + size]
-        else:
-            dropped.append(f"extension {_EXTENSION_NAMES.get(code, 'of another kind')}")
+        dropped.append(f"extension {_EXTENSION_NAMES.get(code, 'of another kind')}")
         place += size
     if any(prefix[place:]):
         dropped.append("padding")
-    return kept, tuple(dict.fromkeys(dropped))
+    return tuple(dict.fromkeys(dropped))
 
 
 def _is_single(number: float) -> bool:

@@ -20,6 +20,7 @@ from fmristream.storage.urls import display_url, local_path, scheme_of
 
 if TYPE_CHECKING:
     from nibabel.arrayproxy import ArrayProxy
+    from nibabel.cifti2 import BrainModelAxis
 
 _COPY_BYTES = 8 * 2**20
 
@@ -35,6 +36,7 @@ class SourceImage:
     affine: tuple[tuple[float, ...], ...]
     frames: Iterator[NDArray[Any]]  # (x, y, z), stored dtype, unscaled; once
     prefix: bytes = b""  # every byte before the first voxel; empty where there is no file
+    models: "BrainModelAxis | None" = None  # of CIFTI, whose shape is grayordinates, 1, 1, frames
 
     def scaled(self, stored: NDArray[Any]) -> NDArray[Any]:
         """Stored values in the units of the source, as `get_fdata` gives them."""
@@ -78,10 +80,15 @@ def open_with_nibabel(run: SourceRun) -> Iterator[SourceImage]:
 def _nifti(path: str, name: str) -> Iterator[SourceImage]:
     import nibabel
     from nibabel.arrayproxy import ArrayProxy
+    from nibabel.cifti2 import Cifti2Image
     from nibabel.openers import ImageOpener
 
     image: Any = nibabel.load(path)
     declared = image.dataobj
+    if isinstance(image, Cifti2Image):
+        with ImageOpener(path) as file:
+            yield _dense_series(image, file, name)
+        return
     if len(declared.shape) != 4:
         raise SourceError(f"{name}: nibabel reads {len(declared.shape)} dimensions, a run has 4")
     with ImageOpener(path) as file:
@@ -97,6 +104,35 @@ def _nifti(path: str, name: str) -> Iterator[SourceImage]:
             frames=_frames(unscaled),
             prefix=prefix,
         )
+
+
+def _dense_series(image: Any, file: Any, name: str) -> SourceImage:
+    """A CIFTI-2 series by grayordinates: some frames of every series at a time."""
+    from nibabel.arrayproxy import ArrayProxy
+    from nibabel.cifti2 import BrainModelAxis, SeriesAxis
+
+    declared, axes = image.dataobj, [image.header.get_axis(axis) for axis in range(len(image.shape))]
+    if [type(axis) for axis in axes] != [SeriesAxis, BrainModelAxis]:
+        raise SourceError(f"{name}: nibabel reads {', '.join(type(axis).__name__ for axis in axes)}: no dense series")
+    frames, grayordinates = (int(size) for size in declared.shape)
+    dtype = declared.dtype.newbyteorder("<")
+    unscaled = ArrayProxy(file, (declared.shape, declared.dtype, declared.offset), mmap=False)
+
+    def each() -> Iterator[NDArray[Any]]:
+        at_once = max(1, _COPY_BYTES // (grayordinates * dtype.itemsize))
+        for start in range(0, frames, at_once):
+            for values in np.asarray(unscaled[start : start + at_once]).astype(dtype, copy=False):
+                yield values.reshape(grayordinates, 1, 1)
+
+    return SourceImage(
+        shape=(grayordinates, 1, 1, frames),
+        dtype=dtype,
+        slope=float(declared.slope),
+        inter=float(declared.inter),
+        affine=((0.0,) * 4,) * 4,
+        frames=each(),
+        models=axes[1],
+    )
 
 
 def _frames(unscaled: "ArrayProxy") -> Iterator[NDArray[Any]]:

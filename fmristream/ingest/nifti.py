@@ -1,5 +1,6 @@
 """Read a NIfTI run frame by frame: header checked first, memory of one frame, every byte accounted for at the end."""
 
+import math
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
@@ -7,6 +8,7 @@ from typing import Self
 import numpy as np
 
 from fmristream.errors import SourceError
+from fmristream.ingest.cifti import CiftiStream, read_axes, require_small_xml
 from fmristream.ingest.fingerprint import Fingerprint
 from fmristream.ingest.inflate import SourceBytes, open_bytes
 from fmristream.ingest.nifti_header import NiftiHeader, check_is_mask, check_is_run, header_length, parse_header
@@ -32,6 +34,8 @@ _UNSUPPORTED = {
 
 class NiftiStream:
     """An open single-file NIfTI image (a `RunStream`)."""
+
+    models = None
 
     def __init__(
         self,
@@ -101,8 +105,8 @@ class NiftiStream:
 
 def open_nifti(
     url: str, *, name: str, max_run_bytes: int = MAX_RUN_BYTES, is_mask: bool = False, with_prefix: bool = False
-) -> NiftiStream:
-    """Open a `.nii` or `.nii.gz` file with a 4-D run, or with a 3-D mask (which then has one frame).
+) -> NiftiStream | CiftiStream:
+    """Open a `.nii` or `.nii.gz` file with a 4-D run, with a 3-D mask (which then has one frame), or with a CIFTI-2 series.
 
     `with_prefix` keeps the bytes before the first voxel, header and extensions, as they are.
 
@@ -118,8 +122,13 @@ def open_nifti(
         _check_suffix(suffix, is_gzip=source.is_gzip, name=name)
         raw = _read_header(source, name)
         nifti = parse_header(raw, name)
-        (check_is_mask if is_mask else check_is_run)(nifti.dims, name)
+        if is_mask or not nifti.is_cifti:
+            (check_is_mask if is_mask else check_is_run)(nifti.dims, name)
         _check_sizes(nifti, source, name=name, max_run_bytes=max_run_bytes)
+        if nifti.is_cifti:
+            require_small_xml(nifti, name)
+            axes = read_axes(nifti, raw + _pass_over(source, nifti, name, kept=True), name)
+            return CiftiStream(source, nifti, axes, name=name)
         rest = _pass_over(source, nifti, name, kept=with_prefix)
     except BaseException:
         source.close()
@@ -179,8 +188,8 @@ def _check_sizes(nifti: NiftiHeader, source: SourceBytes, *, name: str, max_run_
 
 
 def _frame_bytes(nifti: NiftiHeader) -> int:
-    x, y, z = nifti.dims[:3]
-    return x * y * z * int(nifti.dtype.itemsize)
+    voxels = nifti.dims[5] if nifti.is_cifti else math.prod(nifti.dims[:3])
+    return voxels * int(nifti.dtype.itemsize)
 
 
 def _pass_over(source: SourceBytes, nifti: NiftiHeader, name: str, *, kept: bool) -> bytes:

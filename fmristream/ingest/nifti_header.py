@@ -29,6 +29,20 @@ _REFUSED_DTYPES = {
     2304: "RGBA colours",
 }
 _CIFTI_INTENTS = range(3000, 3100)
+# What CIFTI-2 files hold, by intent (CIFTI-2 specification, table of file types). 3000 leaves it to the XML.
+_CIFTI_SERIES = (3000, 3002)
+_CIFTI_KINDS = {
+    3001: "a dense connectome (.dconn)",
+    3003: "a parcellated connectome (.pconn)",
+    3004: "a parcellated series (.ptseries)",
+    3006: "dense scalars (.dscalar)",
+    3007: "dense labels (.dlabel)",
+    3008: "parcellated scalars (.pscalar)",
+    3009: "a parcellated-by-dense connectome (.pdconn)",
+    3010: "a dense-by-parcellated connectome (.dpconn)",
+    3011: "parcellated connectomes of a series (.pconnseries)",
+    3012: "parcellated connectomes of scalars (.pconnscalar)",
+}
 # A FreeSurfer surface (163,842 vertices), folded so that it fits 16-bit sizes.
 _FOLDED_SURFACE = (27307, 1, 6)
 
@@ -54,6 +68,7 @@ class NiftiHeader:
     tr_s: float | None
     space: str
     notes: tuple[str, ...]
+    is_cifti: bool = False  # a CIFTI-2 file: 1 x 1 x 1 x 1 x time x grayordinates, time fastest; the XML says the rest
 
     @property
     def data_bytes(self) -> int:
@@ -92,9 +107,11 @@ def parse_header(raw: bytes, name: str) -> NiftiHeader:
     dtype = _dtype(fields, endianness, name)
     offset = _data_offset(fields, version, name)
     slope, inter = _scaling(fields, name)
+    is_cifti = _is_cifti(fields, version)
     _repair_as_nibabel(fields)
-    affine, code, notes = _affine(fields, dims, name)
-    tr_s, tr_notes = _repetition_time(fields, dims)
+    # What NIfTI's fields say of place and time does not count in CIFTI.
+    affine, code, notes = (np.zeros((4, 4)), 0, list[str]()) if is_cifti else _affine(fields, dims, name)
+    tr_s, tr_notes = (None, list[str]()) if is_cifti else _repetition_time(fields, dims)
     if int(fields["bitpix"]) != dtype.itemsize * 8:
         notes.append(
             f"bitpix is {int(fields['bitpix'])}, though its {dtype.name} values have {dtype.itemsize * 8} bits"
@@ -110,6 +127,7 @@ def parse_header(raw: bytes, name: str) -> NiftiHeader:
         tr_s=tr_s,
         space=_SPACES[code],
         notes=(*notes, *tr_notes),
+        is_cifti=is_cifti,
     )
 
 
@@ -125,11 +143,8 @@ def _check_magic(raw: bytes, version: int, name: str) -> None:
 
 def _dims(fields: Any, version: int, name: str) -> tuple[int, ...]:
     sizes = [int(size) for size in fields["dim"]]
-    intent = int(fields["intent_code"])
-    if version == 2 and intent in _CIFTI_INTENTS:
-        raise SourceError(
-            f"{name}: a CIFTI-2 file (intent {intent}): grayordinates, not volumes; they are not converted"
-        )
+    if _is_cifti(fields, version):
+        _check_is_dense_series(sizes, int(fields["intent_code"]), name)
     if not 1 <= sizes[0] <= 7:
         raise SourceError(f"{name}: the header says {sizes[0]} dimensions; NIfTI has 1 to 7")
     dims = tuple(sizes[1 : sizes[0] + 1])
@@ -138,6 +153,23 @@ def _dims(fields: Any, version: int, name: str) -> tuple[int, ...]:
     if dims[:3] == _FOLDED_SURFACE:
         raise SourceError(f"{name}: a FreeSurfer surface ({_times(dims)}), not volumes")
     return dims
+
+
+def _is_cifti(fields: Any, version: int) -> bool:
+    return version == 2 and int(fields["intent_code"]) in _CIFTI_INTENTS
+
+
+def _check_is_dense_series(sizes: list[int], intent: int, name: str) -> None:
+    if intent not in _CIFTI_SERIES:
+        what = _CIFTI_KINDS.get(intent, "of a kind that this release does not know")
+        raise SourceError(
+            f"{name}: a CIFTI-2 file (intent {intent}): {what}; of CIFTI-2 dense time series (.dtseries) are converted"
+        )
+    if sizes[0] != 6 or sizes[1:5] != [1, 1, 1, 1]:
+        raise SourceError(
+            f"{name}: a CIFTI-2 file (intent {intent}) with the sizes {_times(tuple(sizes[1 : max(sizes[0], 0) + 1]))}; "
+            "expected 1 x 1 x 1 x 1 x frames x grayordinates"
+        )
 
 
 def check_is_run(dims: tuple[int, ...], name: str) -> None:

@@ -30,6 +30,7 @@ class FindOptions(TypedDict):
     kind: str | None
     entities: EntityFilter
     phenotypes: Phenotypes
+    cifti: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,8 @@ class ConvertOptions:
         kind: what the source is, where its layout does not tell; see `find_runs`.
         entities: which runs are wanted, by their labels.
         phenotypes: the table of subjects, and whose groups (families, sites) a split does not divide.
+        cifti: convert grayordinates (CIFTI-2 `.dtseries.nii`) where volumes are there as well; where there are none, they
+            are converted without asking.
     """
 
     mask: str = "auto"
@@ -140,6 +143,7 @@ class ConvertOptions:
     kind: str | None = None
     entities: EntityFilter = field(default_factory=EntityFilter)
     phenotypes: Phenotypes = field(default_factory=Phenotypes)
+    cifti: bool = False
 
     @property
     def sources(self) -> "FindOptions":
@@ -150,6 +154,7 @@ class ConvertOptions:
             "kind": self.kind,
             "entities": self.entities,
             "phenotypes": self.phenotypes,
+            "cifti": self.cifti,
         }
 
     def __post_init__(self) -> None:

@@ -19,7 +19,8 @@ from fmristream.ingest.sources import Listing, SourceRun
 from fmristream.ingest.sources.synth import is_synth
 from fmristream.ingest.tasks import MaskTask, SurveyedRun, find_run_mask
 from fmristream.shards.dataset import Dataset
-from fmristream.shards.spaces import Space, read_space
+from fmristream.shards.grayordinates import BrainModels
+from fmristream.shards.spaces import AnySpace, Space, read_space
 from fmristream.signal.grid import SAME_GRID_MM, Grid, Shape3, is_believable, same_grid
 from fmristream.storage import Store
 from fmristream.storage.sources import source_size
@@ -47,7 +48,7 @@ class Survey:
 class SpacePlan:
     """Which space each run is stored in."""
 
-    spaces: dict[str, Space] = field(default_factory=dict)  # by digest
+    spaces: dict[str, AnySpace] = field(default_factory=dict)  # by digest
     of_run: dict[str, str] = field(default_factory=dict)  # source key -> space digest
     outside: dict[str, int] = field(
         default_factory=dict
@@ -55,7 +56,7 @@ class SpacePlan:
     quarantined: list[Quarantined] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def assign(self, runs: Iterable[SurveyedRun], space: Space) -> None:
+    def assign(self, runs: Iterable[SurveyedRun], space: AnySpace) -> None:
         """Store these runs in this space."""
         digest = space.digest
         for run in runs:
@@ -106,6 +107,9 @@ def _surveyed(source: SourceRun, options: ConvertOptions) -> SurveyedRun | Quara
         size = 0 if is_synth(source.url) else source_size(source.url)
     except (SourceError, ObjectMissingError) as error:
         return Quarantined(name=source.name, reason=str(error))
+    if header.models and options.layout == "volume":
+        reason = f"{source.key}: grayordinates are no volumes; convert them without --layout volume"
+        return Quarantined(name=source.name, reason=reason)
     return SurveyedRun(
         source=source,
         header=header,
@@ -145,7 +149,7 @@ def plan_spaces(
     on_frame: Step | None = None,
     *,
     store: Store | None = None,
-    existing: Sequence[Space] = (),
+    existing: Sequence[AnySpace] = (),
 ) -> SpacePlan:
     """Find the mask of every grid, reading what has to be read.
 
@@ -158,20 +162,54 @@ def plan_spaces(
         existing: spaces that a dataset has already: runs that join it are stored in the mask of their grid.
     """
     plan = SpacePlan()
+    plan_grayordinates(plan, runs, choice)
+    runs = volumes_of(runs)
+    masked = [space for space in existing if isinstance(space, Space)]
     groups = group_by_grid(runs)
     if choice.kind in ("none", "file"):
         for grid, members in groups:
-            present = [space for space in existing if same_grid(space.grid, grid)]
+            present = [space for space in masked if same_grid(space.grid, grid)]
             if choice.kind == "none":
                 plan.assign(members, _whole_of(present, grid))
             else:
                 _use_given_mask(plan, grid, members, choice.path, present)
         return plan
-    _use_unions(plan, groups, find_masks(runs, choice, engine, on_frame, store=store), existing)
+    _use_unions(plan, groups, find_masks(runs, choice, engine, on_frame, store=store), masked)
     return plan
 
 
-def spaces_by_runs(dataset: Dataset | None) -> list[Space]:
+def volumes_of(runs: Iterable[SurveyedRun]) -> list[SurveyedRun]:
+    """Those runs that need a mask: all but grayordinates."""
+    return [run for run in runs if not run.header.models]
+
+
+def plan_grayordinates(plan: SpacePlan, runs: Iterable[SurveyedRun], choice: MaskChoice) -> None:
+    """Store each run of grayordinates in the space that its own file describes; one file of each kind is read for that."""
+    listed: dict[str, list[SurveyedRun]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.source.key):
+        if run.header.models:
+            listed[run.header.models].append(run)
+    for digest, members in listed.items():
+        while members:
+            try:
+                plan.assign(members, _models_of(members[0], digest))
+                break
+            except SourceError as error:
+                plan.quarantined.append(Quarantined(name=members.pop(0).source.name, reason=str(error)))
+    if choice.kind in ("first", "file") and listed:
+        count = sum(map(len, listed.values()))
+        plan.warnings.append(f"--mask is for volumes: {count} runs of grayordinates are stored whole")
+
+
+def _models_of(run: SurveyedRun, digest: str) -> BrainModels:
+    with open_run(run.source) as stream:
+        models = stream.models
+    if models is None or models.digest != digest:
+        raise SourceError(f"{run.source.key}: its header changed while the conversion ran; convert it again")
+    return models
+
+
+def spaces_by_runs(dataset: Dataset | None) -> list[AnySpace]:
     """The spaces of a dataset, the one that most of its runs are stored in first."""
     if dataset is None:
         return []

@@ -12,6 +12,7 @@ from fmristream.errors import SourceError
 from fmristream.ingest.fingerprint import Fingerprint, archived_fingerprint, quick_fingerprint
 from fmristream.ingest.sources.listing import SourceRun
 from fmristream.ingest.sources.synth import is_synth
+from fmristream.shards.grayordinates import BrainModels
 
 __all__ = ["MAX_RUN_BYTES", "Fingerprint", "Frame", "RunHeader", "RunStream", "open_run", "quick_fingerprint"]
 
@@ -36,6 +37,7 @@ class RunHeader:
     tr_s: float | None  # None where the header does not tell
     space: str  # from the code of the affine in use: "MNI", "Talairach", "template", "native" or "unknown"
     notes: tuple[str, ...] = ()  # oddities worth a warning
+    models: str = ""  # of grayordinates, digest of their brain models; their shape is (grayordinates, 1, 1)
 
     @property
     def frame_bytes(self) -> int:
@@ -51,6 +53,11 @@ class RunStream(Protocol):
 
     @property
     def header(self) -> RunHeader: ...
+
+    @property
+    def models(self) -> BrainModels | None:
+        """What the values of a frame are, where that is no volume."""
+        ...
 
     def frames(self, ring: int = 1) -> Iterator[Frame]:
         """Every frame, once: (x, y, z) in Fortran order, stored dtype, little-endian.
@@ -110,6 +117,10 @@ class _Archived:
     @property
     def header(self) -> RunHeader:
         return self._stream.header
+
+    @property
+    def models(self) -> BrainModels | None:
+        return self._stream.models
 
     def frames(self, ring: int = 1) -> Iterator[Frame]:
         """The stream's own."""

@@ -23,9 +23,11 @@ from fmristream.ingest.plan import (
     Survey,
     find_masks,
     group_grids,
+    plan_grayordinates,
     plan_spaces,
     survey,
     unpack_mask,
+    volumes_of,
     whole_space,
 )
 from fmristream.ingest.sources import Listing, SourceRun
@@ -102,12 +104,13 @@ def convert_shard(
             names = _names(listing, choice, shard)
             if pending.read_record(store, names[shard.index - 1]) is None:
                 meter.start("computing masks", runs=0, frames=sum(run.header.frames for run in found.runs))
-                masks = find_masks(found.runs, choice, engine, meter.frames_done, store=store)
+                masks = find_masks(volumes_of(found.runs), choice, engine, meter.frames_done, store=store)
                 found.quarantined += _record(store, names[shard.index - 1], masks)
             there = set(store.list(f"{pending.FOLDER}/{pending.SHARDS}"))
             if missing := sum(name not in there for name in names):
                 return replace(_with_runs(report, found.runs, found.quarantined), stage="masks", missing_shards=missing)
-            plan = _plan(store, names, listing, found.runs)
+            plan = _plan(store, names, listing, volumes_of(found.runs))
+            plan_grayordinates(plan, found.runs, choice)
         for space in plan.spaces.values():
             write_space(store, space)
         done = convert_runs(found, plan, engine)

@@ -14,7 +14,7 @@ from fmristream.ingest.sources import SourceRun
 from fmristream.shards.digest import sha256, sha256_json
 from fmristream.shards.parcels import ParcelSpace, read_parcels
 from fmristream.shards.side import SideWriter, Table
-from fmristream.shards.spaces import Space
+from fmristream.shards.spaces import AnySpace, Space
 from fmristream.signal.parcellate import ParcelSeries, robust_statistics
 from fmristream.signal.sketch import RunSketch
 from fmristream.storage import Store
@@ -63,7 +63,7 @@ class Beside:
             **({"tables": tables} if tables else {}),
         }
 
-    def measures(self, store: Store, space: Space) -> "Measures":
+    def measures(self, store: Store, space: AnySpace) -> "Measures":
         """What takes the run's frames."""
         spaces = [
             read_parcels(store, digest=digest, document=document)
@@ -71,7 +71,9 @@ class Beside:
         ]
         return Measures(
             series=[(one, ParcelSeries(one.weights, frames=self.frames)) for one in spaces],
-            sketch=RunSketch(space.grid, space.mask, frames=self.frames) if self.task.sketch else None,
+            sketch=RunSketch(space.grid, space.mask, frames=self.frames)
+            if self.task.sketch and isinstance(space, Space)
+            else None,
             tables=self.tables,
         )
 

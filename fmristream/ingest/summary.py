@@ -68,7 +68,8 @@ def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions)
     share = 1.0 if options.mask_choice.kind == "none" else TYPICAL_MASK_SHARE
     stored = 0.0
     for run in found.runs:
-        voxels = padded_length(round(share * float(np.prod(run.header.shape))))
+        stored_share = 1.0 if run.header.models else share
+        voxels = padded_length(round(stored_share * float(np.prod(run.header.shape))))
         stored += voxels * run.header.frames * _voxel_bytes(run.header.dtype, options)
     return ConvertReport(
         url=url,

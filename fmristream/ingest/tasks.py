@@ -26,7 +26,7 @@ from fmristream.ingest.sources.synth import is_synth
 from fmristream.shards.digest import sha256
 from fmristream.shards.run_writer import RunWriter
 from fmristream.shards.side import SideWriter
-from fmristream.shards.spaces import Space, read_space
+from fmristream.shards.spaces import AnySpace, Space, read_space
 from fmristream.shards.volume import NiftiPrefix, VolumeRunWriter
 from fmristream.signal import kernels
 from fmristream.signal.grid import gather_order
@@ -188,14 +188,15 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
 
 def _convert(
     task: RunTask,
-    space: Space,
+    space: AnySpace,
     own_mask: NDArray[np.bool_] | None,
     sidecar: Mapping[str, Any],
     beside: Beside,
     on_frame: FrameCallback | None,
 ) -> FinishedRun:
     run = task.run
-    order = gather_order(space.mask)
+    in_space = space.mask if isinstance(space, Space) else np.ones(space.frame_shape, dtype=bool)
+    order = gather_order(in_space)
     measures = beside.measures(task.store, space)
     quantizer, seen = _quantizer(task, order, space.voxels)
     with (
@@ -215,11 +216,11 @@ def _convert(
         if seen is not None and stream.fingerprint() != seen:
             raise SourceError(f"{run.source.key}: it changed while the conversion ran; convert it again")
         measures.store(side)
-        written = writer.finish(own_mask=None if own_mask is None else own_mask[space.mask], sidecar=sidecar)
+        written = writer.finish(own_mask=None if own_mask is None else own_mask[in_space], sidecar=sidecar)
         return FinishedRun.of(
             replace(written, arrays=(*written.arrays, *side.arrays)),
             space_digest=space.digest,
-            outside=0 if own_mask is None else int((own_mask & ~space.mask).sum()),
+            outside=0 if own_mask is None else int((own_mask & ~in_space).sum()),
             source=stream.fingerprint(),
             notes=beside.notes,
         )
@@ -249,19 +250,17 @@ def _quantizer(task: RunTask, order: NDArray[Any], voxels: int) -> tuple[Quantiz
     return Quantizer(codec=codec, scale=scale, dtype=header.dtype, slope=header.slope, inter=header.inter), seen
 
 
-def _writer(task: RunTask, space: Space, stream: RunStream, quantizer: Quantizer | None) -> RunWriter | VolumeRunWriter:
+def _writer(
+    task: RunTask, space: AnySpace, stream: RunStream, quantizer: Quantizer | None
+) -> RunWriter | VolumeRunWriter:
     """The writer of the layout that was asked for."""
     header = task.run.header
-    is_volume = task.layout == "volume"
-    is_raw = task.codec == "raw"
-    writer = (
-        partial(VolumeRunWriter, prefix=_prefix(task, stream))
-        if is_volume
-        else partial(RunWriter, is_raw=is_raw, quantizer=quantizer)
-    )
-    return writer(
-        task.store,
-        space,
+    if task.layout == "volume":
+        assert isinstance(space, Space), "grayordinates are refused when headers are read"
+        writer: Any = partial(VolumeRunWriter, task.store, space, prefix=_prefix(task, stream))
+    else:
+        writer = partial(RunWriter, task.store, space, is_raw=task.codec == "raw", quantizer=quantizer)
+    opened: RunWriter | VolumeRunWriter = writer(
         frames=header.frames,
         dtype=header.dtype,
         slope=header.slope,
@@ -269,6 +268,7 @@ def _writer(task: RunTask, space: Space, stream: RunStream, quantizer: Quantizer
         affine=task.run.affine,
         tr_s=task.run.tr_s,
     )
+    return opened
 
 
 def _prefix(task: RunTask, stream: RunStream) -> NiftiPrefix:
@@ -300,4 +300,6 @@ def _frames(stream: RunStream, *, threads: int) -> AbstractContextManager[Iterab
 def _own_mask(run: SurveyedRun) -> NDArray[np.bool_] | None:
     if run.source.mask_url is None:
         return None
+    if run.header.models:
+        raise SourceError(f"{run.source.key}: a mask is given for grayordinates, which are stored whole; leave it out")
     return read_mask(run.source.mask_url, run.header.shape, run.header.affine)

@@ -41,6 +41,7 @@ def compare_run(dataset: Dataset, run: Run, source: SourceRun, counter: Counter)
         with open_with_nibabel(source) as image:
             told = dataset.reader(run).attributes.get("quantization") if dataset.reader(run).is_quantized else None
             _compare_header(run, image, found, dtype=run.dtype if told is None else str(told.get("source_dtype")))
+            _compare_models(dataset, run, image, found)
             if found.faults:
                 return found
             if told is not None:
@@ -89,6 +90,44 @@ def _compare_header(run: Run, image: SourceImage, found: Findings, *, dtype: str
             found.fault(f"{name} is {value}, the source has {original[name]}", run=run.name)
 
 
+def _compare_models(dataset: Dataset, run: Run, image: SourceImage, found: Findings) -> None:
+    """What each grayordinate is, against the axis that nibabel reads."""
+    if dataset.is_grayordinates(run) != (image.models is not None):
+        found.fault("one of run and source has grayordinates, the other volumes", run=run.name)
+    if found.faults or image.models is None:
+        return
+    stored, axis = dataset.grayordinates(run), image.models
+    surfaces = np.array([model.is_surface for model in stored.models for _ in range(model.count)], dtype=bool)
+    told = {
+        "structures": np.array([model.structure for model in stored.models for _ in range(model.count)]),
+        "surfaces": surfaces,
+        "vertices": stored.indices[surfaces, 0],
+        "voxels": stored.indices[~surfaces],
+        "numbers of vertices": sorted({(m.structure, m.surface_vertices) for m in stored.models if m.is_surface}),
+        "volume": None if stored.volume is None else (stored.volume.shape, stored.volume.affine),
+    }
+    has_voxels = not axis.surface_mask.all()
+    expected = {
+        "structures": axis.name,
+        "surfaces": axis.surface_mask,
+        "vertices": axis.vertex[axis.surface_mask],
+        "voxels": axis.voxel[axis.volume_mask],
+        "numbers of vertices": sorted((str(name), int(count)) for name, count in axis.nvertices.items()),
+        "volume": (tuple(axis.volume_shape), tuple(axis.affine.ravel().tolist())) if has_voxels else None,
+    }
+    for name, value in told.items():
+        if not np.array_equal(value, expected[name]) if isinstance(value, np.ndarray) else value != expected[name]:
+            found.fault(f"the {name} of its grayordinates are not those of the source", run=run.name)
+
+
+def _positions(dataset: Dataset, run: Run) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
+    """Where stored values stand in a frame of nibabel's, Fortran-ordered; and the mask, where a frame is a volume."""
+    if dataset.is_grayordinates(run):
+        return np.arange(run.voxels), None
+    mask = dataset.space(run).mask
+    return np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F"), mask
+
+
 def _compare_prefix(dataset: Dataset, run: Run, image: SourceImage, found: Findings) -> None:
     """Header and extensions, byte for byte, where the dataset says that it keeps them."""
     reader = dataset.reader(run)
@@ -123,13 +162,12 @@ class _Differences:
 
 
 def _compare_frames(dataset: Dataset, run: Run, image: SourceImage, found: Findings, counter: Counter) -> None:
-    mask = dataset.space(run).mask
-    positions = np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F")  # nibabel's frames are Fortran-ordered
+    positions, mask = _positions(dataset, run)
     stored, scaled = _Differences("stored"), _Differences("scaled")
     for start, stop in frame_blocks(run):
         ours = dataset.reader(run).read_stored(start, stop)
         ours_scaled = dataset.read(run, start, stop, packed=True)
-        if start == 0:
+        if start == 0 and mask is not None:
             _compare_placement(dataset.read(run, 0, 1)[0], mask, ours_scaled[0], run, found)
         # The block first: zip asks for a frame before it sees that nobody wants it.
         for frame, volume in zip(range(start, stop), image.frames, strict=False):
@@ -160,15 +198,14 @@ def _compare_bounded(
     counter: Counter,
 ) -> None:
     """Every value of a lossy run against the bound and the errors that are stored with it; the source is read twice."""
-    mask = dataset.space(run).mask
-    positions = np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F")
+    positions, mask = _positions(dataset, run)
     sd = _temporal_sd(first, positions)
     beyond, scaled = _Differences("stored"), _Differences("scaled")
     worst, total = 0.0, 0.0
     for start, stop in frame_blocks(run):
         ours = dataset.reader(run).read_stored(start, stop)
         ours_scaled = dataset.read(run, start, stop, packed=True)
-        if start == 0:
+        if start == 0 and mask is not None:
             _compare_placement(dataset.read(run, 0, 1)[0], mask, ours_scaled[0], run, found)
         for frame, volume in zip(range(start, stop), second.frames, strict=False):
             row, values = frame - start, volume.ravel(order="F")[positions]

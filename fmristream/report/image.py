@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmristream.catalog.run import Run
-from fmristream.errors import CorruptDataError, SourceError
+from fmristream.errors import CorruptDataError, SourceError, UsageError
 from fmristream.ingest.header_bytes import header_of, is_big_endian, make_prefix
 from fmristream.ingest.nifti_header import parse_header
 from fmristream.report.blocks import frame_blocks
@@ -62,6 +62,11 @@ def _volumes(reader: RunReader, *, big_endian: bool) -> Iterator[memoryview]:
 
 def _made(dataset: Dataset, reader: RunReader) -> Image:
     """An image from stored voxels: a header made of what the tables say, and zeros outside the mask."""
+    if dataset.is_grayordinates(reader.run):
+        raise UsageError(
+            f"{dataset.store.name}: run {reader.run.name} holds grayordinates (CIFTI-2), which no NIfTI image of volumes can "
+            "hold; read them: fmristream.open(url).read(run, packed=True)"
+        )
     run, mask = reader.run, dataset.space(reader.run).mask
     dtype, slope, inter = run.numpy_dtype, run.slope, run.inter
     fill, has_zero = background_value(dtype, slope, inter)

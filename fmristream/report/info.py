@@ -28,13 +28,15 @@ from fmristream.storage import display_url
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridInfo:
-    """One grid with one mask, and how many runs are stored on it."""
+    """One grid with one mask, or one list of grayordinates, and how many runs are stored on it."""
 
     runs: int
     shape: tuple[int, int, int]
     voxel_size_mm: tuple[float, float, float]
     orientation: str  # where the voxel axes run to, such as LAS
     voxels: int  # stored, of shape's product
+    kind: str = "grid"  # or brain-models: grayordinates, whose shape is their number and says nothing of place
+    structures: tuple[str, ...] = ()  # of grayordinates, each with how many there are
 
     @property
     def share(self) -> float:
@@ -209,6 +211,11 @@ def _grids(dataset: Dataset) -> tuple[GridInfo, ...]:
         x, y, z = space["shape"]
         found.append(
             GridInfo(
+                kind=space["kind"],
+                structures=tuple(
+                    f"{model['structure'].removeprefix('CIFTI_STRUCTURE_')} {model['count']} of {model.get('vertices', 'voxels')}"
+                    for model in space.get("models", ())
+                ),
                 runs=runs,
                 shape=(x, y, z),
                 voxel_size_mm=voxel_sizes_mm(affine),

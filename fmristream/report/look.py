@@ -28,9 +28,9 @@ Volume = NDArray[np.float32]  # x y z
 class Look:
     """A run as it is drawn; NaN where nothing is shown."""
 
-    mean: Volume  # scaled units
-    sd: Volume
-    tsnr: Volume
+    mean: Volume | None  # scaled units; these three are None for grayordinates, which have no volume
+    sd: Volume | None
+    tsnr: Volume | None
     carpet: NDArray[np.float32]  # (voxel, time) z-scores, sorted by correlation with the global signal, highest first
     voxels: int  # that the traces are taken over
     global_signal: NDArray[np.float32]  # (t,) mean z-score
@@ -41,11 +41,11 @@ def look_at(dataset: Dataset, run: Run) -> Look:
     """Read a run once; memory is a few frames and the carpet, whatever its length."""
     reader = dataset.reader(run)
     mean, sd = _moments(reader)
-    mask = dataset.space(run).mask
+    mask = None if dataset.is_grayordinates(run) else dataset.space(run).mask
     with np.errstate(all="ignore"):
         scaled_mean = mean * run.slope + run.inter
         scaled_sd = sd * abs(run.slope)
-        shown = foreground(scaled_mean, scaled_sd, whole=bool(mask.all()))
+        shown = foreground(scaled_mean, scaled_sd, whole=mask is not None and bool(mask.all()))
         tsnr = np.where(scaled_sd > 0, np.abs(scaled_mean) / scaled_sd, np.nan)
     changing = np.flatnonzero(shown & (sd > 0))
     carpet, global_signal, change = _stream(reader, mean, sd, changing)
@@ -114,7 +114,9 @@ def _sorted(carpet: NDArray[np.float32]) -> NDArray[np.float32]:
     return carpet[np.argsort(-(carpet @ (common - common.mean())), kind="stable")]
 
 
-def _placed(mask: NDArray[np.bool_], shown: NDArray[np.bool_], values: NDArray[np.float64]) -> Volume:
+def _placed(mask: NDArray[np.bool_] | None, shown: NDArray[np.bool_], values: NDArray[np.float64]) -> Volume | None:
+    if mask is None:
+        return None
     volume = np.full(mask.shape, np.nan, dtype=np.float32)
     volume[mask] = np.where(shown, values, np.nan)
     return volume

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fmristream.catalog.run import Run
 from fmristream.errors import MissingExtraError
-from fmristream.report.look import Look
+from fmristream.report.look import Look, Volume
 from fmristream.report.orientation import axis_codes, voxel_sizes_mm
 from fmristream.report.slices import Slice, choose_slices, cropped
 
@@ -49,10 +49,13 @@ def draw(look: Look, run: Run) -> bytes:
     figure: Any = Figure(figsize=PAGE_INCHES, dpi=DPI, facecolor="white", layout="constrained")
     canvas = FigureCanvasAgg(figure)
     head, body = figure.subfigures(2, 1, height_ratios=(0.085, 1))
-    _draw_title(head, run)
-    images, time = body.subfigures(1, 2, width_ratios=(1, 1.15), wspace=0.02)
-    _draw_images(images, look, run)
-    _draw_time(time, look, run)
+    _draw_title(head, run, is_volume=look.mean is not None)
+    if look.mean is None or look.sd is None or look.tsnr is None:
+        _draw_time(body, look, run)
+    else:
+        images, time = body.subfigures(1, 2, width_ratios=(1, 1.15), wspace=0.02)
+        _draw_images(images, (look.mean, look.sd, look.tsnr), run)
+        _draw_time(time, look, run)
     page = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a run's name may be in any script
@@ -60,14 +63,17 @@ def draw(look: Look, run: Run) -> bytes:
     return page.getvalue()
 
 
-def _draw_title(head: "SubFigure", run: Run) -> None:
+def _draw_title(head: "SubFigure", run: Run, *, is_volume: bool) -> None:
     sizes = "×".join(f"{edge:.3g}" for edge in voxel_sizes_mm(run.affine_matrix))
     shape = "×".join(str(count) for count in run.shape)
+    place = (
+        f"grid {shape} {axis_codes(run.affine_matrix)}, {sizes} mm",
+        f"{run.voxels:,} voxels stored ({run.voxels / np.prod(run.shape):.0%})",
+    )
     facts = (
         f"{run.frames} frame{'s' if run.frames != 1 else ''}",
         "TR unknown" if run.tr_s is None else f"TR {run.tr_s:g} s",
-        f"grid {shape} {axis_codes(run.affine_matrix)}, {sizes} mm",
-        f"{run.voxels:,} voxels stored ({run.voxels / np.prod(run.shape):.0%})",
+        *(place if is_volume else (f"{run.voxels:,} grayordinates",)),
         run.numpy_dtype.name,
         f"space {run.space or 'unknown'}",
         *([run.split] if run.split else []),
@@ -76,8 +82,8 @@ def _draw_title(head: "SubFigure", run: Run) -> None:
     head.text(0.01, 0.12, "  ·  ".join(facts), fontsize=9.5, color=GREY, va="center", parse_math=False)
 
 
-def _draw_images(panel: "SubFigure", look: Look, run: Run) -> None:
-    volumes = cropped((look.mean, look.sd, look.tsnr), run.affine_matrix)
+def _draw_images(panel: "SubFigure", shown: tuple[Volume, Volume, Volume], run: Run) -> None:
+    volumes = cropped(shown, run.affine_matrix)
     cuts = choose_slices(volumes[0], run.affine_matrix)
     axes = panel.subplots(len(ROWS), len(cuts), squeeze=False, width_ratios=[cut.width_mm for cut in cuts])
     for row, ((name, colours), volume) in enumerate(zip(ROWS, volumes, strict=True)):

@@ -1,4 +1,4 @@
-"""A picture of every run: mean, SD and tSNR slices beside a carpet plot."""
+"""A picture of every run: mean, SD and tSNR slices beside a carpet plot; of grayordinates the carpet alone."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence

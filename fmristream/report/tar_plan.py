@@ -186,6 +186,10 @@ def _part(dataset: Dataset, options: TarOptions, split: str, folder: str) -> Tar
         grid=options.grid,
         mix_spaces=options.mix_spaces,
     )
+    if not clips.has_grid:
+        raise UsageError(
+            f"{dataset.store.name}: holds grayordinates (CIFTI-2), of which no tar shards are made; stream them from the dataset"
+        )
     if not len(clips):
         raise UsageError(
             f"{dataset.store.name}: no run of part {folder} has {options.window} frames; choose a shorter --window, or the "

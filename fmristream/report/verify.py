@@ -22,6 +22,7 @@ def verify(
     subject_pattern: str | None = None,
     kind: str | None = None,
     entities: EntityFilter | None = None,
+    cifti: bool = False,
     progress: ProgressCallback | None = None,
 ) -> VerifyReport:
     """Check the newest version of a dataset.
@@ -37,6 +38,7 @@ def verify(
         subject_pattern: likewise.
         kind: likewise.
         entities: likewise.
+        cifti: likewise.
         progress: called as work proceeds.
 
     Raises:
@@ -47,7 +49,7 @@ def verify(
     listing = (
         None
         if against is None
-        else find_runs(against, space=space, subject_pattern=subject_pattern, kind=kind, entities=entities)
+        else find_runs(against, space=space, subject_pattern=subject_pattern, kind=kind, entities=entities, cifti=cifti)
     )
     found = Findings()
     dataset = _opened(url, found)

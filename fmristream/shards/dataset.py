@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from fmristream.catalog.run import Run, StoredArray
 from fmristream.catalog.run_table import ArrayTable, RunTable
 from fmristream.catalog.tables import Columns, Participant, decode_participants, decode_skipped
-from fmristream.errors import CorruptDataError, UsageError
+from fmristream.errors import CorruptDataError, SpaceError, UsageError
 from fmristream.shards.digest import PREFIX, content_digest, matches, sha256
 from fmristream.shards.generation import Generation, listed_generations, newest_generation
+from fmristream.shards.grayordinates import KIND as BRAIN_MODELS
+from fmristream.shards.grayordinates import BrainModels
 from fmristream.shards.run_reader import RunReader
 from fmristream.shards.side import (
     CONFOUNDS,
@@ -26,7 +28,7 @@ from fmristream.shards.side import (
     read_table,
     recordings_of,
 )
-from fmristream.shards.spaces import Space, read_space
+from fmristream.shards.spaces import AnySpace, Space, read_space
 from fmristream.storage import Store, join_url, open_store
 
 if TYPE_CHECKING:
@@ -156,8 +158,40 @@ class Dataset:
             raise UsageError(f"{self.store.name}: no run is called {run!r}; `fmristream info --runs` lists the names")
         return self.runs[self._position[run]]
 
+    def is_grayordinates(self, run: int | str | Run) -> bool:
+        """Whether a frame of the run is a list of vertices and voxels (CIFTI-2), not a volume."""
+        return bool(self.generation.document["spaces"][self.run(run).space_digest]["kind"] == BRAIN_MODELS)
+
     def space(self, run: int | str | Run) -> Space:
-        """Grid and mask of a run's voxels."""
+        """Grid and mask of a run's voxels.
+
+        Raises:
+            SpaceError: its frames are grayordinates, which lie on no grid.
+        """
+        space = self.any_space(run)
+        if isinstance(space, BrainModels):
+            raise SpaceError(
+                f"{self.store.name}: run {self.run(run).name} holds {space.voxels} grayordinates (CIFTI-2), which have no "
+                "volume to be placed in; read them packed, (t, grayordinates): read(run, packed=True), "
+                "Batch.packed; what each of them is: grayordinates(run)"
+            )
+        return space
+
+    def grayordinates(self, run: int | str | Run) -> BrainModels:
+        """What each value of a frame is, for a run of grayordinates: its brain models.
+
+        Raises:
+            SpaceError: its frames are volumes.
+        """
+        space = self.any_space(run)
+        if isinstance(space, Space):
+            raise SpaceError(
+                f"{self.store.name}: run {self.run(run).name} holds volumes, not grayordinates; ask for its space(run)"
+            )
+        return space
+
+    def any_space(self, run: int | str | Run) -> AnySpace:
+        """What the values of a run's frames are, of whichever kind."""
         digest = self.run(run).space_digest
         with self._lock:
             space = self._spaces.get(digest)
@@ -197,16 +231,17 @@ class Dataset:
 
         Raises:
             UsageError: no such run or frames.
+            SpaceError: grayordinates, not `packed`: they have no volume.
             CorruptDataError: stored bytes have changed.
             ObjectMissingError: an object of the run is gone.
         """
         wanted = self.run(run)
+        mask = None if packed else self.space(wanted).mask  # before frames are read for nothing
         stored = self.reader(wanted).read_stored(start, wanted.frames if stop is None else stop)
         with np.errstate(invalid="ignore", over="ignore"):  # NaN stays NaN, what float32 cannot hold becomes infinite
             scaled = (stored.astype(np.float64) * wanted.slope + wanted.inter).astype(np.float32)
-        if packed:
+        if mask is None:
             return scaled
-        mask = self.space(wanted).mask
         volumes = np.zeros((len(scaled), *mask.shape), dtype=np.float32)
         volumes[:, mask] = scaled
         return volumes
@@ -258,7 +293,7 @@ class Dataset:
         return {name: position for position, name in enumerate(self.runs.column("name"))}
 
     @cached_property
-    def _spaces(self) -> dict[str, Space]:
+    def _spaces(self) -> dict[str, AnySpace]:
         return {}
 
     @property

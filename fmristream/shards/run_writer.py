@@ -13,7 +13,7 @@ from fmristream.shards import CODES, FORMAT_VERSION, QUANTIZATION, QUANTIZED_ENC
 from fmristream.shards.digest import RunDigest, run_header, sha256
 from fmristream.shards.frames import FramesWriter
 from fmristream.shards.index import words_of
-from fmristream.shards.spaces import Space
+from fmristream.shards.spaces import AnySpace
 from fmristream.signal.measure import REFERENCE_FRAMES, RunMeasure, Statistics, moments_of, reference_of
 from fmristream.signal.quantize import Quantizer, quantization_of
 from fmristream.storage import Store
@@ -53,7 +53,7 @@ class RunWriter:
     def __init__(
         self,
         store: Store,
-        space: Space,
+        space: AnySpace,
         *,
         frames: int,
         dtype: "np.dtype[Any]",
@@ -70,7 +70,7 @@ class RunWriter:
         self._dtype = dtype if quantizer is None else quantizer.decoded.dtype  # of what readers call stored values
         self._header = run_header(
             frames=frames,
-            shape=space.grid.shape,
+            shape=space.frame_shape,
             dtype=self._dtype.str,
             slope=slope,
             inter=inter,

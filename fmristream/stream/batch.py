@@ -6,6 +6,7 @@ from typing import Self
 
 import torch
 
+from fmristream.errors import SpaceError
 from fmristream.signal import kernels
 from fmristream.signal.grid import Shape3
 
@@ -16,8 +17,8 @@ class Batch:
 
     Attributes:
         packed: (b, t, v) float32, normalised in-mask values.
-        positions: (v,) int64, where each voxel lies in the C-ordered grid; negative: cut off.
-        grid: (x, y, z).
+        positions: (v,) int64, where each voxel lies in the C-ordered grid; negative: cut off. None for grayordinates.
+        grid: (x, y, z); None for grayordinates, which have none.
         fill: (b,) float32, what stands outside the mask.
         valid: (b,) bool; False marks the padding of a last evaluation batch.
         window: (b,) int64, window number in the selection.
@@ -30,8 +31,8 @@ class Batch:
     """
 
     packed: torch.Tensor
-    positions: torch.Tensor
-    grid: Shape3
+    positions: torch.Tensor | None
+    grid: Shape3 | None
     fill: torch.Tensor
     valid: torch.Tensor
     window: torch.Tensor
@@ -48,17 +49,33 @@ class Batch:
 
     @property
     def bold(self) -> torch.Tensor:
-        """(b, 1, x, y, z, t) float32 on the batch's device; a view of memory in which time is the slow axis."""
+        """(b, 1, x, y, z, t) float32 on the batch's device; a view of memory in which time is the slow axis.
+
+        Raises:
+            SpaceError: the runs are grayordinates.
+        """
+        if self.positions is None or self.grid is None:
+            raise SpaceError(
+                f"this batch holds {self.packed.shape[-1]} grayordinates (CIFTI-2), which have no grid to be placed in, so no "
+                "model of volumes such as SwiFT takes them; use batch.packed (b, t, grayordinates), or convert the volumes "
+                "of the same runs"
+            )
         frames = place(self.packed, self.positions, self.grid, self.fill) if self.placed is None else self.placed
         return frames.movedim(1, -1)[:, None]
 
     def to(self, device: torch.device | str) -> Self:
-        """The batch on a device, its signal placed on the grid there; packed values cross the bus, empty space does not."""
+        """The batch on a device, its signal placed on the grid there; packed values cross the bus, empty space does not.
+
+        Grayordinates stay packed.
+        """
         moved = {
             name: getattr(self, name).to(device, non_blocking=True)
             for name in ("packed", "positions", "fill", "valid", "window", "start")
+            if getattr(self, name) is not None
         }
         targets = {name: values.to(device, non_blocking=True) for name, values in self.targets.items()}
+        if self.grid is None:
+            return replace(self, **moved, targets=targets)
         placed = place(moved["packed"], moved["positions"], self.grid, moved["fill"])
         return replace(self, **moved, targets=targets, placed=placed)
 

@@ -33,13 +33,14 @@ class StreamingDataset:
         seed: shuffles the windows, each epoch anew; None for stored order, one pass (evaluation).
         normalize: `none`, `voxel-zscore`, `global-zscore`, ... (fmristream.signal.normalize.RECIPES).
         targets: columns of the participants table that samples carry.
-        grid: (x, y, z) to pad or cut the native grid to, centred; the native grid where not given.
+        grid: (x, y, z) to pad or cut the native grid to, centred; the native grid where not given. Grayordinates have
+            none: their windows come packed, (t, grayordinates), as `packed` of items and batches.
         exact: z-score by float32 moments even where float16 ones are stored.
         mix_spaces: allow runs of one grid and mask whose voxels do not correspond (unaligned subjects).
 
     Raises:
         UsageError: no run is selected, or an argument makes no sense.
-        SpaceError: the selected runs share no space.
+        SpaceError: the selected runs share no space, or a grid is asked for where they are grayordinates.
     """
 
     def __init__(
@@ -76,7 +77,11 @@ class StreamingDataset:
         self._targets = [
             read_target(self.dataset.participants, name, where=self.dataset.store.name) for name in targets
         ]
-        self.grid: Shape3 = grid or self.runs[0].shape
+        # Grayordinates are a list: there is nothing that they could be placed in.
+        self.has_grid = not self.dataset.is_grayordinates(self.runs[0])
+        self._grid = grid or self.runs[0].shape
+        if grid is not None:
+            assert self.grid  # raises where there is none
 
     @property
     def num_windows(self) -> int:
@@ -84,8 +89,23 @@ class StreamingDataset:
         return self._table.total
 
     @property
+    def grid(self) -> Shape3:
+        """(x, y, z) that windows are placed in.
+
+        Raises:
+            SpaceError: the runs are grayordinates.
+        """
+        if not self.has_grid:
+            raise SpaceError(
+                f"{self.dataset.store.name}: the runs hold {self.voxels} grayordinates (CIFTI-2), which have no grid to be "
+                "placed in, so no model of volumes such as SwiFT takes them; use the packed windows (t, grayordinates) of "
+                "batch.packed, or convert the volumes of the same runs"
+            )
+        return self._grid
+
+    @property
     def voxels(self) -> int:
-        """In-mask voxels of a frame."""
+        """In-mask voxels, or grayordinates, of a frame."""
         return self.runs[0].voxels
 
     @property
@@ -127,8 +147,13 @@ class StreamingDataset:
 
     @cached_property
     def positions(self) -> NDArray[np.int64]:
-        """(v,) where each stored voxel lies in the C-ordered `grid`; -1 where it is cut off."""
-        return target_positions(self.dataset.space(self.runs[0]).mask, self.grid)
+        """(v,) where each stored voxel lies in the C-ordered `grid`; -1 where it is cut off.
+
+        Raises:
+            SpaceError: the runs are grayordinates.
+        """
+        grid = self.grid  # raises first, in words about models
+        return target_positions(self.dataset.space(self.runs[0]).mask, grid)
 
     def locate(self, number: int) -> tuple[Run, int]:
         """(run, first frame) of a window number."""
@@ -148,18 +173,18 @@ class StreamingDataset:
         return self.num_windows
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """One window by number, placed on the grid: `bold` (1, x, y, z, t) float32 and what it is."""
+        """One window by number, placed on the grid: `bold` (1, x, y, z, t) float32 and what it is.
+
+        Grayordinates come as `packed` (t, grayordinates) in place of `bold`.
+        """
         if not -len(self) <= number < len(self):
             raise IndexError(f"window {number} was asked for, there are {len(self)}")
         number %= len(self)
         run, start = self.locate(number)
         packed = np.empty((self.window, self.voxels), dtype=np.float32)
         self.read_packed(number, packed, Scratch())
-        inside = self.positions >= 0
-        bold = np.full((self.window, int(np.prod(self.grid))), self.fill(run), dtype=np.float32)
-        bold[:, self.positions[inside]] = packed[:, inside]
         return {
-            "bold": np.moveaxis(bold.reshape(-1, *self.grid), 0, -1)[None],
+            **({"bold": self._placed(packed, run)} if self.has_grid else {"packed": packed}),
             "run": run.name,
             "start": start,
             "subject": run.subject,
@@ -167,14 +192,20 @@ class StreamingDataset:
             "window": number,
         }
 
+    def _placed(self, packed: NDArray[np.float32], run: Run) -> NDArray[np.float32]:
+        inside = self.positions >= 0
+        bold = np.full((self.window, int(np.prod(self.grid))), self.fill(run), dtype=np.float32)
+        bold[:, self.positions[inside]] = packed[:, inside]
+        return np.moveaxis(bold.reshape(-1, *self.grid), 0, -1)[None]
+
 
 def require_one_grid(runs: RunTable, *, where: str) -> None:
     """Raise SpaceError unless all runs store the same voxels of the same grid: without that there is no batch at all."""
     grids = runs.counts("space_digest")
     if len(grids) > 1:
         raise SpaceError(
-            f"{where}: the selected runs lie on {len(grids)} grids or masks; select runs of one, or convert them with one "
-            "--mask"
+            f"{where}: the selected runs lie on {len(grids)} grids or masks (or lists of grayordinates); select runs of one, "
+            "or convert them with one --mask"
         )
 
 

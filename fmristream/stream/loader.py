@@ -78,7 +78,7 @@ class StreamingLoader:
         self._pool = BatchPool(pinned=torch.cuda.is_available())
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fmristream-loader")
         self._scratch = local()
-        self._positions = torch.from_numpy(clips.positions)
+        self._positions = torch.from_numpy(clips.positions) if clips.has_grid else None
         self._consumed = 0  # samples handed out over all ranks
         self._ahead: deque[_Ahead] = deque()
         self._resumed = False  # a state was loaded, and no batch was asked for since
@@ -190,7 +190,7 @@ class StreamingLoader:
         return Batch(
             packed=packed,
             positions=self._positions,
-            grid=self.clips.grid,
+            grid=self.clips.grid if self.clips.has_grid else None,
             fill=fill,
             valid=torch.from_numpy(valid),
             window=torch.from_numpy(numbers),

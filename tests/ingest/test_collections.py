@@ -35,6 +35,42 @@ def hcp(subject: str, *folders: str, desc: str = "") -> dict[str, str | bytes]:
 # --- HCP
 
 
+@pytest.mark.parametrize(
+    ("options", "desc"),
+    [
+        ({"cifti": True}, "Atlas_MSMAll"),
+        ({"entities": EntityFilter(desc=("Atlas_MSMAll_hp2000_clean",))}, "Atlas_MSMAll_hp2000_clean"),
+        ({"cifti": True, "entities": EntityFilter(desc=("Atlas",))}, "Atlas"),
+        ({"space": "fsLR"}, "Atlas_MSMAll"),
+    ],
+)
+def test_hcp_gives_its_grayordinates_where_they_are_asked_for(tmp_path: Path, options, desc: str) -> None:
+    files = hcp("100307", "rfMRI_REST1_LR", "tfMRI_WM_RL")
+    for folder in ("rfMRI_REST1_LR", "tfMRI_WM_RL"):
+        place = f"100307/MNINonLinear/Results/{folder}/{folder}"
+        files |= {f"{place}_Atlas{form}.dtseries.nii": "" for form in ("_MSMAll", "_MSMAll_hp2000_clean")}
+    listing = find_runs(make(tmp_path, files), **options)
+    assert listing.kind == "hcp-ya"
+    assert {(run.task, run.acq, run.space, run.desc) for run in listing.runs} == {
+        ("REST", "LR", "fsLR", desc),
+        ("WM", "RL", "fsLR", desc),
+    }
+    assert {run.mask_url for run in listing.runs} == {None}
+    assert all(file.by_choice for file in listing.skipped)
+    assert len(listing.skipped) == 6
+
+
+def test_the_lifespan_collections_have_grayordinates_too_and_joined_ones_are_left_out(tmp_path: Path) -> None:
+    results = "HCA6000030_V1_MR/MNINonLinear/Results"
+    run = f"{results}/rfMRI_REST1_AP/rfMRI_REST1_AP"
+    joined = f"{results}/rfMRI_REST/rfMRI_REST_Atlas_MSMAll_hp0_clean.dtseries.nii"
+    forms = ("", "_hp0_clean")
+    names = [f"{run}_Atlas_MSMAll{form}.dtseries.nii" for form in forms] + [f"{run}.nii.gz", joined]
+    listing = find_runs(make(tmp_path, dict.fromkeys(names, "")), cifti=True)
+    assert [(run.subject, run.session, run.desc) for run in listing.runs] == [("HCA6000030", "V1", "Atlas_MSMAll")]
+    assert "joined" in reasons(listing)[joined]
+
+
 def test_hcp_young_adult_gives_its_minimally_preprocessed_runs_with_masks(tmp_path: Path) -> None:
     folders = ("rfMRI_REST1_LR", "rfMRI_REST2_RL", "tfMRI_WM_LR", "rfMRI_REST3_7T_PA")
     files = hcp("100307", *folders) | hcp("100307", "rfMRI_REST1_LR", desc="_hp2000_clean")
@@ -52,7 +88,9 @@ def test_hcp_young_adult_gives_its_minimally_preprocessed_runs_with_masks(tmp_pa
     assert {mask.rpartition("/")[2] for mask in masks(listing).values() if mask} == {"brainmask_fs.2.nii.gz"}
     assert None not in masks(listing).values()
     assert {file.by_choice for file in listing.skipped} == {True}
-    assert list(reasons(listing).values()) == ["desc hp2000_clean, not minimal (--desc chooses)"]
+    told = list(reasons(listing).values())
+    assert "desc hp2000_clean, not minimal (--desc chooses)" in told
+    assert sum("--cifti takes these" in reason for reason in told) == len(told) - 1 == 5
     assert any("Family_ID" in note for note in listing.notes)
     with open_run(listing.runs[0]) as stream:
         assert stream.header.frames == 5

@@ -7,7 +7,7 @@ import pytest
 
 from fmristream.errors import SourceError, UsageError
 from fmristream.ingest.run_stream import open_run, quick_fingerprint
-from fmristream.ingest.sources import SourceRun, find_runs
+from fmristream.ingest.sources import EntityFilter, SourceRun, find_runs
 from fmristream.ingest.sources.listing import SideFile
 from tests.ingest.source_trees import DERIVATIVE, MASK, RAW, by_key, make, reasons
 
@@ -209,7 +209,7 @@ def test_a_derivative_gives_preprocessed_runs_with_space_mask_and_time(tmp_path:
     }
     assert runs[f"{func}/{MNI}_desc-preproc_bold.nii.gz"].tr_s == 0.8
     found = reasons(listing)
-    assert "CIFTI" in found.pop(f"{func}/sub-01_task-rest_space-fsLR_den-91k_bold.dtseries.nii")
+    assert "--cifti takes these" in found.pop(f"{func}/sub-01_task-rest_space-fsLR_den-91k_bold.dtseries.nii")
     assert found == {f"{func}/sub-01_task-rest_desc-optcom_bold.nii.gz": "desc-optcom, not desc-preproc"}
 
 
@@ -234,3 +234,45 @@ def test_a_wanted_space_selects_among_spaces_and_declares_where_none_is_said(tmp
 def test_a_derivative_of_another_pipeline_gives_its_runs_whatever_their_description(tmp_path: Path) -> None:
     listing = find_runs(make(tmp_path, DERIVATIVE | {"sub-01/func/sub-01_space-MNI_desc-denoised_bold.nii.gz": ""}))
     assert [run.name for run in listing.runs] == ["sub-01_space-MNI_desc-denoised_bold"]
+
+
+DENSE = "sub-01/func/sub-01_task-rest_space-fsLR_den-91k_bold"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cifti": True},
+        {"space": "fsLR"},
+        {"entities": EntityFilter(den=("91k",))},
+        {"space": "fsLR", "entities": EntityFilter(den=("91k",), task=("rest",))},
+    ],
+)
+def test_a_derivatives_grayordinates_are_taken_by_flag_or_by_a_label_that_only_they_have(tmp_path, options):
+    files = DERIVATIVE | PREPROC | {f"{DENSE}.json": '{"RepetitionTime": 0.75}'}
+    listing = find_runs(make(tmp_path, files), **options)
+    (run,) = listing.runs
+    assert (run.key, run.name) == (f"{DENSE}.dtseries.nii", DENSE.rpartition("/")[2])
+    assert (run.space, run.den, run.tr_s, run.mask_url) == ("fsLR", "91k", 0.75, None)
+    assert {file.by_choice for file in listing.skipped} == {True}
+    assert len(listing.skipped) == 5
+
+
+def test_grayordinates_are_taken_where_a_dataset_holds_nothing_else(tmp_path):
+    unlabelled = "sub-02/func/sub-02_task-rest_bold.dtseries.nii"
+    listing = find_runs(make(tmp_path, DERIVATIVE | {f"{DENSE}.dtseries.nii": "", unlabelled: ""}))
+    assert {run.key: run.space for run in listing.runs} == {f"{DENSE}.dtseries.nii": "fsLR", unlabelled: ""}
+    assert not listing.skipped
+
+
+def test_two_densities_are_two_forms_of_a_run(tmp_path):
+    root = make(tmp_path, DERIVATIVE | {f"{DENSE.replace('91k', den)}.dtseries.nii": "" for den in ("91k", "170k")})
+    assert any("--den 170k|91k" in note for note in find_runs(root).notes)
+    assert [run.den for run in find_runs(root, entities=EntityFilter(den=("170k",))).runs] == ["170k"]
+
+
+def test_grayordinates_that_are_not_there_cannot_be_asked_for(tmp_path):
+    root = make(tmp_path, RAW | {"sub-01/func/sub-01_task-rest_bold.nii": ""})
+    for source, told in ((root, "no CIFTI-2 dense series"), ("synth://?subjects=2", "says itself")):
+        with pytest.raises(UsageError, match=told):
+            find_runs(source, cifti=True)

@@ -1,5 +1,6 @@
 """Digests: golden values, so that nobody changes one by accident, and what does and does not enter them."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -20,6 +21,7 @@ from fmristream.shards.digest import (
     sha256,
     sha256_json,
 )
+from fmristream.shards.grayordinates import BrainModel, BrainModels
 from fmristream.shards.spaces import Space
 from fmristream.signal.grid import Grid
 from fmristream.storage import open_store
@@ -112,6 +114,28 @@ def test_the_space_digest_never_changes():
     expected = "cfef2ffa8a174a3dc017f9af274b01bbc9ccfe2ee97fbc4d585f591044a92feb"
     for layout in (mask, np.asfortranarray(mask)):
         assert Space(grid=Grid(shape=(3, 1, 3), affine=IDENTITY), mask=layout).digest == expected
+
+
+def test_the_digest_of_grayordinates_never_changes():
+    # The sha256 of the indices is that of printf '\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\3\0\0\0…\1\0\0\0\0\0\0\0\2\0\0\0'.
+    indices = b"".join(n.to_bytes(4, "little", signed=True) for n in (0, -1, -1, 3, -1, -1, 1, 0, 2))
+    said = (
+        '{"affine":[0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0],"indices_sha256":"'
+        + hashlib.sha256(indices).hexdigest()
+        + '","kind":"brain-models","models":[{"count":2,"structure":"CIFTI_STRUCTURE_CORTEX_LEFT","type":"surface","vertices":4},'
+        '{"count":1,"structure":"CIFTI_STRUCTURE_BRAIN_STEM","type":"voxels"}],"shape":[3,1,1],"volume":{"affine":[1.0,0.0,0.0,'
+        '0.0,0.0,1.0,0.0,0.0,0.0,0.0,1.0,0.0,0.0,0.0,0.0,1.0],"shape":[2,1,3]}}'
+    )
+    expected = "068bcdce8b302a38a232edf398ddc0cc0f3e9bc1d06df7ce43fb5909f8d4e900"
+    assert hashlib.sha256(said.encode()).hexdigest() == expected
+    models = (
+        BrainModel(structure="CIFTI_STRUCTURE_CORTEX_LEFT", count=2, surface_vertices=4),
+        BrainModel(structure="CIFTI_STRUCTURE_BRAIN_STEM", count=1),
+    )
+    listed = np.frombuffer(indices, "<i4").reshape(3, 3)
+    volume = Grid(shape=(2, 1, 3), affine=IDENTITY)
+    for layout in (listed, np.asfortranarray(listed), listed.astype(">i4")):
+        assert BrainModels(models=models, indices=layout, volume=volume).digest == expected
 
 
 IRRELEVANT = {"name": "other", "object": "runs/other.zarr", "source_crc": "x", "source_bytes": 9, "foreground_mean": 9.0,

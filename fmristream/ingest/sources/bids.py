@@ -1,11 +1,22 @@
 """BIDS datasets as a source, raw or derivative (fMRIPrep and its kin): which files are runs, and what belongs to them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fmristream.errors import SourceError, UsageError
-from fmristream.ingest.sources.listing import BidsName, Listing, Skipped, SourceRun, is_hidden, parse_bids_name
+from fmristream.ingest.sources.listing import (
+    CIFTI_LEFT_OUT,
+    VOLUME_LEFT_OUT,
+    BidsName,
+    Listing,
+    Skipped,
+    SourceRun,
+    is_dense_series,
+    is_hidden,
+    parse_bids_name,
+    takes_cifti,
+)
 from fmristream.ingest.sources.participants import Row, parse_participants
 from fmristream.ingest.sources.side_files import SideFiles
 from fmristream.ingest.sources.sidecars import applicable, index_sidecars, repetition_times
@@ -17,7 +28,7 @@ PARTICIPANTS = "participants.tsv"
 
 _DESCRIPTION = "dataset_description.json"
 _BOLD = re.compile(r"(^|/)sub-[^/]*_bold\.(nii|nii\.gz|dtseries\.nii)$")
-_FUNC_BOLD = re.compile(r"^(?:sub-[^/]+/)(?:ses-[^/]+/)?func/sub-[^/_]+_(?:[^/]+_)?bold\.nii(?:\.gz)?$")
+_FUNC_BOLD = re.compile(r"^(?:sub-[^/]+/)(?:ses-[^/]+/)?func/sub-[^/_]+_(?:[^/]+_)?bold\.(?:dtseries\.)?nii(?:\.gz)?$")
 _OTHER_FOLDERS = frozenset({"derivatives", "sourcedata", "code"})
 _NOT_MAGNITUDE = frozenset({"phase", "real", "imag"})
 _PREPROCESSED = "preproc"
@@ -33,17 +44,33 @@ class _Bold:
     def label(self, entity: str) -> str:
         return self.name.entities.get(entity, "")
 
+    @property
+    def is_cifti(self) -> bool:
+        return is_dense_series(self.key)
+
+    @property
+    def chosen_by(self) -> dict[str, str]:
+        return {"space": self.label("space") or NATIVE, "den": self.label("den"), "desc": self.label("desc")}
+
 
 def is_bids(keys: Sequence[str]) -> bool:
     """Whether a folder's files form a BIDS dataset."""
     return _DESCRIPTION in keys or any(_FUNC_BOLD.match(key) for key in keys)
 
 
-def find_bids_runs(root: str, keys: Sequence[str], *, space: str | None, descs: Sequence[str] = ()) -> Listing:
+def find_bids_runs(
+    root: str,
+    keys: Sequence[str],
+    *,
+    space: str | None,
+    cifti: bool = False,
+    wanted: Mapping[str, Sequence[str]] | None = None,
+) -> Listing:
     """The runs of a BIDS dataset.
 
     A derivative says the space of each file: `space` then selects. Elsewhere it declares. Of a derivative's forms of a
-    run, desc-preproc is taken where there is one, unless `descs` are asked for.
+    run, desc-preproc is taken where there is one, unless another one is asked for. Volumes are taken, or, by `cifti`,
+    grayordinates; see `takes_cifti`. `wanted` are the labels that were asked for.
 
     Raises:
         UsageError: no run is there, or none in the wanted space.
@@ -52,7 +79,10 @@ def find_bids_runs(root: str, keys: Sequence[str], *, space: str | None, descs: 
     own = [key for key in keys if not _is_elsewhere(key)]
     bolds = [_Bold(key=key, name=parse_bids_name(key)) for key in own if _BOLD.search(key)]
     is_derivative, notes = _is_derivative(root, own, bolds)
-    taken, skipped = _take(bolds, is_derivative=is_derivative and not descs)
+    wanted = wanted or {}
+    bolds, others = _one_kind(bolds, cifti, {**wanted, "space": (space,) if space else wanted.get("space", ())})
+    taken, skipped = _take(bolds, is_derivative=is_derivative and not wanted.get("desc"))
+    skipped += others
     taken, skipped, declared = _select_space(root, taken, skipped, space=space, is_derivative=is_derivative)
     if not taken:
         raise UsageError(_nothing_found(root, keys, skipped))
@@ -65,8 +95,8 @@ def find_bids_runs(root: str, keys: Sequence[str], *, space: str | None, descs: 
             root,
             bold,
             tr_s=tr_s,
-            space=declared or bold.label("space") or NATIVE,
-            mask=_mask_of(bold, masks),
+            space=declared or bold.label("space") or ("" if bold.is_cifti else NATIVE),  # meshes may tell
+            mask=None if bold.is_cifti else _mask_of(bold, masks),
             sidecars=keys,
         )
         for bold, tr_s, keys in zip(taken, times, applied, strict=True)
@@ -111,6 +141,17 @@ def _is_derivative(root: str, keys: Sequence[str], bolds: Sequence[_Bold]) -> tu
     return by_name or declared, ()
 
 
+def _one_kind(
+    bolds: Sequence[_Bold], cifti: bool, wanted: Mapping[str, Sequence[str]]
+) -> tuple[list[_Bold], list[Skipped]]:
+    """Volumes, or grayordinates; the others are left out by choice."""
+    parts = {kind: [bold for bold in bolds if bold.is_cifti is kind] for kind in (False, True)}
+    labels = {kind: [bold.chosen_by for bold in part] for kind, part in parts.items()}
+    chosen = takes_cifti(cifti, labels[False], labels[True], wanted)
+    reason = VOLUME_LEFT_OUT if chosen else CIFTI_LEFT_OUT
+    return parts[chosen], [Skipped(key=bold.key, reason=reason, by_choice=True) for bold in parts[not chosen]]
+
+
 def _take(bolds: Sequence[_Bold], *, is_derivative: bool) -> tuple[list[_Bold], list[Skipped]]:
     """Candidates that are runs; the others with the reason."""
     only_preprocessed = is_derivative and any(bold.label("desc") == _PREPROCESSED for bold in bolds)
@@ -131,8 +172,6 @@ def _take(bolds: Sequence[_Bold], *, is_derivative: bool) -> tuple[list[_Bold], 
 
 def _why_not_chosen(bold: _Bold, *, only_preprocessed: bool) -> str:
     """Why another form of this run is taken instead; "" where this one is."""
-    if bold.name.extension == ".dtseries.nii":
-        return "a CIFTI file: grayordinates, not volumes; they are not converted"
     if bold.label("part") in _NOT_MAGNITUDE:
         return f"part-{bold.label('part')} of a complex run, not its magnitude"
     if only_preprocessed and bold.label("desc") != _PREPROCESSED:

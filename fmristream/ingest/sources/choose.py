@@ -24,6 +24,7 @@ class EntityFilter:
     echo: tuple[str, ...] = ()
     space: tuple[str, ...] = ()
     res: tuple[str, ...] = ()
+    den: tuple[str, ...] = ()
     desc: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -89,13 +90,15 @@ def _several_forms(runs: Sequence[SourceRun]) -> tuple[str, ...]:
     forms = defaultdict(set)
     for run in runs:
         same = (run.subject, run.session, run.task, run.acq, run.run, run.echo, run.space)
-        forms[same].add((run.res, run.desc))
+        forms[same].add((run.res, run.desc, run.den))
     several = [found for found in forms.values() if len(found) > 1]
     if not several:
         return ()
-    res = sorted({res or NONE for found in several for res, _ in found})
-    desc = sorted({desc or NONE for found in several for _, desc in found})
-    ways = [f"--{name} {'|'.join(labels)}" for name, labels in (("res", res), ("desc", desc)) if len(labels) > 1]
+    labels = {
+        name: sorted({form[place] or NONE for found in several for form in found})
+        for place, name in enumerate(("res", "desc", "den"))
+    }
+    ways = [f"--{name} {'|'.join(those)}" for name, those in labels.items() if len(those) > 1]
     return (
         f"{len(several)} runs are there in several forms, and each form is converted; choose with {' '.join(ways)}",
     )

@@ -5,7 +5,7 @@ The files of `collections/` describe those that are known; `--kind path/to/my.to
     title, space                   what people read; the space of the runs
     layout                         "paths" (the patterns below) or "bids" (then only `recognise` and the columns count)
     [[runs]] path, labels, masks   a regular expression over paths, whose groups are subject, session, task, acq, run, echo,
-                                   space, desc, site or free; labels where the path has none; masks, the first that exists,
+                                   space, den, desc, site or free; labels where the path has none; masks, the first that exists,
                                    as templates of the groups and `{folder}`, where the run lies
              confounds             likewise a table of numbers, a row a frame; confounds_columns names them, where the
                                    table has no header line
@@ -32,7 +32,7 @@ from fmristream.storage.urls import display_url
 
 _FOLDER = "collections"
 _MAX_BYTES = 2**20
-_LABELS = frozenset({"subject", "session", "task", "acq", "run", "echo", "space", "desc", "site"})
+_LABELS = frozenset({"subject", "session", "task", "acq", "run", "echo", "space", "den", "desc", "site"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

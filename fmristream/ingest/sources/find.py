@@ -1,7 +1,7 @@
 """From what the user names, a path, glob or URL, to the runs that it holds."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -45,6 +45,7 @@ def find_runs(
     kind: str | None = None,
     entities: EntityFilter | None = None,
     phenotypes: Phenotypes | None = None,
+    cifti: bool = False,
 ) -> Listing:
     """List the runs of a dataset, a collection, a plain folder, a glob, one file or archive, a table, or `synth://...`.
 
@@ -58,6 +59,7 @@ def find_runs(
             path of a TOML file that describes one.
         entities: which runs are wanted, by their labels.
         phenotypes: a table of subjects, and which of its columns' groups a split does not divide.
+        cifti: take CIFTI-2 dense series (`.dtseries.nii`) where volumes are there as well. A table says itself.
 
     Raises:
         UsageError: there is nothing to convert, and where was looked for what.
@@ -68,6 +70,9 @@ def find_runs(
     entities, phenotypes = entities or EntityFilter(), phenotypes or Phenotypes()
     if kind is not None and (is_synth(source) or is_table(source)):
         raise UsageError(f"--kind {kind}: {display_url(source)} says itself what it is; leave --kind out")
+    if cifti and (is_synth(source) or is_table(source)):
+        raise UsageError(f"--cifti: {display_url(source)} says itself which files are meant; leave --cifti out")
+    wanted = {"space": entities.space, "den": entities.den, "desc": entities.desc}
     if is_synth(source):
         _refuse_pattern(source, subject_pattern, "a synthetic cohort")
         listing, collection = find_synth_runs(source, space=space), None
@@ -75,16 +80,22 @@ def find_runs(
         source = local_path(source) if scheme_of(source) == "file" else source
         if is_table(source):
             _refuse_pattern(source, subject_pattern, "a table, whose column says the subject")
-            listing, collection = find_table_runs(source, space=space, descs=entities.desc), None
+            listing, collection = find_table_runs(source, space=space, wanted=wanted), None
         else:
             listing, collection = _find_in_files(
-                source, space=space, subject_pattern=subject_pattern, kind=kind, descs=entities.desc
+                source, space=space, subject_pattern=subject_pattern, kind=kind, cifti=cifti, wanted=wanted
             )
     return with_phenotypes(choose(listing, entities), phenotypes, collection)
 
 
 def _find_in_files(
-    source: str, *, space: str | None, subject_pattern: str | None, kind: str | None, descs: Sequence[str]
+    source: str,
+    *,
+    space: str | None,
+    subject_pattern: str | None,
+    kind: str | None,
+    cifti: bool,
+    wanted: Mapping[str, Sequence[str]],
 ) -> tuple[Listing, Collection | None]:
     forced = read_collection(kind) if kind not in (None, _BIDS, _FOLDER) else None
     place = _place(source, forced)
@@ -93,13 +104,15 @@ def _find_in_files(
     place, keys, collection = _recognised(place, keys, kind, forced)
     if collection is not None and collection.layout == "paths":
         _refuse_pattern(source, subject_pattern, f"{collection.kind}, whose paths say the subject")
-        listing = find_tree_runs(place.root, keys, collection, space=space, descs=descs)
+        listing = find_tree_runs(place.root, keys, collection, space=space, cifti=cifti, wanted=wanted)
     elif kind == _BIDS or collection is not None or (kind != _FOLDER and place.is_tree and is_bids(keys)):
         _refuse_pattern(source, subject_pattern, "a BIDS dataset, whose file names say the subject")
-        listing = find_bids_runs(place.root, keys, space=space, descs=descs)
+        listing = find_bids_runs(place.root, keys, space=space, cifti=cifti, wanted=wanted)
         listing = listing if collection is None else replace(listing, kind=collection.kind)
     else:
-        listing = find_folder_runs(place.root, keys, space=space, subject_pattern=subject_pattern, searched=source)
+        listing = find_folder_runs(
+            place.root, keys, space=space, subject_pattern=subject_pattern, searched=source, cifti=cifti
+        )
         if scheme_of(source) in ("http", "https") and not MemberUrl.parse(listing.runs[0].url):
             # Its query is not part of its name, and has to be asked for all the same.
             listing = replace(listing, runs=tuple(replace(run, url=source) for run in listing.runs))

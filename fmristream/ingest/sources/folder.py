@@ -8,14 +8,19 @@ from dataclasses import replace
 from fmristream.errors import UsageError
 from fmristream.ingest.sources.bids import read_participants
 from fmristream.ingest.sources.listing import (
+    CIFTI_LEFT_OUT,
     IMAGING_SUFFIXES,
+    VOLUME_LEFT_OUT,
     Listing,
     Skipped,
     SourceRun,
     header_of_pair,
     imaging_suffix,
+    is_cifti,
+    is_dense_series,
     is_hidden,
     parse_bids_name,
+    takes_cifti,
     without_archive_suffix,
     without_suffix,
 )
@@ -27,9 +32,17 @@ _SUBJECT = re.compile(r"(?:^|[/_])sub-([A-Za-z0-9]+)")
 
 
 def find_folder_runs(
-    root: str, keys: Sequence[str], *, space: str | None, subject_pattern: str | None, searched: str
+    root: str,
+    keys: Sequence[str],
+    *,
+    space: str | None,
+    subject_pattern: str | None,
+    searched: str,
+    cifti: bool = False,
 ) -> Listing:
     """A run for every imaging file among `keys`; `searched` is what the user asked for, for messages.
+
+    Of volumes and dense CIFTI series, where both are there, the volumes are taken, or, by `cifti`, the others.
 
     Raises:
         UsageError: there is none, or the pattern is no regular expression with a group.
@@ -42,6 +55,7 @@ def find_folder_runs(
             f"{display_url(searched)}: no imaging file among {len(keys)} files; expected names that end in "
             f"{', '.join(IMAGING_SUFFIXES)}{hint}"
         )
+    images, of_other_kind = _one_kind(images, cifti)
     pattern = _compiled(subject_pattern)
     subjects = {key: _subject(key, pattern) for key in images}
     taken = [key for key in images if subjects[key]]
@@ -52,7 +66,7 @@ def find_folder_runs(
     ]
     if not taken:
         raise UsageError(f"subject pattern {subject_pattern!r} matches no path, such as {images[0]}; adapt it")
-    skipped += _orphans(keys)
+    skipped += [*of_other_kind, *_orphans(keys)]
     stems = Counter(without_suffix(key) for key in taken)
     tables = NamedAfter(keys)
     participants, notes = read_participants(root, keys)
@@ -69,6 +83,20 @@ def find_folder_runs(
         participants=participants,
         skipped=tuple(sorted(skipped, key=lambda file: file.key)),
         notes=notes,
+    )
+
+
+def _one_kind(images: list[str], cifti: bool) -> tuple[list[str], list[Skipped]]:
+    """The images without those of the other kind, and these; CIFTI files of which nothing is made stay, to be told of."""
+    volumes, series = [key for key in images if not is_cifti(key)], [key for key in images if is_dense_series(key)]
+    if not series and not cifti:
+        return images, []
+    chosen = takes_cifti(cifti, [{} for _ in volumes], [{} for _ in series], {})
+    others, reason = (volumes, VOLUME_LEFT_OUT) if chosen else (series, CIFTI_LEFT_OUT)
+    left_out = set(others)
+    return (
+        [key for key in images if key not in left_out],
+        [Skipped(key=key, reason=reason, by_choice=True) for key in others],
     )
 
 

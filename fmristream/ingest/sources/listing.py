@@ -2,12 +2,23 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+from fmristream.errors import UsageError
 
 # Longest first, so that `a.nii.gz` loses all of its suffix. `.img` is the second half of `.hdr`.
 IMAGING_SUFFIXES = (".nii.gz", ".hdr.gz", ".nii", ".hdr", ".mgz", ".mgh")
 _PAIR_SUFFIXES = {".img": ".hdr", ".img.gz": ".hdr.gz"}
+
+# CIFTI-2 files by name; what they are is in their headers.
+_CIFTI = re.compile(
+    r"\.(?:dconn|dtseries|dscalar|dlabel|dpconn|pconn|pdconn|ptseries|pscalar|plabel|pconnseries|pconnscalar)\.nii(?:\.gz)?$",
+    re.IGNORECASE,
+)
+_DENSE_SERIES = (".dtseries.nii", ".dtseries.nii.gz")
+CIFTI_LEFT_OUT = "a CIFTI file beside volumes of runs, which are taken (--cifti takes these instead)"
+VOLUME_LEFT_OUT = "volumes beside CIFTI files, which are taken"
 
 _ARCHIVE = re.compile(r"\.(?:zip|tar|tar\.gz|tgz)!$", re.IGNORECASE)
 _LABEL = re.compile(r"^([A-Za-z0-9]+)-([A-Za-z0-9+.]+)$")
@@ -39,7 +50,8 @@ class SourceRun:
     run: str = ""
     echo: str = ""
     space: str = ""  # declared space; "" = take the header's
-    res: str = ""  # these two only tell forms of the same run apart; they are chosen by, not stored
+    res: str = ""  # these three only tell forms of the same run apart; they are chosen by, not stored
+    den: str = ""
     desc: str = ""
     tr_s: float | None = None  # from the sidecar; wins over the header
     mask_url: str | None = None  # the brain mask that belongs to this run
@@ -84,7 +96,7 @@ class BidsName:
 
     def labels(self) -> dict[str, str]:
         """The labels that a `SourceRun` keeps, by its field names."""
-        same = {name: name for name in ("task", "acq", "run", "echo", "res", "desc")}
+        same = {name: name for name in ("task", "acq", "run", "echo", "res", "den", "desc")}
         fields = {"session": "ses", **same}
         return {field: self.entities.get(entity, "") for field, entity in fields.items()}
 
@@ -120,6 +132,46 @@ def imaging_suffix(path: str) -> str:
     """The imaging suffix that a path ends in, in lower case; "" where it ends in none."""
     lower = path.lower()
     return next((suffix for suffix in IMAGING_SUFFIXES if lower.endswith(suffix)), "")
+
+
+def is_cifti(path: str) -> bool:
+    """Whether a path is named like a CIFTI-2 file of any kind."""
+    return _CIFTI.search(path) is not None
+
+
+def is_dense_series(path: str) -> bool:
+    """Whether a path is named like a CIFTI-2 dense time series: a run of grayordinates."""
+    return path.lower().endswith(_DENSE_SERIES)
+
+
+def takes_cifti(
+    asked: bool,
+    volumes: Sequence[Mapping[str, str]],
+    series: Sequence[Mapping[str, str]],
+    wanted: Mapping[str, Sequence[str]],
+) -> bool:
+    """Whether grayordinates are converted of a source, and not volumes; never both.
+
+    Where it is asked for; where there are no volumes; and where a label is wanted that only they have.
+
+    Args:
+        asked: by the user, in so many words.
+        volumes: labels of the volumes that are there.
+        series: labels of the dense series that are there.
+        wanted: labels that were asked for, by name.
+
+    Raises:
+        UsageError: it is asked for, and there are none.
+    """
+    if asked and not series:
+        raise UsageError("--cifti: there is no CIFTI-2 dense series (.dtseries.nii) among the files; leave --cifti out")
+    if asked or not volumes:
+        return bool(series)
+    for name, labels in wanted.items():
+        here, there = ({of.get(name, "") for of in files} for files in (volumes, series))
+        if labels and here.isdisjoint(labels) and not there.isdisjoint(labels):
+            return True
+    return False
 
 
 def without_suffix(path: str) -> str:

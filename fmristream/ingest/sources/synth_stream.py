@@ -15,6 +15,7 @@ class SynthStream:
     """An open synthetic run (a `RunStream`)."""
 
     prefix = b""  # there is no file
+    models = None
 
     def __init__(self, url: str) -> None:
         self._url = url

@@ -4,7 +4,7 @@ import hashlib
 import math
 import posixpath
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fmristream.catalog.split import PARTS
@@ -36,7 +36,7 @@ _TABLES = ("confounds", "events", *RECORDINGS)
 _OTHERS = ("tr_s", "mask", "group", "split", *_TABLES)
 
 
-def find_table_runs(source: str, *, space: str | None, descs: Sequence[str] = ()) -> Listing:
+def find_table_runs(source: str, *, space: str | None, wanted: Mapping[str, Sequence[str]] | None = None) -> Listing:
     """The runs of a CSV, TSV or Parquet table; an index made by bids2table stands for the listing of its dataset.
 
     Columns: `path` (or `url`; relative to the table), `subject` (or `participant_id`), and where wanted session, task,
@@ -49,7 +49,7 @@ def find_table_runs(source: str, *, space: str | None, descs: Sequence[str] = ()
     """
     cells = read_cells(source)
     if set(cells.columns) >= _INDEX:
-        return _indexed(source, cells, space=space, descs=descs)
+        return _indexed(source, cells, space=space, wanted=wanted or {})
     path_column, subject_column = cells.first_of(*_PATHS), cells.first_of(*_SUBJECTS)
     if not path_column or not subject_column:
         raise UsageError(
@@ -79,7 +79,7 @@ def find_table_runs(source: str, *, space: str | None, descs: Sequence[str] = ()
     )
 
 
-def _indexed(source: str, cells: Cells, *, space: str | None, descs: Sequence[str]) -> Listing:
+def _indexed(source: str, cells: Cells, *, space: str | None, wanted: Mapping[str, Sequence[str]]) -> Listing:
     """The runs of the BIDS dataset that bids2table has indexed: its files need no listing, and no sidecar is in there."""
     roots = sorted(set(cells.column("root")))
     if len(roots) != 1:
@@ -91,7 +91,7 @@ def _indexed(source: str, cells: Cells, *, space: str | None, descs: Sequence[st
     if any(path.startswith("/") or ".." in path.split("/") or "://" in path for path in paths):
         raise UsageError(f"{cells.name}: its paths lead out of the dataset")
     beside = [key for key in _BESIDE if _is_there(join_url(root, key))]
-    listing = find_bids_runs(root, sorted({*paths, *beside}), space=space, descs=descs)
+    listing = find_bids_runs(root, sorted({*paths, *beside}), space=space, wanted=wanted)
     return replace(listing, notes=(*listing.notes, f"{cells.name} has no sidecars: repetition times are the headers'"))
 
 

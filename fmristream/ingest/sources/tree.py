@@ -8,14 +8,18 @@ from dataclasses import dataclass, replace
 from fmristream.errors import SourceError, UsageError
 from fmristream.ingest.sources.collection import Collection, RunPattern
 from fmristream.ingest.sources.listing import (
+    CIFTI_LEFT_OUT,
+    VOLUME_LEFT_OUT,
     Listing,
     SideFile,
     Skipped,
     SourceRun,
     imaging_suffix,
+    is_dense_series,
     is_hidden,
     label_of,
     parse_bids_name,
+    takes_cifti,
     unique_names,
     without_archive_suffix,
 )
@@ -25,7 +29,7 @@ from fmristream.ingest.sources.sidecars import applicable, index_sidecars, repet
 from fmristream.ingest.sources.texts import read_text
 from fmristream.storage.urls import display_url, join_url
 
-_FIELDS = ("session", "task", "acq", "run", "echo", "space", "desc")
+_FIELDS = ("session", "task", "acq", "run", "echo", "space", "den", "desc")
 # How much of the root's own path may belong to the layout, where the user names a folder inside it.
 _ROOT_PARTS = 5
 
@@ -49,9 +53,17 @@ def qualified(root: str, key: str) -> str:
 
 
 def find_tree_runs(
-    root: str, keys: Sequence[str], collection: Collection, *, space: str | None, descs: Sequence[str]
+    root: str,
+    keys: Sequence[str],
+    collection: Collection,
+    *,
+    space: str | None,
+    cifti: bool,
+    wanted: Mapping[str, Sequence[str]],
 ) -> Listing:
-    """The runs among `keys`; `space` declares, over what the description says; `descs` are the forms that were asked for.
+    """The runs among `keys`; `space` declares, over what the description says; `wanted` are labels that were asked for.
+
+    Volumes are taken, or, by `cifti`, grayordinates; see `takes_cifti`.
 
     Raises:
         UsageError: there is no run, or several forms of runs and nothing says which.
@@ -63,7 +75,10 @@ def find_tree_runs(
         raise UsageError(
             f"{display_url(root)}: no run of {collection.kind} among {len(keys)} files; expected {collection.title}"
         )
-    taken, skipped, notes = _one_form(found, collection, descs)
+    spaces = (space,) if space else wanted.get("space", ())
+    kept, of_other_kind = _one_kind(found, collection, cifti, {**wanted, "space": spaces})
+    taken, skipped, notes = _one_form(kept, collection, wanted.get("desc", ()))
+    skipped += of_other_kind
     present, tables = set(keys), NamedAfter(keys)
     runs, site_of = [], defaultdict(set)
     for one, tr_s in zip(taken, _times(root, keys, taken, notes), strict=True):
@@ -97,6 +112,17 @@ def _matching(root: str, images: Sequence[str], collection: Collection) -> list[
 def _cleaned(labels: Mapping[str, str]) -> Mapping[str, str]:
     """Where each site is an archive, its name is the site's."""
     return {**labels, "site": without_archive_suffix(labels["site"])} if "site" in labels else labels
+
+
+def _one_kind(
+    found: Sequence[_Found], collection: Collection, cifti: bool, wanted: Mapping[str, Sequence[str]]
+) -> tuple[list[_Found], list[Skipped]]:
+    """Volumes, or grayordinates; the others are left out by choice."""
+    parts = {kind: [one for one in found if is_dense_series(one.key) is kind] for kind in (False, True)}
+    labels = {kind: [{"space": collection.space, **one.labels} for one in part] for kind, part in parts.items()}
+    chosen = takes_cifti(cifti, labels[False], labels[True], wanted)
+    reason = VOLUME_LEFT_OUT if chosen else CIFTI_LEFT_OUT
+    return parts[chosen], [Skipped(key=one.key, reason=reason, by_choice=True) for one in parts[not chosen]]
 
 
 def _one_form(
