@@ -67,7 +67,7 @@ class Case:
     pinned: bool  # to one CPU
     seconds: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
-    rss_mb: list[float] = field(default_factory=list)
+    rss_mb: list[float] = field(default_factory=list)  # over the warmed-up process; not known of commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -326,7 +326,7 @@ def measure(run: Run, out: Path, *, rounds: int, wanted: list[str] | None) -> li
                 took = ask(workers[case.name]) if case.name in workers else decompress(COMMANDS[case.name], run.path)
                 case.seconds.append(took["seconds"])
                 case.cpu_s.append(took["cpu_s"])
-                case.rss_mb.append(took["rss_mb"])
+                case.rss_mb += [took["rss_mb"]] if "rss_mb" in took else []
     return cases
 
 
@@ -341,7 +341,7 @@ def decompress(command: list[str], path: str) -> dict[str, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} {path} failed")
-    return {"seconds": seconds, "cpu_s": usage.ru_utime + usage.ru_stime, "rss_mb": usage.ru_maxrss / 1024}
+    return {"seconds": seconds, "cpu_s": usage.ru_utime + usage.ru_stime}
 
 
 @contextlib.contextmanager
@@ -442,10 +442,10 @@ def report(run: Run, cases: list[Case]) -> dict[str, Any]:
             "cpu_ratio": statistics.median(b / s for b, s in zip(base.cpu_s, case.cpu_s, strict=True)),
         }
         rows[case.name] = row
-        cpu, rss = statistics.median(case.cpu_s), max(case.rss_mb)
+        cpu, rss = statistics.median(case.cpu_s), f"{max(case.rss_mb):.0f}" if case.rss_mb else "-"
         where = f"CPU {CORE}" if case.pinned else "-"
         print(
-            f"{case.name:24}{row['mb_s']:8.0f}{row['ratio']:14.2f}{row['cpu_ratio']:12.2f}{cpu:8.2f}{rss:10.0f}  {where}"
+            f"{case.name:24}{row['mb_s']:8.0f}{row['ratio']:14.2f}{row['cpu_ratio']:12.2f}{cpu:8.2f}{rss:>10}  {where}"
         )
     print(flush=True)
     return {"file": Path(run.path).name, "shape": list(run.shape), "dtype": run.dtype, "base": base.name, "cases": rows}
