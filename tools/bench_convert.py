@@ -192,7 +192,7 @@ def survey_of(path: str) -> Any:
     return found.runs[0]
 
 
-# The ways through it; each returns a function that does it once
+# The ways through it; each prepares an empty folder and returns a function that does it, which can be called once
 
 
 def ours(run: Run, out: Path, *, threads: int) -> Callable[[], None]:
@@ -205,13 +205,13 @@ def ours(run: Run, out: Path, *, threads: int) -> Callable[[], None]:
 
     surveyed = survey_of(run.path)
     space = Space(grid=Grid(shape=surveyed.header.shape, affine=surveyed.affine), mask=np.load(run.mask))
+    store = open_store(str(out / "dataset"))
+    write_space(store, space)  # once a dataset, not once a run
+    task = RunTask(
+        run=surveyed, store=store, space_digest=space.digest, space_document=space_document(space), threads=threads
+    )
 
     def once() -> None:
-        store = open_store(str(out / "dataset"))
-        write_space(store, space)
-        task = RunTask(
-            run=surveyed, store=store, space_digest=space.digest, space_document=space_document(space), threads=threads
-        )
         result = convert_run(task)
         if not isinstance(result, FinishedRun):
             raise SystemExit(f"{run.path}: {result}")
@@ -375,9 +375,8 @@ def work(name: str, run: Run, out: Path) -> int:
         made_run(fresh(out.with_name(out.name + "-warm")), run.dtype, (16, 16, 10), 20) if run.dtype in DTYPES else run
     )
     WORKERS[name](warm, fresh(out))()
-    once = WORKERS[name](run, out)
     for _ in sys.stdin:
-        fresh(out)
+        once = WORKERS[name](run, fresh(out))
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of memory starts again here
         start_mb = memory_mb("VmRSS")
@@ -407,10 +406,8 @@ def profile(run: Run, out: Path) -> None:
     os.sched_setaffinity(0, {CORE})
     scratch = out / f"scratch-{os.getpid()}"
     try:
-        fresh(scratch)
-        once = ours(run, scratch, threads=1)
-        once()
-        fresh(scratch)
+        ours(run, fresh(scratch), threads=1)()
+        once = ours(run, fresh(scratch), threads=1)
         watch = cProfile.Profile()
         watch.runcall(once)
     finally:
