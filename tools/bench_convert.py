@@ -7,13 +7,18 @@ zeros outside, gzip -6), or takes the files named. Every round does each case on
 else the machine does meets all of them; ratios are medians of per-round ratios. `--frames 1200` is the size of an HCP run.
 
 Ours is the whole task of one run: fingerprint, header, every frame, statistics, digests, writing with fsync, the record
-of the finished run. Not timed: start of Python, compilation, finding the mask. Nobody's page cache is cold.
+of the finished run. Not timed: start of Python, compilation, finding the mask. Nobody's page cache is cold, and what one
+case left to be written is on the disk before the next one starts.
+
+The others' copies of a run take 20 times its frames' memory and up to eight times its bytes on disk: leave them out
+(`--cases`) where runs are long.
 """
 
 import argparse
 import contextlib
 import cProfile
 import gzip
+import importlib.metadata
 import json
 import os
 import platform
@@ -62,7 +67,7 @@ class Case:
     pinned: bool  # to one CPU
     seconds: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
-    rss_mb: list[float] = field(default_factory=list)
+    rss_mb: list[float] = field(default_factory=list)  # over the warmed-up process; not known of commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for run in runs:
             profile(run, out)
         return 0
-    result: dict[str, Any] = {"machine": machine(), "rounds": chosen.rounds, "runs": []}
+    result: dict[str, Any] = {"machine": machine(out), "rounds": chosen.rounds, "runs": []}
     for run in runs:
         measured = measure(run, out, rounds=chosen.rounds, wanted=chosen.cases)
         result["runs"].append(report(run, measured))
@@ -187,7 +192,7 @@ def survey_of(path: str) -> Any:
     return found.runs[0]
 
 
-# The ways through it; each returns a function that does it once
+# The ways through it; each prepares an empty folder and returns a function that does it, which can be called once
 
 
 def ours(run: Run, out: Path, *, threads: int) -> Callable[[], None]:
@@ -201,18 +206,18 @@ def ours(run: Run, out: Path, *, threads: int) -> Callable[[], None]:
 
     surveyed = survey_of(run.path)
     space = Space(grid=Grid(shape=surveyed.header.shape, affine=surveyed.affine), mask=np.load(run.mask))
+    store = open_store(str(out / "dataset"))
+    write_space(store, space)  # once a dataset, not once a run
+    task = RunTask(
+        run=surveyed,
+        store=store,
+        space_digest=space.digest,
+        space_document=space_document(space),
+        threads=threads,
+        side=SideTask(sketch=True),  # as `convert` does
+    )
 
     def once() -> None:
-        store = open_store(str(out / "dataset"))
-        write_space(store, space)
-        task = RunTask(
-            run=surveyed,
-            store=store,
-            space_digest=space.digest,
-            space_document=space_document(space),
-            threads=threads,
-            side=SideTask(sketch=True),  # as `convert` does
-        )
         result = convert_run(task)
         if not isinstance(result, FinishedRun):
             raise SystemExit(f"{run.path}: {result}")
@@ -323,10 +328,11 @@ def measure(run: Run, out: Path, *, rounds: int, wanted: list[str] | None) -> li
         workers = {c.name: stack.enter_context(worker(c, run, scratch)) for c in cases if c.name in WORKERS}
         for _ in range(rounds):
             for case in cases:
+                os.sync()
                 took = ask(workers[case.name]) if case.name in workers else decompress(COMMANDS[case.name], run.path)
                 case.seconds.append(took["seconds"])
                 case.cpu_s.append(took["cpu_s"])
-                case.rss_mb.append(took["rss_mb"])
+                case.rss_mb += [took["rss_mb"]] if "rss_mb" in took else []
     return cases
 
 
@@ -341,7 +347,7 @@ def decompress(command: list[str], path: str) -> dict[str, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} {path} failed")
-    return {"seconds": seconds, "cpu_s": usage.ru_utime + usage.ru_stime, "rss_mb": usage.ru_maxrss / 1024}
+    return {"seconds": seconds, "cpu_s": usage.ru_utime + usage.ru_stime}
 
 
 @contextlib.contextmanager
@@ -375,9 +381,8 @@ def work(name: str, run: Run, out: Path) -> int:
         made_run(fresh(out.with_name(out.name + "-warm")), run.dtype, (16, 16, 10), 20) if run.dtype in DTYPES else run
     )
     WORKERS[name](warm, fresh(out))()
-    once = WORKERS[name](run, out)
     for _ in sys.stdin:
-        fresh(out)
+        once = WORKERS[name](run, fresh(out))
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of memory starts again here
         start_mb = memory_mb("VmRSS")
@@ -407,10 +412,8 @@ def profile(run: Run, out: Path) -> None:
     os.sched_setaffinity(0, {CORE})
     scratch = out / f"scratch-{os.getpid()}"
     try:
-        fresh(scratch)
-        once = ours(run, scratch, threads=1)
-        once()
-        fresh(scratch)
+        ours(run, fresh(scratch), threads=1)()
+        once = ours(run, fresh(scratch), threads=1)
         watch = cProfile.Profile()
         watch.runcall(once)
     finally:
@@ -442,29 +445,64 @@ def report(run: Run, cases: list[Case]) -> dict[str, Any]:
             "cpu_ratio": statistics.median(b / s for b, s in zip(base.cpu_s, case.cpu_s, strict=True)),
         }
         rows[case.name] = row
-        cpu, rss = statistics.median(case.cpu_s), max(case.rss_mb)
+        cpu, rss = statistics.median(case.cpu_s), f"{max(case.rss_mb):.0f}" if case.rss_mb else "-"
         where = f"CPU {CORE}" if case.pinned else "-"
         print(
-            f"{case.name:24}{row['mb_s']:8.0f}{row['ratio']:14.2f}{row['cpu_ratio']:12.2f}{cpu:8.2f}{rss:10.0f}  {where}"
+            f"{case.name:24}{row['mb_s']:8.0f}{row['ratio']:14.2f}{row['cpu_ratio']:12.2f}{cpu:8.2f}{rss:>10}  {where}"
         )
     print(flush=True)
     return {"file": Path(run.path).name, "shape": list(run.shape), "dtype": run.dtype, "base": base.name, "cases": rows}
 
 
-def machine() -> dict[str, Any]:
-    """What it ran on, and how busy that was."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [
-        line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-    ]
+def machine(out: Path) -> dict[str, Any]:
+    """What it ran on, with which programs, and how busy that was."""
+    cpu = cpu_facts()
     facts = {
-        "cpu": models[0] if models else platform.processor(),
+        "cpu": f"{cpu.get('model name', platform.processor())}, family {cpu.get('cpu family')}, model {cpu.get('model')}",
         "cpus": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "system": f"{platform.system()} {platform.release()}",
+        "disk": file_system(out),
         "load": list(os.getloadavg()),
         "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("numpy", "numba", "numcodecs", "zlib-ng", "nibabel", "torch")},
+        "igzip": igzip_version(),
     }
-    print(f"{facts['cpus']} CPUs {facts['cpu']}, load {os.getloadavg()[0]:.1f} at the start\n")
+    print(f"{facts['cpus']} CPUs of {facts['cpu']}; {facts['memory_gb']} GB; {facts['system']}; {facts['disk']}")
+    packages = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
+    print(f"Python {facts['python']}, {packages}, igzip {facts['igzip']}; load {os.getloadavg()[0]:.1f} at the start\n")
     return facts
+
+
+def cpu_facts() -> dict[str, str]:
+    """Of the first processor."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().partition("\n\n")[0].splitlines() if path.exists() else []
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def file_system(folder: Path) -> str:
+    """Type of the file system that a folder is on."""
+    if shutil.which("stat") is None:
+        return "unknown"
+    done = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def version(package: str) -> str:
+    """Of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def igzip_version() -> str:
+    """As it says it."""
+    if shutil.which("igzip") is None:
+        return "missing"
+    said = subprocess.run(["igzip", "--version"], capture_output=True, text=True, check=False).stdout
+    return said.split()[-1] if said.split() else "unknown"
 
 
 if __name__ == "__main__":

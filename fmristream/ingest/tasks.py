@@ -29,7 +29,7 @@ from fmristream.shards.side import SideWriter
 from fmristream.shards.spaces import AnySpace, Space, read_space
 from fmristream.shards.volume import NiftiPrefix, VolumeRunWriter
 from fmristream.signal import kernels
-from fmristream.signal.grid import gather_order
+from fmristream.signal.grid import masked_columns
 from fmristream.signal.quantize import LOSSY_CODECS, Quantizer, RangeMeasure
 from fmristream.storage import Store
 
@@ -196,9 +196,9 @@ def _convert(
 ) -> FinishedRun:
     run = task.run
     in_space = space.mask if isinstance(space, Space) else np.ones(space.frame_shape, dtype=bool)
-    order = gather_order(in_space)
+    columns = masked_columns(in_space)
     measures = beside.measures(task.store, space)
-    quantizer, seen = _quantizer(task, order, space.voxels)
+    quantizer, seen = _quantizer(task, columns, space.voxels)
     with (
         open_run(run.source, with_prefix=task.layout == "volume") as stream,
         _writer(task, space, stream, quantizer) as writer,
@@ -208,7 +208,7 @@ def _convert(
         stored = writer.values if quantizer is None else quantizer.decoded  # what readers will get of each frame
         with _frames(stream, threads=task.threads) as frames:
             for volume in frames:
-                kernels.gather(volume.reshape(-1, order="F"), order, writer.values)
+                kernels.gather(_planes(volume), columns, writer.values)
                 writer.append()
                 measures.add(stored)
                 if on_frame is not None:
@@ -226,12 +226,17 @@ def _convert(
         )
 
 
+def _planes(volume: Frame) -> NDArray[Any]:
+    """An (x, y, z) volume in Fortran order as (z, x*y), no copy."""
+    return volume.reshape(-1, volume.shape[2], order="F").T
+
+
 def _require_same_header(stream: RunStream, run: SurveyedRun) -> None:
     if stream.header != run.header:
         raise SourceError(f"{run.source.key}: its header changed while the conversion ran; convert it again")
 
 
-def _quantizer(task: RunTask, order: NDArray[Any], voxels: int) -> tuple[Quantizer | None, Fingerprint | None]:
+def _quantizer(task: RunTask, columns: NDArray[Any], voxels: int) -> tuple[Quantizer | None, Fingerprint | None]:
     """For a lossy codec: what a first pass over the source says of each voxel, and which source that was."""
     run, header = task.run, task.run.header
     codec = LOSSY_CODECS.get(task.codec)
@@ -243,7 +248,7 @@ def _quantizer(task: RunTask, order: NDArray[Any], voxels: int) -> tuple[Quantiz
         _require_same_header(stream, run)
         with _frames(stream, threads=task.threads) as frames:
             for volume in frames:
-                kernels.gather(volume.reshape(-1, order="F"), order, values)
+                kernels.gather(_planes(volume), columns, values)
                 measure.add(values)
         seen = stream.fingerprint()
     scale = measure.finish(codec)

@@ -14,8 +14,6 @@ SAME_GRID_MM = 1e-3
 MIN_MASK_FRACTION = 0.01
 MIN_MASK_VOXELS = 100
 
-_TILE = 64
-
 Shape3 = tuple[int, int, int]
 
 
@@ -81,18 +79,21 @@ def fortran_positions(mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
     return positions.astype(np.uint64)
 
 
-def gather_order(mask: NDArray[np.bool_]) -> NDArray[np.uint32]:
-    """(v, 2): position in a NIfTI volume, number among the stored voxels; in an order that reads memory line by line.
+def masked_columns(mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """(c, 4), the mask as pieces of its columns along z: place in a plane, first z, number among the stored voxels, length.
 
-    Going along x through tiles of 64 voxels, each cache line of the volume is read once, and the lines that are being
-    written to, one for each x, stay in the cache.
+    Along z what is stored lies side by side and what is read lies a plane apart; columns that are neighbours along x
+    come one after the other, so that the cache lines which the first of them brought serve those that follow.
     """
-    x, y, z = np.nonzero(mask)
-    along = np.lexsort((x, z, y, x // _TILE))
-    pairs = np.empty((len(x), 2), dtype=np.uint32)  # a frame has at most 2^30 bytes; signed indices are slower
-    pairs[:, 0] = fortran_positions(mask)[along]
-    pairs[:, 1] = along
-    return pairs
+    size_x, size_y, size_z = mask.shape
+    ends = np.zeros((size_x, size_y, size_z + 1), dtype=np.int8)
+    ends[..., :-1] += mask
+    ends[..., 1:] -= mask
+    x, y, z = np.nonzero(ends == 1)
+    length = np.nonzero(ends == -1)[2] - z
+    along = np.lexsort((z, x, y))
+    pieces = np.stack([x + size_x * y, z, np.cumsum(length) - length, length], axis=1)[along]
+    return pieces.astype(np.uint64)  # signed indices are slower
 
 
 def pad_before(size: int, target: int) -> int:

@@ -15,10 +15,12 @@ LANES = 512
 
 
 @_jit
-def gather(volume: Any, order: Any, values: Any) -> None:
-    """values[order[k, 1]] = volume[order[k, 0]]; volume is flat, order comes from `grid.gather_order`."""
-    for k in range(order.shape[0]):
-        values[order[k, 1]] = volume[order[k, 0]]
+def gather(planes: Any, columns: Any, values: Any) -> None:
+    """values[number + k] = planes[z + k, place]; planes is (z, x*y) with x fastest, `grid.masked_columns` has the rest."""
+    for c in range(columns.shape[0]):
+        place, z, number, length = columns[c, 0], columns[c, 1], columns[c, 2], columns[c, 3]
+        for k in range(length):
+            values[number + k] = planes[z + k, place]
 
 
 @_jit
@@ -165,12 +167,14 @@ def measure_floats(
                 difference = np.float64(here[j]) - shifts[j]
                 some_sums[j] += difference
                 some_squares[j] += difference * difference
+            inside = np.int32(0)
             for j in range(here.size):
                 is_inside = here[j] != background
                 centred = np.float64(here[j]) - centre if is_inside else 0.0
                 totals[j] += centred
                 total_squares[j] += centred * centred
-                count += is_inside
+                inside += np.int32(is_inside)
+            count += inside
             for j in range(here.size):
                 is_inside = here[j] != background
                 lows[j] = here[j] if is_inside and here[j] < lows[j] else lows[j]

@@ -15,6 +15,7 @@ from fmristream.signal.grid import (
     corner_shift_mm,
     fortran_positions,
     is_believable,
+    masked_columns,
     pad_before,
     same_grid,
     stored_order,
@@ -91,6 +92,18 @@ def test_positions_in_a_nifti_volume_give_the_same_voxels_in_the_same_order(mask
     np.testing.assert_array_equal(
         flat[fortran_positions(np.asfortranarray(mask))], volume.reshape(-1)[stored_order(mask)]
     )
+
+
+@given(masks)
+def test_the_pieces_of_columns_are_the_mask_and_number_its_voxels_in_stored_order(mask):
+    for layout in (mask, np.asfortranarray(mask)):
+        numbers = np.full(mask.shape, -1)
+        for place, z, number, length in masked_columns(layout).tolist():
+            y, x = divmod(place, mask.shape[0])
+            assert (numbers[x, y, z : z + length] == -1).all()
+            numbers[x, y, z : z + length] = range(number, number + length)
+        np.testing.assert_array_equal(numbers[mask], range(mask.sum()))
+        assert (numbers[~mask] == -1).all()
 
 
 @pytest.mark.parametrize(

@@ -7,19 +7,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fmristream.signal import kernels
-from fmristream.signal.grid import gather_order
+from fmristream.signal.grid import masked_columns
 
 DTYPES = ("|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f4", "<f8")
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 5), (70, 2, 3), (129, 3, 1)])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (70, 2, 3), (129, 3, 1), (1, 1, 40)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gathering_takes_the_masked_voxels_in_c_order_from_a_fortran_volume(dtype, shape):
     rng = np.random.default_rng(0)
     volume = np.asfortranarray(rng.integers(0, 100, shape).astype(dtype))
     mask = rng.random(shape) < 0.6
     values = np.empty(mask.sum(), dtype=dtype)
-    kernels.gather(volume.reshape(-1, order="F"), gather_order(mask), values)
+    kernels.gather(volume.reshape(-1, shape[2], order="F").T, masked_columns(mask), values)
     np.testing.assert_array_equal(values, volume[mask])
 
 
