@@ -98,6 +98,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMN",
         help="never divide these between splits: a column of family or site; none: subjects",
     )
+    parser.add_argument(
+        "--pseudonyms",
+        metavar="KEYFILE",
+        help="call subjects and groups by keyed hashes of their labels; a local file of 32 random bytes or more, or hex",
+    )
     parser.add_argument("--tr", type=float, metavar="SECONDS", help="repetition time, over headers and sidecars")
     parser.add_argument(
         "--update",
@@ -169,6 +174,7 @@ def _options(arguments: argparse.Namespace) -> "ConvertOptions":
         header=arguments.header,
         codec=arguments.codec,
         tr_s=arguments.tr,
+        pseudonyms=arguments.pseudonyms,
         phenotypes=Phenotypes(
             url=arguments.participants, subject_column=arguments.subject_column, group_by=arguments.group_by
         ),
@@ -284,7 +290,8 @@ def _next_steps(report: "ConvertReport", arguments: argparse.Namespace) -> list[
     if report.dry_run:
         return ["run the same command without --dry-run"]
     url = shlex.quote(shown_url(report.url))
+    key = f" --pseudonyms {shlex.quote(arguments.pseudonyms)}" if arguments.pseudonyms else ""
     return [
-        f"fmristream verify {url} --against {shlex.quote(shown_url(arguments.source))}{as_typed(arguments)}",
+        f"fmristream verify {url} --against {shlex.quote(shown_url(arguments.source))}{as_typed(arguments)}{key}",
         f"fmristream preview {url} --out pictures",
     ]

@@ -62,7 +62,7 @@ def _facts(info: "Info") -> list[tuple[str, str]]:
     more = f"; and {len(info.grids) - 4} more" if len(info.grids) > 4 else ""
     return [
         ("runs", number(info.runs)),
-        ("subjects", number(info.subjects)),
+        ("subjects", number(info.subjects) + (", under pseudonyms" if info.pseudonyms else "")),
         ("sessions", _some(info.sessions)),
         ("tasks", _some(info.tasks)),
         ("frames", f"{number(info.frames)}{hours}"),

@@ -112,6 +112,7 @@ class ConvertOptions:
         kind: what the source is, where its layout does not tell; see `find_runs`.
         entities: which runs are wanted, by their labels.
         phenotypes: the table of subjects, and whose groups (families, sites) a split does not divide.
+        pseudonyms: path of a file with a key: subjects and groups are called by keyed hashes of their labels.
     """
 
     mask: str = "auto"
@@ -134,6 +135,7 @@ class ConvertOptions:
     kind: str | None = None
     entities: EntityFilter = field(default_factory=EntityFilter)
     phenotypes: Phenotypes = field(default_factory=Phenotypes)
+    pseudonyms: str | None = None
 
     @property
     def sources(self) -> "FindOptions":
@@ -153,6 +155,8 @@ class ConvertOptions:
             raise UsageError(f"--header {self.header}: expected {' or '.join(HEADER_MODES)}")
         if self.header == "keep" and self.layout == "voxels":
             raise UsageError("--header keep: the layout voxels stores no headers; add --layout volume")
+        if self.header == "keep" and self.pseudonyms is not None:
+            raise UsageError("--header keep: original headers may name who --pseudonyms hides; leave one of them out")
         if self.codec not in CODECS:
             raise UsageError(f"--codec {self.codec}: expected {', '.join(CODECS)}")
         if self.codec != "lossless" and self.layout == "volume":

@@ -85,6 +85,7 @@ class Info:
     content_digest: str
     format_version: int
     tool: str
+    pseudonyms: bool  # subjects and groups are called by keyed hashes of their labels
     layout: str
     codec: str
     lossy: Mapping[
@@ -135,6 +136,7 @@ def describe(dataset: Dataset) -> Info:
         content_digest=document["content_digest"],  # `verify` computes it anew
         format_version=document["version"],
         tool=document["tool"],
+        pseudonyms="pseudonyms" in document,
         layout=document["parameters"]["layout"],
         codec=codec_of(document),
         lossy={name: value for name, value in document.get("codec", {}).items() if name != "name"},
