@@ -44,7 +44,10 @@ _FILE_LIKE = re.compile(
     r"\S*(?:[/\\]|sub-|\.(?:nii|hdr|img|mgz|mgh|gz|zip|tar|tgz|json|tsv|csv|parquet)\b)\S*", re.IGNORECASE
 )
 _THE_FILE = "(file)"
-_NOT_SAID = "left out; the reason names a person and is not stored (convert --dry-run without --pseudonyms shows those that headers tell)"
+_NOT_SAID = (
+    "left out; the reason names a person and is not stored "
+    "(convert --dry-run without --pseudonyms shows what headers tell)"
+)
 # Stand for a run's own key and name while everything else that looks like one is taken out.
 _KEY, _NAME = "\0", "\1"
 
