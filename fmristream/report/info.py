@@ -91,6 +91,7 @@ class Info:
     lossy: Mapping[
         str, float
     ]  # bound_sd, and of all lossy runs max_error_sd, rms_error_sd, escaped, lossy_runs; else empty
+    resampling: Mapping[str, Any]  # what all runs were resampled to, see FORMAT.md 19; empty where they were not
     headers: str  # what is stored of NIfTI headers: none, scrub or keep
     runs: int
     subjects: int
@@ -140,6 +141,7 @@ def describe(dataset: Dataset) -> Info:
         layout=document["parameters"]["layout"],
         codec=codec_of(document),
         lossy={name: value for name, value in document.get("codec", {}).items() if name != "name"},
+        resampling=document["parameters"].get("resampling", {}),
         headers=headers_of(document),
         runs=len(runs),
         subjects=runs.distinct("subject"),
