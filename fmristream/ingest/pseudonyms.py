@@ -151,8 +151,7 @@ def pseudonymised(listing: Listing, pseudonyms: Pseudonyms) -> Listing:
         UsageError: two labels have one pseudonym, or another label of a run names its subject.
     """
     runs, rows = listing.runs, listing.participants
-    labels = {run.subject for run in runs} | {run.group for run in runs if run.group}
-    labels |= {str(row["subject"]) for row in rows}
+    labels = _labels(listing)
     names = {label: pseudonyms.of(label) for label in labels}
     require_different(names)
     _require_impersonal(runs, names)
@@ -171,6 +170,12 @@ def pseudonymised(listing: Listing, pseudonyms: Pseudonyms) -> Listing:
         skipped=tuple(sorted(skipped, key=lambda file: file.key)),
         notes=tuple(note for note in map(known.cleaned, notes) if note != _NOT_SAID),
     )
+
+
+def _labels(listing: Listing) -> set[str]:
+    """Everybody who is named, and every group."""
+    of_runs = {label for run in listing.runs for label in (run.subject, run.group) if label}
+    return of_runs | {str(row["subject"]) for row in listing.participants}
 
 
 def is_pseudonym(text: str) -> bool:
@@ -218,7 +223,7 @@ class Labels:
     """
 
     def __init__(self, pseudonyms: Pseudonyms | None, found: Listing, listing: Listing) -> None:
-        labels = {run.subject for run in found.runs} | {run.group for run in found.runs if run.group}
+        labels = _labels(found)
         self._known = _Known(telling=frozenset(label for label in labels if _is_telling(label)), names={})
         self._runs = {run.name: run for run in listing.runs}
         self._pseudonyms = pseudonyms

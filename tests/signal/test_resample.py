@@ -47,7 +47,7 @@ def whole_series(series: np.ndarray, tr_s: float, new_tr_s: float) -> np.ndarray
 
 
 @pytest.mark.parametrize(("tr_s", "new_tr_s"), PAIRS)
-@pytest.mark.parametrize("frames", [1, 2, 3, 20, 130])
+@pytest.mark.parametrize("frames", [1, 2, 20, 130])
 def test_frames_one_by_one_give_what_the_whole_series_gives(tr_s, new_tr_s, frames):
     series = np.random.default_rng(frames).standard_normal((frames, 5)) + 100
     found = in_time(series, tr_s, new_tr_s)
