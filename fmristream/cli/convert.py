@@ -13,6 +13,7 @@ from fmristream.cli.words import as_json, number, plural, shown_url, size
 if TYPE_CHECKING:
     from fmristream.cli.progress import Meter
     from fmristream.ingest.options import ConvertOptions, ConvertReport, Progress
+    from fmristream.ingest.resampling import Resample
 
 WHEN_INTERRUPTED = "finished runs are kept; run the same command again and it goes on from there"
 
@@ -112,6 +113,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMN",
         help="never divide these between splits: a column of family or site; none: subjects",
     )
+    parser.add_argument(
+        "--pseudonyms",
+        metavar="KEYFILE",
+        help="call subjects and groups by keyed hashes of their labels; a local file of 32 random bytes or more, or hex",
+    )
+    parser.add_argument(
+        "--resample-tr", type=float, metavar="SECONDS", help="resample in time to this repetition time, without aliases"
+    )
+    parser.add_argument(
+        "--resample-to", metavar="TEMPLATE", help="resample in space to the grid of this 3-D NIfTI file, by the affines"
+    )
+    parser.add_argument(
+        "--resample-mm",
+        type=float,
+        metavar="MM",
+        help="or to cubic voxels of this size on each run's own field of view",
+    )
     parser.add_argument("--tr", type=float, metavar="SECONDS", help="repetition time, over headers and sidecars")
     parser.add_argument(
         "--update",
@@ -186,10 +204,24 @@ def _options(arguments: argparse.Namespace) -> "ConvertOptions":
         sketch=not arguments.no_sketch,
         codec=arguments.codec,
         tr_s=arguments.tr,
+        pseudonyms=arguments.pseudonyms,
+        resample=_resample(arguments),
         phenotypes=Phenotypes(
             url=arguments.participants, subject_column=arguments.subject_column, group_by=arguments.group_by
         ),
         **chosen(arguments),
+    )
+
+
+def _resample(arguments: argparse.Namespace) -> "Resample | None":
+    from fmristream.ingest.resampling import Resample, read_grid
+
+    if arguments.resample_tr is None and arguments.resample_to is None and arguments.resample_mm is None:
+        return None
+    return Resample(
+        tr_s=arguments.resample_tr,
+        grid=None if arguments.resample_to is None else read_grid(arguments.resample_to),
+        voxel_mm=arguments.resample_mm,
     )
 
 
@@ -301,7 +333,8 @@ def _next_steps(report: "ConvertReport", arguments: argparse.Namespace) -> list[
     if report.dry_run:
         return ["run the same command without --dry-run"]
     url = shlex.quote(shown_url(report.url))
+    key = f" --pseudonyms {shlex.quote(arguments.pseudonyms)}" if arguments.pseudonyms else ""
     return [
-        f"fmristream verify {url} --against {shlex.quote(shown_url(arguments.source))}{as_typed(arguments)}",
+        f"fmristream verify {url} --against {shlex.quote(shown_url(arguments.source))}{as_typed(arguments)}{key}",
         f"fmristream preview {url} --out pictures",
     ]

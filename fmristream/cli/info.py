@@ -62,7 +62,7 @@ def _facts(info: "Info") -> list[tuple[str, str]]:
     more = f"; and {len(info.grids) - 4} more" if len(info.grids) > 4 else ""
     return [
         ("runs", number(info.runs)),
-        ("subjects", number(info.subjects)),
+        ("subjects", number(info.subjects) + (", under pseudonyms" if info.pseudonyms else "")),
         ("sessions", _some(info.sessions)),
         ("tasks", _some(info.tasks)),
         ("frames", f"{number(info.frames)}{hours}"),
@@ -73,6 +73,7 @@ def _facts(info: "Info") -> list[tuple[str, str]]:
         ("stored", f"{size(info.stored_bytes)} in {plural(info.objects, 'object')}{ratio}{source}"),
         ("layout", f"{info.layout}, codec {info.codec}, format {info.format_version}, written by {info.tool}"),
         ("lossy", _lossy(info)),
+        ("resampled", _resampled(info)),
         ("headers", {"none": "", "scrub": "scrubbed", "keep": "original, every byte"}.get(info.headers, info.headers)),
         ("atlases", _atlases(info)),
         ("split", str(info.split["kind"])),
@@ -80,6 +81,17 @@ def _facts(info: "Info") -> list[tuple[str, str]]:
         ("content", info.content_digest),
         ("generation", f"{info.generation_digest} (number {info.generation})"),
     ]
+
+
+def _resampled(info: "Info") -> str:
+    """What runs that were not so before were resampled to."""
+    to = info.resampling
+    parts = [f"to TR {to['tr_s']:g} s"] if "tr_s" in to else []
+    if "shape" in to:
+        parts.append(f"onto a grid of {' x '.join(map(str, to['shape']))}")
+    if "voxel_mm" in to:
+        parts.append(f"to voxels of {to['voxel_mm']:g} mm")
+    return ", ".join(parts)
 
 
 def _lossy(info: "Info") -> str:

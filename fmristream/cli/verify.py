@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", metavar="SOURCE", help="compare every stored value with the files it came from, read by nibabel"
     )
     add_choosing(parser)  # as given to convert
+    parser.add_argument("--pseudonyms", metavar="KEYFILE", help="as given to convert")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.url,
             deep=arguments.deep,
             against=arguments.against,
+            pseudonyms=arguments.pseudonyms,
             **chosen(arguments),
             progress=lambda now: shown.update(now.stage, done=now.done, total=now.total, unit=now.unit),
         )

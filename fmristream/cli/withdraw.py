@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--subject", action="append", required=True, metavar="LABEL", help="without sub-; may be given again"
     )
+    parser.add_argument(
+        "--pseudonyms", metavar="KEYFILE", help="the dataset's key: labels are those of the source (else: pseudonyms)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
 
 
@@ -23,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fmristream.cli.tables import print_facts, print_lines
     from fmristream.ingest.withdraw import withdraw
 
-    report = withdraw(arguments.url, arguments.subject, dry_run=arguments.dry_run)
+    report = withdraw(arguments.url, arguments.subject, dry_run=arguments.dry_run, pseudonyms=arguments.pseudonyms)
     if arguments.json:
         print(as_json({**asdict(report), "url": shown_url(report.url)}))
         return 0

@@ -25,7 +25,7 @@ from fmristream.shards.withdrawn import is_withdrawn, names_withdrawn
 from fmristream.storage import Store
 
 # What a generation says that later ones carry on.
-CARRIED = ("barrier", "codec", "withdrawn")
+CARRIED = ("barrier", "codec", "pseudonyms", "withdrawn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,7 @@ class Addition:
         parameters: what of the conversion enters the content digest.
         headers: what was stored of NIfTI headers, for the record.
         codec: how frames were coded, likewise.
+        pseudonyms: by which key subjects are called, likewise; None where they have their own labels.
     """
 
     converted: Sequence[Converted]
@@ -67,6 +68,7 @@ class Addition:
     parameters: Mapping[str, Any]
     headers: Mapping[str, Any]
     codec: Mapping[str, Any]
+    pseudonyms: Mapping[str, Any] | None = None
 
 
 def run_row(converted: Converted, *, split: str) -> Run:
@@ -121,6 +123,7 @@ def commit_addition(store: Store, base: Dataset | None, addition: Addition) -> G
     participants = _participants(base, addition)
     content = {
         **({} if base is None else carried(base.generation)),
+        **({} if addition.pseudonyms is None else {"pseudonyms": dict(addition.pseudonyms)}),
         "codec": dict(addition.codec),
         "content_digest": content_digest(sorted(identities), parameters=addition.parameters),
         "contents": dict(addition.contents),

@@ -29,6 +29,7 @@ from fmristream.ingest.present import (
     unheard_of,
     winner_of,
 )
+from fmristream.ingest.pseudonyms import Labels, labelled
 from fmristream.ingest.shard_jobs import convert_shard
 from fmristream.ingest.side import SideTask, grouped_notes
 from fmristream.ingest.sources import Listing, find_runs
@@ -101,16 +102,18 @@ def convert_into(
     require_readable_mask(options)
     open_engine(options)  # what is wrong with its options is told before headers are read
     atlases = read_atlases(options.atlases)
-    listing = find_runs(source, **options.sources)
+    listing, options, labels = labelled(find_runs(source, **options.sources), options, target=store.name)
     meter = _Meter(progress)
     if options.shard is not None and not dry_run:
 
         def convert_runs(found: Survey, plan: SpacePlan, engine: Engine) -> _Done:
-            return _convert_runs(_Job(store, listing, found, options, meter, atlases), None, plan, engine)
+            return _convert_runs(_Job(store, listing, found, options, meter, labels, atlases), None, plan, engine)
 
-        return convert_shard(store, listing, options, meter=meter, convert_runs=convert_runs)
+        report = convert_shard(store, listing, options, meter=meter, convert_runs=convert_runs)
+        return replace(report, quarantined=tuple(labels.clean(report.quarantined)))
     meter.start("reading headers", runs=len(listing.runs), frames=0)
     found = survey(listing, options, meter.run_done)
+    found.quarantined = labels.clean(found.quarantined)
     _require_some(found.runs, found.quarantined, source)
     # An empty part is refused before the work, not after it.
     split_subjects((run.source for run in found.runs), options)
@@ -119,8 +122,9 @@ def convert_into(
         if dry_run:
             return estimate(store.name, listing, found, options)
         require_writable(store)
-        return _convert(_Job(store, listing, found, options, meter, atlases))
-    return _update(present, _Job(store, listing, found, options, meter, atlases), dry_run=dry_run)
+        return _convert(_Job(store, listing, found, options, meter, labels, atlases))
+    labels.require_same(present.generation.document, store.name)
+    return _update(present, _Job(store, listing, found, options, meter, labels, atlases), dry_run=dry_run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,7 @@ class _Job:
     found: Survey  # runs that were found, or those of them that are to be converted
     options: ConvertOptions
     meter: "_Meter"
+    labels: Labels
     atlases: Sequence[GivenAtlas] = ()
 
 
@@ -177,7 +182,7 @@ def _convert(job: _Job, base: Dataset | None = None) -> ConvertReport:
         for space in plan.spaces.values():
             write_space(store, space)
         done = _convert_runs(job, base, plan, engine)
-    quarantined = (*found.quarantined, *plan.quarantined, *done.quarantined)
+    quarantined = job.labels.clean((*found.quarantined, *plan.quarantined, *done.quarantined))
     if base is None:
         _require_some(done.converted, quarantined, job.listing.root)
     elif not done.converted and options.update == "new" and not unheard_of(base, quarantined):
@@ -195,7 +200,7 @@ def _convert(job: _Job, base: Dataset | None = None) -> ConvertReport:
         resumed=done.resumed,
         added=len(done.converted) - replaced,
         replaced=replaced,
-        quarantined=quarantined,
+        quarantined=tuple(quarantined),
         not_chosen=not_chosen(job.listing),
         warnings=(
             *job.listing.notes,
@@ -241,6 +246,7 @@ def _commit(
                 [one.finished.removed for one in converted],
                 {} if base is None else base.generation.document,
             ),
+            pseudonyms=job.labels.record,
         )
         try:
             return Dataset(store.name, store, commit_addition(store, base, addition))
@@ -248,6 +254,7 @@ def _commit(
             if not attempts_left:
                 raise
             base = winner_of(store, [one.surveyed for one in converted], started, job.options, contents=contents)
+            job.labels.require_same(base.generation.document, store.name)
             held = set(base.runs.column("name")) - (set() if started is None else set(started.runs.column("name")))
             left = [
                 one

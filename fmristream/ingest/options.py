@@ -3,10 +3,11 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from fmristream.catalog.split import DEFAULT_RATIOS, checked_ratios
 from fmristream.errors import UsageError
+from fmristream.ingest.resampling import Resample
 from fmristream.ingest.sources import EntityFilter, Phenotypes
 
 MaskKind = Literal["auto", "none", "first", "file"]
@@ -118,6 +119,8 @@ class ConvertOptions:
         phenotypes: the table of subjects, and whose groups (families, sites) a split does not divide.
         cifti: convert grayordinates (CIFTI-2 `.dtseries.nii`) where volumes are there as well; where there are none, they
             are converted without asking.
+        pseudonyms: path of a file with a key: subjects and groups are called by keyed hashes of their labels.
+        resample: another repetition time or grid for all runs; see Resample. A given mask is one of the new grid.
     """
 
     mask: str = "auto"
@@ -144,6 +147,8 @@ class ConvertOptions:
     entities: EntityFilter = field(default_factory=EntityFilter)
     phenotypes: Phenotypes = field(default_factory=Phenotypes)
     cifti: bool = False
+    pseudonyms: str | None = None
+    resample: Resample | None = None
 
     @property
     def sources(self) -> "FindOptions":
@@ -162,8 +167,8 @@ class ConvertOptions:
             raise UsageError(f"--layout {self.layout}: expected {' or '.join(LAYOUTS)}")
         if self.header not in HEADER_MODES:
             raise UsageError(f"--header {self.header}: expected {' or '.join(HEADER_MODES)}")
-        if self.header == "keep" and self.layout == "voxels":
-            raise UsageError("--header keep: the layout voxels stores no headers; add --layout volume")
+        if self.header == "keep":
+            self._check_headers()
         if self.codec not in CODECS:
             raise UsageError(f"--codec {self.codec}: expected {', '.join(CODECS)}")
         if self.codec != "lossless" and self.layout == "volume":
@@ -190,9 +195,21 @@ class ConvertOptions:
         return MaskChoice(kind="none") if self.layout == "volume" else MaskChoice.parse(self.mask)
 
     @property
-    def parameters(self) -> dict[str, str]:
+    def parameters(self) -> dict[str, Any]:
         """What of a conversion enters the content digest: codecs only where they change values."""
-        return {"codec": "lossless" if self.codec in EXACT_CODECS else self.codec, "layout": self.layout}
+        return {
+            "codec": "lossless" if self.codec in EXACT_CODECS else self.codec,
+            "layout": self.layout,
+            **({} if self.resample is None else {"resampling": self.resample.record}),
+        }
+
+    def _check_headers(self) -> None:
+        if self.layout == "voxels":
+            raise UsageError("--header keep: the layout voxels stores no headers; add --layout volume")
+        if self.pseudonyms is not None:
+            raise UsageError("--header keep: original headers may name who --pseudonyms hides; leave one of them out")
+        if self.resample is not None:
+            raise UsageError("--header keep: a resampled run has another header; leave --header out")
 
     def _check_engine(self) -> None:
         if self.cluster not in (None, "slurm"):

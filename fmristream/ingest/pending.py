@@ -144,15 +144,16 @@ def load(store: Store, key: str, *, barrier: int) -> FinishedRun | None:
     )
 
 
-def mask_key(source_key: str, source: Fingerprint, frames: int) -> str:
+def mask_key(source_key: str, source: Fingerprint, frames: int, *, decided: Mapping[str, Any]) -> str:
     """Object name of the record of the mask that is computed from a source file with this content.
 
     Args:
         source_key: path of the file below the source's root.
         source: its size and checksum.
         frames: how many of the first are averaged; 0 = all.
+        decided: what else it depends on; JSON-able.
     """
-    return keyed(_MASKS, [source_key, source.size, source.crc, frames])
+    return keyed(_MASKS, [source_key, source.size, source.crc, frames, *([dict(decided)] if decided else [])])
 
 
 def save_mask(store: Store, key: str, bits: NDArray[np.uint8]) -> None:

@@ -81,6 +81,11 @@ def survey(listing: Listing, options: ConvertOptions, on_run: Step | None = None
             found.warnings += [f"{run.source.name}: {note}" for note in run.header.notes]
         if on_run is not None:
             on_run(1)
+    untouched = sum(run.resampling is None for run in found.runs)
+    if options.resample is not None and untouched:
+        found.warnings.append(
+            f"{untouched} of {len(found.runs)} runs have that repetition time and grid already and are stored as they are"
+        )
     return found
 
 
@@ -105,6 +110,9 @@ def _surveyed(source: SourceRun, options: ConvertOptions) -> SurveyedRun | Quara
         with open_run(source) as stream:
             header = stream.header
         size = 0 if is_synth(source.url) else source_size(source.url)
+        tr_s = options.tr_s or source.tr_s or header.tr_s
+        wanted = options.resample
+        resampling = None if wanted is None else wanted.of(header, tr_s, name=source.key)
     except (SourceError, ObjectMissingError) as error:
         return Quarantined(name=source.name, reason=str(error))
     if header.models and options.layout == "volume":
@@ -112,9 +120,10 @@ def _surveyed(source: SourceRun, options: ConvertOptions) -> SurveyedRun | Quara
         return Quarantined(name=source.name, reason=reason)
     return SurveyedRun(
         source=source,
-        header=header,
+        header=header if resampling is None else resampling.header,
         space=options.space or source.space or header.space,
-        tr_s=options.tr_s or source.tr_s or header.tr_s,
+        tr_s=tr_s if resampling is None else resampling.header.tr_s,
+        resampling=resampling,
         source_bytes=size,
     )
 

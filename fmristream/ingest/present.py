@@ -203,6 +203,7 @@ def _other_options(present: Dataset, found: Survey, options: ConvertOptions) -> 
         "other groups": any(rows[run.source.name].group != (run.source.group or run.source.subject) for run in kept),
         "another split": _is_split_otherwise(present, [run.source for run in found.runs], options),
         "another layout": present.parameters["layout"] != options.layout,
+        "another resampling": present.parameters.get("resampling") != options.parameters.get("resampling"),
         "another codec": codec_of(document) != options.codec,
         "other headers": headers_of(document) != headers_mode(options),
         "another mask": document["mask"] != mask_record(choice),

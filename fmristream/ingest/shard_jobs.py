@@ -101,7 +101,7 @@ def convert_shard(
             found = _only(found, own.runs)
         else:
             found = _survey(own, options, meter)
-            names = _names(listing, choice, shard)
+            names = _names(listing, choice, shard, options)
             if pending.read_record(store, names[shard.index - 1]) is None:
                 meter.start("computing masks", runs=0, frames=sum(run.header.frames for run in found.runs))
                 masks = find_masks(volumes_of(found.runs), choice, engine, meter.frames_done, store=store)
@@ -145,10 +145,12 @@ def _with_runs(report: ConvertReport, runs: Sequence[SurveyedRun], left_out: Seq
     )
 
 
-def _names(listing: Listing, choice: MaskChoice, shard: Shard) -> list[str]:
+def _names(listing: Listing, choice: MaskChoice, shard: Shard, options: ConvertOptions) -> list[str]:
     """Names of the records of all shards: of the same runs, dealt the same way, for the same kind of mask."""
     runs = [[run.key.encode("utf-8", "surrogateescape").hex(), run.mask_url is not None] for run in listing.runs]
-    about = [choice.kind, choice.frames, shard.count, sorted(runs)]
+    about: list[Any] = [choice.kind, choice.frames, shard.count, sorted(runs)]
+    if options.resample is not None:
+        about.append([options.resample.record, options.tr_s])
     return [pending.keyed(pending.SHARDS, [*about, index]) for index in range(1, shard.count + 1)]
 
 

@@ -64,7 +64,7 @@ def read_side_tables(
         try:
             if not file.url:
                 raise SourceError("several files apply equally")
-            table, left_out = _without_label(*_read(file, frames=frames), subject)
+            table, left_out = _without_label(*_read(file, frames=frames), file.whose or subject)
         except SourceError as error:
             notes.append(f"{file.name} are not stored: {error}")
             continue
@@ -72,7 +72,8 @@ def read_side_tables(
             tables[file.name] = table
         if left_out:
             shown = ", ".join(left_out[:8]) + (", ..." if len(left_out) > 8 else "")
-            notes.append(f"{file.name}: columns left out: {shown}")
+            # Names of columns may be anything, labels as well.
+            notes.append(f"{file.name}: columns left out: {len(left_out) if file.whose else shown}")
     return tables, tuple(notes)
 
 

@@ -18,6 +18,7 @@ from fmristream.ingest.mask_file import read_mask
 from fmristream.ingest.options import Codec, HeaderMode, Layout, Quarantined
 from fmristream.ingest.pending import FinishedRun
 from fmristream.ingest.read_ahead import RING, ReadAhead
+from fmristream.ingest.resampling import ResampledStream, Resampling
 from fmristream.ingest.run_stream import Frame, RunHeader, RunStream, open_run
 from fmristream.ingest.side import Beside, SideTask, read_beside
 from fmristream.ingest.sidecar import read_sidecar
@@ -38,18 +39,44 @@ FrameCallback = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurveyedRun:
-    """A run whose header was read and found good, with what the options said put in its place."""
+    """A run whose header was read and found good, with what the options said put in its place.
+
+    Where it is resampled, header and repetition time are those of what is stored.
+    """
 
     source: SourceRun
     header: RunHeader
     space: str
     tr_s: float | None
     source_bytes: int
+    resampling: Resampling | None = None
 
     @property
     def affine(self) -> tuple[float, ...]:
         """16 numbers, row by row."""
         return tuple(float(number) for row in self.header.affine for number in row)
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        """What records of the run depend on besides its source, JSON-able; nothing where it is not resampled."""
+        return (
+            {}
+            if self.resampling is None
+            else {
+                "resampling": [
+                    self.resampling.record,
+                    self.header.affine,
+                    self.header.shape,
+                    self.header.frames,
+                    self.tr_s,
+                ]
+            }
+        )
+
+    def open(self, *, with_prefix: bool = False) -> RunStream:
+        """The run as it is stored."""
+        stream = open_run(self.source, with_prefix=with_prefix)
+        return stream if self.resampling is None else ResampledStream(stream, self.resampling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +151,13 @@ def find_run_mask(task: MaskTask, on_frame: FrameCallback | None = None) -> NDAr
     try:
         if task.store is None:
             return _computed_mask(task, on_frame)[0]
-        found = pending.load_mask(task.store, pending.mask_key(source.key, quick_fingerprint(source), task.frames))
+        decided = task.run.decided
+        key = pending.mask_key(source.key, quick_fingerprint(source), task.frames, decided=decided)
+        found = pending.load_mask(task.store, key)
         if found is None:
             found, fingerprint = _computed_mask(task, on_frame)
-            pending.save_mask(task.store, pending.mask_key(source.key, fingerprint, task.frames), found)
+            key = pending.mask_key(source.key, fingerprint, task.frames, decided=decided)
+            pending.save_mask(task.store, key, found)
         return found
     except (SourceError, CorruptDataError) as error:
         return Quarantined(name=name, reason=str(error))
@@ -138,7 +168,7 @@ def _computed_mask(task: MaskTask, on_frame: FrameCallback | None) -> tuple[NDAr
     header = task.run.header
     total = np.zeros(header.shape, dtype=np.float64, order="F")
     counted = 0
-    with open_run(task.run.source) as stream:
+    with task.run.open() as stream:
         if stream.header != header:
             raise SourceError(f"{task.run.source.key}: its header changed while the conversion ran; convert it again")
         for number, volume in enumerate(stream.frames()):
@@ -170,6 +200,7 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
             **({"header": task.header, "layout": task.layout} if task.layout != "voxels" else {}),
             **beside.decided,
             **({"codec": task.codec} if task.codec != "lossless" else {}),
+            **task.run.decided,
         }
         key = pending.record_key(source.key, quick_fingerprint(source), decided=decided)
         found = pending.load(store, key, barrier=task.barrier)
@@ -200,7 +231,7 @@ def _convert(
     measures = beside.measures(task.store, space)
     quantizer, seen = _quantizer(task, columns, space.voxels)
     with (
-        open_run(run.source, with_prefix=task.layout == "volume") as stream,
+        run.open(with_prefix=task.layout == "volume") as stream,
         _writer(task, space, stream, quantizer) as writer,
         SideWriter(task.store, writer.object, space.digest) as side,
     ):
@@ -216,7 +247,11 @@ def _convert(
         if seen is not None and stream.fingerprint() != seen:
             raise SourceError(f"{run.source.key}: it changed while the conversion ran; convert it again")
         measures.store(side)
-        written = writer.finish(own_mask=None if own_mask is None else own_mask[in_space], sidecar=sidecar)
+        written = writer.finish(
+            own_mask=None if own_mask is None else own_mask[in_space],
+            sidecar=sidecar,
+            resampled=None if run.resampling is None else run.resampling.record,
+        )
         return FinishedRun.of(
             replace(written, arrays=(*written.arrays, *side.arrays)),
             space_digest=space.digest,
@@ -244,7 +279,7 @@ def _quantizer(task: RunTask, columns: NDArray[Any], voxels: int) -> tuple[Quant
         return None, None
     measure = RangeMeasure(frames=header.frames, dtype=header.dtype)
     values = np.empty(voxels, dtype=header.dtype)
-    with open_run(run.source) as stream:
+    with run.open() as stream:
         _require_same_header(stream, run)
         with _frames(stream, threads=task.threads) as frames:
             for volume in frames:
@@ -277,9 +312,9 @@ def _writer(
 
 
 def _prefix(task: RunTask, stream: RunStream) -> NiftiPrefix:
-    """What is stored of the source's header; one made for it where the run comes from no file."""
+    """What is stored of the source's header; one made for it where the run comes from no file, or is resampled."""
     run, header = task.run, task.run.header
-    if is_synth(run.source.url):
+    if is_synth(run.source.url) or run.resampling is not None:
         original = make_prefix(
             shape=header.shape,
             frames=header.frames,
@@ -307,4 +342,7 @@ def _own_mask(run: SurveyedRun) -> NDArray[np.bool_] | None:
         return None
     if run.header.models:
         raise SourceError(f"{run.source.key}: a mask is given for grayordinates, which are stored whole; leave it out")
-    return read_mask(run.source.mask_url, run.header.shape, run.header.affine)
+    if run.resampling is None:
+        return read_mask(run.source.mask_url, run.header.shape, run.header.affine)
+    source = run.resampling.source
+    return run.resampling.mask(read_mask(run.source.mask_url, source.shape, source.affine))

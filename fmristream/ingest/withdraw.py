@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fmristream.catalog.tables import Participant, encode_participants, encode_skipped
 from fmristream.errors import ConflictError, UsageError
 from fmristream.ingest.commit import carried, optional_table
+from fmristream.ingest.pseudonyms import is_pseudonym, read_key, require_same_key
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import content_digest
 from fmristream.shards.generation import Generation, commit, listed_generations, newest_generation
@@ -37,7 +38,9 @@ class WithdrawReport:
     older: tuple[str, ...]  # digests of the versions that still hold them, until `gc --purge`
 
 
-def withdraw(url: str, subjects: Iterable[str], *, dry_run: bool = False) -> WithdrawReport:
+def withdraw(
+    url: str, subjects: Iterable[str], *, dry_run: bool = False, pseudonyms: str | None = None
+) -> WithdrawReport:
     """Commit a version of a dataset that holds nothing of these subjects.
 
     Rows of all tables, blocks of the index and references to their objects are left out; a keyed hash of each label is
@@ -47,15 +50,21 @@ def withdraw(url: str, subjects: Iterable[str], *, dry_run: bool = False) -> Wit
         url: the dataset.
         subjects: labels without `sub-`.
         dry_run: say what would be done, write nothing.
+        pseudonyms: path of the key file of a dataset with pseudonyms: labels are those of the source; without it, pseudonyms.
 
     Raises:
-        UsageError: a subject is not in the dataset and was not withdrawn before, which changes nothing.
+        UsageError: a subject is not in the dataset and was not withdrawn before (which changes nothing), or the key is not the
+            one that it was made with.
         StorageError: the store failed, or cannot be written; nothing is half done.
     """
     wanted = tuple(sorted({subject.removeprefix("sub-") for subject in subjects}))
     if not wanted:
         raise UsageError("no subject was named; give --subject LABEL")
     store = open_store(url)
+    if pseudonyms is not None:
+        key = read_key(pseudonyms, target=url)
+        require_same_key(newest_generation(store).document, key, store.name)
+        wanted = tuple(sorted({subject if is_pseudonym(subject) else key.of(subject) for subject in wanted}))
     for attempts_left in reversed(range(_ATTEMPTS)):
         base = Dataset(url, store, newest_generation(store))
         leaving = _Leaving.of(base, wanted)
@@ -97,8 +106,13 @@ class _Leaving:
         for subject in subjects:
             is_named = subject in held or any(_names_one_of(row, [subject]) for row in base.skipped)
             if not is_named and not is_withdrawn(base.generation, subject):
+                hint = (
+                    "; a label of the source needs --pseudonyms KEYFILE"
+                    if "pseudonyms" in base.generation.document
+                    else ""
+                )
                 raise UsageError(
-                    f"{base.store.name}: no subject is called {subject!r}; `fmristream info --runs` lists the labels"
+                    f"{base.store.name}: no subject is called {subject!r}; `fmristream info --runs` lists the labels{hint}"
                 )
         return leaving
 

@@ -1,7 +1,8 @@
 """Compare a dataset with the files that it was made of, value by value, through a reader that shares no code with ours."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from fmristream.catalog.run import Run
 from fmristream.errors import CorruptDataError, FormatError, ObjectMissingError, SourceError
 from fmristream.ingest.nibabel_reader import SourceImage, open_with_nibabel
+from fmristream.ingest.resampling import Resampling
 from fmristream.ingest.sources import Listing, SourceRun
 from fmristream.report.blocks import frame_blocks
 from fmristream.report.findings import Findings, first_few
@@ -38,14 +40,15 @@ def compare_run(dataset: Dataset, run: Run, source: SourceRun, counter: Counter)
     """Compare one run; memory is a few frames."""
     found = Findings()
     try:
-        with open_with_nibabel(source) as image:
+        resampling = _resampling(dataset, run)
+        with _opened(source, resampling) as image:
             told = dataset.reader(run).attributes.get("quantization") if dataset.reader(run).is_quantized else None
             _compare_header(run, image, found, dtype=run.dtype if told is None else str(told.get("source_dtype")))
             _compare_models(dataset, run, image, found)
             if found.faults:
                 return found
             if told is not None:
-                with open_with_nibabel(source) as again:
+                with _opened(source, resampling) as again:
                     _compare_bounded(dataset, run, again, image, told, found, counter)
                 found.runs_compared = 1
                 return found
@@ -55,6 +58,34 @@ def compare_run(dataset: Dataset, run: Run, source: SourceRun, counter: Counter)
     except (SourceError, CorruptDataError, ObjectMissingError, FormatError) as error:
         found.fault(str(error), run=run.name)
     return found
+
+
+def _resampling(dataset: Dataset, run: Run) -> Resampling | None:
+    """How the run says that it was resampled, if it was."""
+    told = dataset.reader(run).attributes.get("resampled")
+    return None if told is None else Resampling.of_record(told, affine=run.affine, shape=run.shape, tr_s=run.tr_s)
+
+
+@contextmanager
+def _opened(source: SourceRun, resampling: Resampling | None) -> Iterator[SourceImage]:
+    """The source as nibabel reads it, resampled anew where the run was: reading is checked by other code, weights by ours."""
+    with open_with_nibabel(source) as image:
+        if resampling is None:
+            yield image
+            return
+        was, header = resampling.source, resampling.header
+        found = (image.shape, image.dtype, image.slope, image.inter, image.affine)
+        if found != ((*was.shape, was.frames), was.dtype, was.slope, was.inter, was.affine):
+            raise SourceError(f"{source.key}: its header is not the one that the run was resampled from")
+        yield SourceImage(
+            shape=(*header.shape, header.frames),
+            dtype=header.dtype,
+            slope=header.slope,
+            inter=header.inter,
+            affine=header.affine,
+            # Blocks of frames are compared while others are made.
+            frames=(frame.copy(order="F") for frame in resampling.frames(image.frames)),
+        )
 
 
 def _match(dataset: Dataset, sources: Mapping[str, SourceRun], found: Findings) -> None:

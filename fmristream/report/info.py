@@ -88,12 +88,14 @@ class Info:
     content_digest: str
     format_version: int
     tool: str
+    pseudonyms: bool  # subjects and groups are called by keyed hashes of their labels
     layout: str
     codec: str
     contents: Mapping[str, Any]  # what is stored beside the voxels, as the generation records it
     lossy: Mapping[
         str, float
     ]  # bound_sd, and of all lossy runs max_error_sd, rms_error_sd, escaped, lossy_runs; else empty
+    resampling: Mapping[str, Any]  # what all runs were resampled to, see FORMAT.md 19; empty where they were not
     headers: str  # what is stored of NIfTI headers: none, scrub or keep
     runs: int
     subjects: int
@@ -139,10 +141,12 @@ def describe(dataset: Dataset) -> Info:
         content_digest=document["content_digest"],  # `verify` computes it anew
         format_version=document["version"],
         tool=document["tool"],
+        pseudonyms="pseudonyms" in document,
         layout=document["parameters"]["layout"],
         codec=codec_of(document),
         contents=document.get("contents", {}),
         lossy={name: value for name, value in document.get("codec", {}).items() if name != "name"},
+        resampling=document["parameters"].get("resampling", {}),
         headers=headers_of(document),
         runs=len(runs),
         subjects=runs.distinct("subject"),

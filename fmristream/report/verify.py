@@ -1,6 +1,7 @@
 """Is a dataset whole, does it agree with itself, and is it what its source says? Each question costs more than the last."""
 
 from fmristream.errors import CorruptDataError, FormatError, ObjectMissingError
+from fmristream.ingest.pseudonyms import pseudonymised, read_key, require_same_key
 from fmristream.ingest.sources import EntityFilter, Listing, find_runs
 from fmristream.report.against import compare_with_sources
 from fmristream.report.deep import check_all_deeply
@@ -23,6 +24,7 @@ def verify(
     kind: str | None = None,
     entities: EntityFilter | None = None,
     cifti: bool = False,
+    pseudonyms: str | None = None,
     progress: ProgressCallback | None = None,
 ) -> VerifyReport:
     """Check the newest version of a dataset.
@@ -39,11 +41,12 @@ def verify(
         kind: likewise.
         entities: likewise.
         cifti: likewise.
+        pseudonyms: path of the key file, where the dataset's subjects have pseudonyms.
         progress: called as work proceeds.
 
     Raises:
         FormatError: there is no dataset, or it needs a newer reader.
-        UsageError: the source holds no runs.
+        UsageError: the source holds no runs, or the key is not the one that the dataset was made with.
         StorageError: the store failed; nothing can be said.
     """
     listing = (
@@ -53,6 +56,10 @@ def verify(
     )
     found = Findings()
     dataset = _opened(url, found)
+    if dataset is not None and listing is not None:
+        key = None if pseudonyms is None else read_key(pseudonyms, target=url)
+        require_same_key(dataset.generation.document, key, url)
+        listing = listing if key is None else pseudonymised(listing, key)
     if dataset is not None:
         _check(dataset, listing, found, deep=deep, progress=progress)
     return VerifyReport(

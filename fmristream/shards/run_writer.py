@@ -129,13 +129,18 @@ class RunWriter:
             self._held.clear()
 
     def finish(
-        self, *, own_mask: NDArray[np.bool_] | None = None, sidecar: Mapping[str, Any] | None = None
+        self,
+        *,
+        own_mask: NDArray[np.bool_] | None = None,
+        sidecar: Mapping[str, Any] | None = None,
+        resampled: Mapping[str, Any] | None = None,
     ) -> WrittenRun:
         """Publish everything that belongs to the run; it becomes part of the dataset when a generation names it.
 
         Args:
             own_mask: (v,) which of the stored voxels lie in the run's own brain mask, where it has one.
             sidecar: what may be stored of its BIDS sidecar.
+            resampled: what the source was, where these are not its values.
         """
         assert self._measure is not None
         assert self._reference is not None
@@ -152,7 +157,7 @@ class RunWriter:
             arrays.append(self._put_array("mask", own_mask.astype(np.uint8), names=("voxel",)))
         arrays.append(self._put_stats(statistics))
         digest = self._digest.hexdigest()
-        arrays.append(self._put_group(digest, statistics, sidecar or {}))
+        arrays.append(self._put_group(digest, statistics, sidecar or {}, resampled))
         self._finished = True
         return WrittenRun(
             object=self.object,
@@ -244,7 +249,9 @@ class RunWriter:
             shape=values.shape, files=(file,),
         )  # fmt: skip
 
-    def _put_group(self, digest: str, statistics: Statistics, sidecar: Mapping[str, Any]) -> StoredArray:
+    def _put_group(
+        self, digest: str, statistics: Statistics, sidecar: Mapping[str, Any], resampled: Mapping[str, Any] | None
+    ) -> StoredArray:
         from fmristream.shards.zarr_metadata import group_metadata
 
         attributes: Mapping[str, Any] = {
@@ -252,6 +259,7 @@ class RunWriter:
             "encoding": self._encoding,
             **({} if self._quantizer is None else {"quantization": self._quantizer.record()}),
             "run_digest": digest,
+            **({} if resampled is None else {"resampled": dict(resampled)}),
             **({"sidecar": dict(sidecar)} if sidecar else {}),
             "space": self._space.digest,
             "valid_range": _range(statistics, self._dtype),

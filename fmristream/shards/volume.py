@@ -118,13 +118,18 @@ class VolumeRunWriter:
             self._held.clear()
 
     def finish(
-        self, *, own_mask: NDArray[np.bool_] | None = None, sidecar: Mapping[str, Any] | None = None
+        self,
+        *,
+        own_mask: NDArray[np.bool_] | None = None,
+        sidecar: Mapping[str, Any] | None = None,
+        resampled: Mapping[str, Any] | None = None,
     ) -> WrittenRun:
         """Publish everything that belongs to the run; it becomes part of the dataset when a generation names it.
 
         Args:
             own_mask: (v,) which of the stored voxels lie in the run's own brain mask, where it has one.
             sidecar: what may be stored of its BIDS sidecar.
+            resampled: what the source was, where these are not its values.
         """
         assert self._measure is not None
         assert self._reference is not None
@@ -141,7 +146,8 @@ class VolumeRunWriter:
         with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, and their z-scores 0
             arrays.append(self._objects.put_stats(np.stack([statistics.delta, statistics.sd]).astype("<f4")))
         digest = self._digest.hexdigest()
-        arrays.append(self._objects.put_group(self._attributes(digest, statistics, sidecar or {}), dtype=self._dtype))
+        attributes = self._attributes(digest, statistics, sidecar or {}, resampled)
+        arrays.append(self._objects.put_group(attributes, dtype=self._dtype))
         self._finished = True
         return WrittenRun(
             object=self.object,
@@ -182,7 +188,9 @@ class VolumeRunWriter:
             frames_per_shard=per_shard,
         )
 
-    def _attributes(self, digest: str, statistics: Statistics, sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    def _attributes(
+        self, digest: str, statistics: Statistics, sidecar: Mapping[str, Any], resampled: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
         own = {
             **self._header,
             "encoding": VOLUME_ENCODING,
@@ -193,6 +201,7 @@ class VolumeRunWriter:
                 "stream_sha256": self._stream.hexdigest(),
             },
             "run_digest": digest,
+            **({} if resampled is None else {"resampled": dict(resampled)}),
             **({"sidecar": dict(sidecar)} if sidecar else {}),
             "space": self._space.digest,
             "valid_range": _range(statistics, self._dtype),

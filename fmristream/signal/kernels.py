@@ -358,3 +358,117 @@ def dequantize(codes: Any, step: Any, offset: Any, values: Any) -> None:
     """values[v] = codes[v] x step[v] + offset[v]: the product is exact in double precision, sum and result are rounded."""
     for v in range(values.size):
         values[v] = np.float64(codes[v]) * np.float64(step[v]) + np.float64(offset[v])
+
+
+@_jit
+def _spread(at: Any, shape: Any, first: Any, share: float, box: Any) -> Any:
+    """Add the weights of linear interpolation at one point to a box of source voxels; False outside the field of view."""
+    for i in range(3):
+        nearest = np.floor(at[i] + 0.5)
+        if abs(at[i] - nearest) < 1e-7:  # rounding must not put what lies on a voxel beside it
+            at[i] = nearest
+        if at[i] < -0.5 - 1e-7 or at[i] > shape[i] - 0.5 + 1e-7:
+            return False
+        at[i] = min(max(at[i], 0.0), shape[i] - 1.0)  # the outer half of the outermost voxels has their own value
+    for corner in range(8):
+        weight = share
+        for i in range(3):
+            rest = at[i] - np.floor(at[i])
+            weight *= rest if (corner >> i) & 1 else 1.0 - rest
+        if weight > 0.0:
+            i = np.int64(np.floor(at[0])) + (corner & 1) - first[0]
+            j = np.int64(np.floor(at[1])) + ((corner >> 1) & 1) - first[1]
+            k = np.int64(np.floor(at[2])) + ((corner >> 2) & 1) - first[2]
+            box[i, j, k] += weight
+    return True
+
+
+@_jit
+def _unload(box: Any, first: Any, shape: Any, start: int, places: Any, weights: Any, is_filling: bool) -> Any:
+    """Write what a box holds from `start` on, if that is wanted, and empty it: how many weights there were."""
+    count = np.int64(0)
+    for k in range(box.shape[2]):
+        for j in range(box.shape[1]):
+            for i in range(box.shape[0]):
+                if box[i, j, k] > 0.0:
+                    if is_filling:
+                        places[start + count] = (first[0] + i) + shape[0] * ((first[1] + j) + shape[1] * (first[2] + k))
+                        weights[start + count] = box[i, j, k]
+                    count += 1
+                    box[i, j, k] = 0.0
+    return count
+
+
+@_jit
+def _sample(index: Any, matrix: Any, shape: Any, points: Any, at: Any, first: Any, box: Any) -> None:
+    """Fill the box of one target voxel."""
+    share = 1.0 / (points[0] * points[1] * points[2])
+    for c in range(points[2]):
+        for b in range(points[1]):
+            for a in range(points[0]):
+                x = index[0] + ((a + 0.5) / points[0] - 0.5)
+                y = index[1] + ((b + 0.5) / points[1] - 0.5)
+                z = index[2] + ((c + 0.5) / points[2] - 0.5)
+                for i in range(3):
+                    at[i] = matrix[i, 0] * x + matrix[i, 1] * y + matrix[i, 2] * z + matrix[i, 3]
+                _spread(at, shape, first, share, box)
+
+
+@_jit
+def sparse_weights(
+    matrix: Any, shape: Any, size: Any, points: Any, starts: Any, places: Any, weights: Any, is_filling: bool
+) -> None:
+    """Weights of linear interpolation, averaged over points spread evenly over each target voxel.
+
+    Args:
+        matrix: (3, 4) float64, target voxel index to source voxel index.
+        shape: (3,) int64 of the source.
+        size: (3,) int64 of the target.
+        points: (3,) int64 per axis of a target voxel.
+        starts: (t + 1,) int64: counts are written to starts[t + 1]; where filling, their sums are read.
+        places: (k,) uint32 positions in a Fortran-ordered source, written where filling.
+        weights: (k,) float32, likewise.
+        is_filling: the second of two passes.
+    """
+    extents = np.abs(matrix[:, 0]) + np.abs(matrix[:, 1]) + np.abs(matrix[:, 2])  # of a target voxel in source voxels
+    reach = np.ceil(extents).astype(np.int64) + 3
+    box = np.zeros((reach[0], reach[1], reach[2]))
+    index, at, first = np.empty(3), np.empty(3), np.empty(3, dtype=np.int64)
+    for target in range(size[0] * size[1] * size[2]):
+        index[0] = target % size[0]
+        index[1] = (target // size[0]) % size[1]
+        index[2] = target // (size[0] * size[1])
+        is_near = True
+        for i in range(3):
+            centre = matrix[i, 0] * index[0] + matrix[i, 1] * index[1] + matrix[i, 2] * index[2] + matrix[i, 3]
+            first[i] = np.int64(np.floor(centre - extents[i] / 2)) - 1
+            is_near = is_near and -extents[i] - 1 < centre and centre < shape[i] + extents[i]
+        if is_near:
+            _sample(index, matrix, shape, points, at, first, box)
+        count = _unload(box, first, shape, starts[target], places, weights, is_filling) if is_near else 0
+        if not is_filling:
+            starts[target + 1] = count
+
+
+@_jit
+def apply_sparse(volume: Any, starts: Any, places: Any, weights: Any, slope: float, inter: float, out: Any) -> None:
+    """out[t] = sum of weights x (volume x slope + inter) over the places of t, in double precision."""
+    for t in range(out.size):
+        total = 0.0
+        for k in range(starts[t], starts[t + 1]):
+            total += np.float64(weights[k]) * (np.float64(volume[places[k]]) * slope + inter)
+        out[t] = total
+
+
+@_jit
+def add_weighted(values: Any, weight: float, sums: Any) -> None:
+    """Add weight x values to sums."""
+    for v in range(sums.size):
+        sums[v] += weight * values[v]
+
+
+@_jit
+def scale(values: Any, slope: float, inter: float, out: Any) -> None:
+    """Values x slope + inter, in double precision."""
+    for v in range(out.size):
+        out[v] = np.float64(values[v]) * slope + inter

@@ -34,6 +34,7 @@ class SideFile:
     url: str  # "" where several files apply equally
     sidecar_urls: tuple[str, ...] = ()  # nearest first; what is not there says nothing
     columns: tuple[str, ...] = ()  # of a table of numbers between blanks, without a header line
+    whose: str = ""  # the subject's label in the source, where the run says a pseudonym
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
