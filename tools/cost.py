@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     out = chosen.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    facts = machine()
+    facts = machine(out)
     costs = [cost_of(size, out, frames=chosen.frames) for size in _sizes(chosen.sizes)]
     print_costs(costs)
     if chosen.json:

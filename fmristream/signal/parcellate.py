@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fmristream.signal import kernels
 from fmristream.signal.grid import Grid, Shape3, stored_order
 
 AtlasKind = Literal["labels", "probabilities"]
@@ -227,6 +226,10 @@ class ParcelSeries:
     """
 
     def __init__(self, weights: Weights, *, frames: int) -> None:
+        # Imported here: reading a dataset needs no compiler.
+        from fmristream.signal import kernels
+
+        self._means = kernels.parcel_means
         self._weights = weights
         self._series = np.empty((frames, weights.parcels), dtype=np.float32)
         self._count = 0
@@ -234,7 +237,7 @@ class ParcelSeries:
     def add(self, values: NDArray[Any]) -> None:
         """Count one frame, (v,) stored values."""
         chosen = self._weights
-        kernels.parcel_means(values, chosen.indptr, chosen.voxels, chosen.weights, self._series[self._count])
+        self._means(values, chosen.indptr, chosen.voxels, chosen.weights, self._series[self._count])
         self._count += 1
 
     def finish(self) -> NDArray[np.float32]:

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmristream.errors import CorruptDataError
-from fmristream.signal import kernels
 from fmristream.signal.grid import Grid, stored_order
 
 BLOCK_MM = 24.0
@@ -105,6 +104,10 @@ class RunSketch:
     """
 
     def __init__(self, grid: Grid, mask: NDArray[np.bool_], *, frames: int) -> None:
+        # Imported here: reading a dataset needs no compiler.
+        from fmristream.signal import kernels
+
+        self._add_up, self._add_up_small = kernels.block_sums, kernels.block_sums_of_small_integers
         places = _block_of(stored_order(mask), grid)
         # As one number each, in the order of (x, y, z): rows are found much slower.
         keys = (places[0] + 2**15 << 32) + (places[1] + 2**15 << 16) + places[2] + 2**15
@@ -127,7 +130,7 @@ class RunSketch:
         """Count one frame, (v,) stored values."""
         if self._count < len(self._sums):
             is_small = values.dtype.kind in "iu" and values.dtype.itemsize <= 2
-            add_up = kernels.block_sums_of_small_integers if is_small else kernels.block_sums
+            add_up = self._add_up_small if is_small else self._add_up
             add_up(values, self._starts, self._block_of_stretch, self._sums[self._count])
         self._count += 1
 

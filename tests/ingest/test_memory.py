@@ -1,6 +1,7 @@
 """A conversion needs the memory of a few frames, however long the run is."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,11 @@ def measured(
     sources = [write_long_run(folder / f"{count}", count, dtype=dtype, shape=shape) for count in frames]
     chosen = json.dumps({"mask": "none", "split": "none", **options})
     command = [sys.executable, "-m", "tests.ingest.measured_convert", chosen, warm, target, *sources]
-    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=500).stdout
+    try:
+        output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=500).stdout
+    finally:  # gigabytes, that pytest would keep for three sessions
+        for made in (warm, target, *sources):
+            shutil.rmtree(made, ignore_errors=True)
     print(output)  # shown with -s, and where a test fails
     return json.loads(output)
 

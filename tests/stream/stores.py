@@ -87,16 +87,18 @@ class GatedStore(PassingStore):
 
     def __init__(self, inner: Store) -> None:
         super().__init__(inner)
-        self._before = -1  # reads that pass before the one that is held; below 0: none is
+        self.seen: list[tuple[str, int, int]] = []  # reads of frames, as they began
+        self._passing: set[tuple[str, int, int]] | None = None
         self._lock = threading.Lock()
         self._gate = threading.Event()
         self.is_holding = threading.Event()
 
-    def hold_after(self, reads: int) -> None:
-        """Hold the read that comes after this many more."""
+    def hold_other_than(self, passing: set[tuple[str, int, int]]) -> None:
+        """Hold the first read that is none of these: how many threads read, and which of them is first, does not matter."""
         self._gate.clear()
         self.is_holding.clear()
-        self._before = reads
+        with self._lock:
+            self._passing = passing
 
     def let_go(self) -> None:
         """Let the held read pass."""
@@ -104,9 +106,12 @@ class GatedStore(PassingStore):
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         if "/c/" in key:
+            read = (key, start, stop)
             with self._lock:
-                is_held = self._before == 0
-                self._before -= 1
+                self.seen.append(read)
+                is_held = self._passing is not None and read not in self._passing
+                if is_held:
+                    self._passing = None
             if is_held:
                 self.is_holding.set()
                 assert self._gate.wait(timeout=60), "the test never let the read go"

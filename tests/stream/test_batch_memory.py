@@ -63,6 +63,10 @@ def test_kept_batches_outlive_the_loader(cohort_url, expected):
 def test_a_read_that_comes_back_late_writes_into_nobodys_batch(cohort_url, expected):
     dataset = opened_through(cohort_url, GatedStore)
     store = dataset.store
+    with StreamingLoader(clips_of(dataset), batch_size=BATCH, threads=1) as loader:
+        for _ in loader:  # one thread reads in the order of the windows
+            pass
+    first_reads = set(store.seen[:BATCH])
     with StreamingLoader(clips_of(dataset), batch_size=BATCH, threads=2, prefetch_batches=2) as loader:
         start = loader.state_dict()
         for _ in loader:  # from here on, batches get used memory
@@ -70,7 +74,7 @@ def test_a_read_that_comes_back_late_writes_into_nobodys_batch(cohort_url, expec
         for _ in range(3):
             loader.load_state_dict(start)
             # The first batch arrives; a read for a later one hangs, and the loader is sent back.
-            store.hold_after(BATCH)
+            store.hold_other_than(first_reads)
             first = next(iter(loader))
             assert store.is_holding.wait(timeout=60)
             loader.load_state_dict(start)
