@@ -130,7 +130,7 @@ def print_costs(costs: Sequence[Cost]) -> None:
         shape = " × ".join(map(str, (*cost.size.shape, cost.size.frames)))
         print(
             f"| {cost.size.name} | {shape}, {cost.size.dtype} | {cost.source_bytes / 1e9:,.2f} TB | "
-            f"{cost.stored_bytes / 1e9:,.2f} TB | {cost.cpu_s / 3.6:,.1f} | {cost.cpu_without_mask_s / 3.6:,.1f} |"
+            f"{cost.stored_bytes / 1e9:,.2f} TB | {cost.cpu_s / 3.6:,.2f} | {cost.cpu_without_mask_s / 3.6:,.2f} |"
         )
 
 
