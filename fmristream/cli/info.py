@@ -99,9 +99,8 @@ def _lossy(info: "Info") -> str:
     if not info.lossy:
         return ""
     return (
-        f"{plural(int(info.lossy['lossy_runs']), 'run')}, every value within {info.lossy['bound_sd']:g} temporal SD; measured "
-        f"at most {info.lossy['max_error_sd']:.4f}, rms of a run at most {info.lossy['rms_error_sd']:.4f}; "
-        f"{plural(int(info.lossy['escaped']), 'value')} stored beside the codes"
+        f"every value within {info.lossy['bound_sd']:g} temporal SD; measured at most {info.lossy['max_error_sd']:.4f}, "
+        f"rms of a run at most {info.lossy['rms_error_sd']:.4f}"
     )
 
 

@@ -102,7 +102,11 @@ def read_atlas(path: str) -> GivenAtlas:
 def atlas_record(atlases: Sequence[GivenAtlas]) -> dict[str, dict[str, Any]]:
     """What a generation records of its atlases, by digest: no path."""
     return {
-        one.digest: {"kind": one.atlas.kind, "parcels": len(one.atlas.labels)}
+        one.digest: {
+            "kind": one.atlas.kind,
+            "names_sha256": sha256_json(list(one.names)),
+            "parcels": len(one.atlas.labels),
+        }
         for one in sorted(atlases, key=lambda one: one.digest)
     }
 

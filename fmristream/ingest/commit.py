@@ -21,7 +21,7 @@ from fmristream.shards.index import encode_block
 from fmristream.shards.parcels import ParcelSpace, parcel_document, write_parcels
 from fmristream.shards.segments import Entry, SegmentWriter, kept_segments, put_table
 from fmristream.shards.spaces import AnySpace, space_document, write_space
-from fmristream.shards.withdrawn import is_withdrawn, names_withdrawn
+from fmristream.shards.withdrawn import is_withdrawn, names_withdrawn, without_withdrawn
 from fmristream.storage import Store
 
 # What a generation says that later ones carry on.
@@ -224,7 +224,9 @@ def _skipped(base: Dataset | None, addition: Addition, converted: set[str]) -> l
 def _participants(base: Dataset | None, addition: Addition) -> list[Participant]:
     before = () if base is None else base.participants
     added = [
-        row for row in addition.participants if base is None or not is_withdrawn(base.generation, str(row["subject"]))
+        row if base is None else without_withdrawn(base.generation, row)
+        for row in addition.participants
+        if base is None or not is_withdrawn(base.generation, str(row["subject"]))
     ]
     numeric = {name for row in before for name, value in row.items() if isinstance(value, float)}
     text = {name for row in before for name, value in row.items() if isinstance(value, str)} - {"subject"}

@@ -150,10 +150,11 @@ def _update(present: Dataset, job: _Job, *, dry_run: bool) -> ConvertReport:
     unheard = unheard_of(present, job.found.quarantined)
     notes = tuple(_update_notes(changes, job.options))
     todo = replace(job, found=replace(job.found, runs=list(wanted)))
+    is_all = job.options.update == "all"
     if dry_run:
         report = estimate(job.store.name, job.listing, todo.found, job.options)
-    elif wanted or (job.options.update == "all" and changes.participants) or (job.options.update and unheard):
-        report = _convert(todo, present)
+    elif wanted or (is_all and changes.participants) or (job.options.update and unheard):
+        report = _convert(todo, present, is_needed=is_all and changes.participants)
     else:
         # Whoever committed it may have been killed before this.
         pending.clear(job.store, set(present.runs.column("object")))
@@ -172,7 +173,8 @@ def _update_notes(changes: Changes, options: ConvertOptions) -> Iterator[str]:
         yield "rows of the participants table differ from the dataset's; only new subjects' rows are taken (--update all)"
 
 
-def _convert(job: _Job, base: Dataset | None = None) -> ConvertReport:
+def _convert(job: _Job, base: Dataset | None = None, *, is_needed: bool = False) -> ConvertReport:
+    """Convert what was found and commit it; without a new run only what was broken before, unless it `is_needed`."""
     store, found, options = job.store, job.found, job.options
     choice = options.mask_choice
     with open_engine(options, job.meter.note) as engine:
@@ -185,7 +187,7 @@ def _convert(job: _Job, base: Dataset | None = None) -> ConvertReport:
     quarantined = job.labels.clean((*found.quarantined, *plan.quarantined, *done.quarantined))
     if base is None:
         _require_some(done.converted, quarantined, job.listing.root)
-    elif not done.converted and options.update == "new" and not unheard_of(base, quarantined):
+    elif not done.converted and not is_needed and not unheard_of(base, quarantined):
         return replace(
             report_present(base, job.listing), warnings=tuple(plan.warnings)
         )  # what was broken is broken still

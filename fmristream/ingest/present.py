@@ -16,7 +16,7 @@ from fmristream.ingest.tasks import SurveyedRun
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import FOLDER, newest_generation
 from fmristream.shards.notes import codec_of, headers_of
-from fmristream.shards.withdrawn import is_withdrawn, names_withdrawn
+from fmristream.shards.withdrawn import is_withdrawn, names_withdrawn, without_withdrawn
 from fmristream.storage import Store
 
 
@@ -185,7 +185,7 @@ def _differs(run: SurveyedRun, held: tuple[int, str]) -> bool:
 
 def _other_participants(present: Dataset, participants: Sequence[Participant]) -> bool:
     subjects = set(present.runs.column("subject"))
-    rows = [row for row in participants if row["subject"] in subjects]
+    rows = [without_withdrawn(present.generation, row) for row in participants if row["subject"] in subjects]
     now = decode_participants(encode_participants(rows)) if rows else []
     return {row["subject"]: row for row in now} != {row["subject"]: row for row in present.participants}
 
@@ -226,7 +226,11 @@ def _other_contents(present: Dataset, contents: Mapping[str, object] | None) -> 
     told = present.generation.document.get("contents")
     if contents is None or told is None:
         return []
-    words = {"atlases": "other atlases", "sketch": "sketches on or off", "tables": "side tables on or off"}
+    words = {
+        "atlases": "other atlases or names of parcels",
+        "sketch": "sketches on or off",
+        "tables": "side tables on or off",
+    }
     return [words[name] for name, value in contents.items() if told.get(name) != value]
 
 

@@ -106,7 +106,9 @@ def _voxel_bytes(dtype: "np.dtype[Any]", options: ConvertOptions) -> float:
 def codec_record(
     options: ConvertOptions, measured: Iterable[Mapping[str, Any] | None], before: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a generation records of its codec: the name, and the bound and largest errors of its lossy runs.
+    """What a generation records of its codec: the name, and the bound and largest errors of lossy runs.
+
+    Bounds hold for fewer runs, too: what is withdrawn or replaced later changes nothing.
 
     Args:
         options: of the conversion.
@@ -114,14 +116,12 @@ def codec_record(
         before: the generation that they are added to.
     """
     lossy = [one for one in measured if one is not None]
-    runs = [before["codec"]] if before.get("codec", {}).get("lossy_runs") else []
+    runs = [before["codec"]] if "bound_sd" in before.get("codec", {}) else []
     if not lossy and not runs:
         return {"name": options.codec}
     return {
         "name": options.codec,
-        "lossy_runs": len(lossy) + sum(one["lossy_runs"] for one in runs),
         **{name: max(one[name] for one in (*lossy, *runs)) for name in ("bound_sd", "max_error_sd", "rms_error_sd")},
-        "escaped": sum(one["escaped"] for one in (*lossy, *runs)),
     }
 
 

@@ -99,7 +99,7 @@ class _Leaving:
             subjects=subjects,
             runs=frozenset(name for name, _ in gone),
             frames=sum(frames for _, frames in gone),
-            participants=[row for row in base.participants if row["subject"] not in subjects],
+            participants=[_without_names(row, subjects) for row in base.participants if row["subject"] not in subjects],
             skipped=[row for row in base.skipped if not _names_one_of(row, subjects)],
         )
         held = {*base.runs.column("subject"), *(str(row["subject"]) for row in base.participants)}
@@ -118,13 +118,21 @@ class _Leaving:
 
     def is_done(self, base: Dataset) -> bool:
         """Whether all of them were withdrawn before."""
-        stay = (len(self.participants), len(self.skipped)) == (len(base.participants), len(base.skipped))
+        stay = self.participants == list(base.participants) and len(self.skipped) == len(base.skipped)
         return not self.runs and stay and all(is_withdrawn(base.generation, subject) for subject in self.subjects)
 
 
-def _names_one_of(row: tuple[str, str], subjects: Sequence[str]) -> bool:
-    """Whether a row of the skipped table names a subject; it may name others as well, and goes all the same."""
-    text = " ".join(row)
+def _without_names(row: Participant, subjects: Sequence[str]) -> Participant:
+    """Somebody else's row; cells of text that name a subject are empty."""
+    return {
+        name: None if isinstance(value, str) and name != "subject" and _names_one_of((value,), subjects) else value
+        for name, value in row.items()
+    }
+
+
+def _names_one_of(texts: tuple[str, ...], subjects: Sequence[str]) -> bool:
+    """Whether texts (a row of the skipped table, a cell) name a subject; they may name others as well, and go all the same."""
+    text = " ".join(texts)
     return any(re.search(rf"(?<![A-Za-z0-9]){re.escape(subject)}(?![A-Za-z0-9])", text) for subject in subjects)
 
 

@@ -18,6 +18,7 @@ from fmristream.report.blocks import frame_blocks
 from fmristream.report.findings import Findings, first_few
 from fmristream.report.threads import Counter, in_threads
 from fmristream.shards.dataset import Dataset
+from fmristream.shards.withdrawn import is_withdrawn
 
 # Two ways to compute an SD differ by rounding.
 SD_TOLERANCE = 1e-6
@@ -94,7 +95,13 @@ def _match(dataset: Dataset, sources: Mapping[str, SourceRun], found: Findings) 
     for run in dataset.runs:
         if run.name not in sources:
             found.fault("the source has no run of this name", run=run.name)
-    extra = [s.name for s in sources.values() if s.name not in present and not {s.name, s.key} & skipped]
+    extra = [
+        s.name
+        for s in sources.values()
+        if s.name not in present
+        and not {s.name, s.key} & skipped
+        and not is_withdrawn(dataset.generation, s.subject)  # left out for good
+    ]
     if extra:
         found.fault(
             f"{len(extra)} runs of the source are neither in the dataset nor recorded as skipped: {first_few(extra)}"

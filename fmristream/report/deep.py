@@ -173,5 +173,5 @@ def _read_through_zarr(dataset: Dataset, reader: RunReader, found: Findings) -> 
             found.fault("its moments read differently through zarr-python", run=run.name)
         if "mask" in reader.arrays and np.asarray(group["mask"][:]).max(initial=0) > 1:
             found.fault("its own mask holds values beside 0 and 1", run=run.name)
-    except (ValueError, LookupError, OSError, RuntimeError) as error:  # what zarr and its codecs raise
+    except (ValueError, LookupError, OSError, RuntimeError, TypeError) as error:  # what zarr and its codecs raise
         found.fault(f"zarr-python cannot read it: {type(error).__name__}: {error}", run=run.name)

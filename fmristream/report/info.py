@@ -92,9 +92,7 @@ class Info:
     layout: str
     codec: str
     contents: Mapping[str, Any]  # what is stored beside the voxels, as the generation records it
-    lossy: Mapping[
-        str, float
-    ]  # bound_sd, and of all lossy runs max_error_sd, rms_error_sd, escaped, lossy_runs; else empty
+    lossy: Mapping[str, float]  # bound_sd, and the largest max_error_sd and rms_error_sd of lossy runs; else empty
     resampling: Mapping[str, Any]  # what all runs were resampled to, see FORMAT.md 19; empty where they were not
     headers: str  # what is stored of NIfTI headers: none, scrub or keep
     runs: int

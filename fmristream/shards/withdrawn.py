@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fmristream.shards.generation import Generation
@@ -28,6 +28,14 @@ def is_withdrawn(generation: Generation, subject: str) -> bool:
 def names_withdrawn(generation: Generation, text: str) -> bool:
     """Whether a word of a text, the name of a file perhaps, is the label of a withdrawn subject."""
     return "withdrawn" in generation.document and any(is_withdrawn(generation, word) for word in _WORD.findall(text))
+
+
+def without_withdrawn(generation: Generation, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the participants table whose cells of text name nobody who was withdrawn: such cells are empty."""
+    return {
+        name: None if name != "subject" and isinstance(value, str) and names_withdrawn(generation, value) else value
+        for name, value in row.items()
+    }
 
 
 def last_withdrawal(generation: Generation) -> int:

@@ -174,6 +174,12 @@ def test_an_update_keeps_to_the_atlases_and_new_runs_have_them(tmp_path, source,
     for others in ([], [maps], [atlas, maps]):
         with pytest.raises(UsageError, match="other atlases"):
             fmristream.convert(source, memory_url, options=options(*others, update="new"))
+    names = atlas.with_name("three.tsv")
+    right = names.read_text()
+    names.write_text(right.replace("front", "Front"))
+    with pytest.raises(UsageError, match="other atlases or names of parcels"):
+        fmristream.convert(source, memory_url, options=options(atlas, update="new"))
+    names.write_text(right)
     report = fmristream.convert(source, memory_url, options=options(atlas, update="new"))
     assert report.added == 1
     dataset = open_dataset(memory_url)

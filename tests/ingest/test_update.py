@@ -335,3 +335,14 @@ def test_two_first_conversions_with_other_things_beside_the_voxels_do_not_end_in
     with pytest.raises(ConflictError, match="sketches on or off"):
         fmristream.convert(source, memory_url, options=options, progress=overtake)
     assert fmristream.open(memory_url).sketch(0) is not None
+
+
+@pytest.mark.parametrize("update", ["new", "all"])
+def test_an_input_that_stays_broken_makes_no_version(tmp_path, memory_url, update):
+    source = write_runs(tmp_path / "in", FIRST)
+    (tmp_path / "in" / "sub-9_bold.nii.gz").write_bytes(b"\x1f\x8bbroken")
+    convert(source, memory_url)
+    before = stored(memory_url)
+    report = convert(source, memory_url, update=update)
+    assert (report.added, report.exit_code) == (0, 3)
+    assert stored(memory_url) == before

@@ -101,6 +101,21 @@ def test_a_withdrawal_can_be_tried_and_names_who_is_not_there(tmp_path, memory_u
         fmristream.withdraw(f"{memory_url}-nothing", ["ben"])
 
 
+def test_cells_of_others_that_name_a_withdrawn_subject_are_emptied_and_stay_so(tmp_path, memory_url):
+    source = bids(tmp_path / "in")
+    table = "participant_id\tage\tremark\nsub-ann\t20\tsister of ben\nsub-ben\t21\tn\nsub-cid\t22\tbenign\nsub-dot\t23\tBen?\n"
+    (tmp_path / "in" / "participants.tsv").write_text(table)
+    convert(source, memory_url)
+    fmristream.withdraw(memory_url, ["ben"])
+    remarks = {"ann": None, "cid": "benign", "dot": "Ben?"}
+    assert {row["subject"]: row["remark"] for row in fmristream.open(memory_url).participants} == remarks
+    generation = fmristream.open(memory_url).generation_digest
+    convert(source, memory_url, update="all")
+    assert fmristream.open(memory_url).generation_digest == generation
+    report = verify(memory_url, deep=True, against=source)
+    assert report.is_sound, report.faults
+
+
 def test_a_withdrawal_that_is_done_changes_nothing(tmp_path, memory_url):
     convert(bids(tmp_path / "in"), memory_url)
     first = fmristream.withdraw(memory_url, ["ben"])

@@ -115,6 +115,15 @@ def test_a_damaged_chunk_is_named_by_frame_and_the_other_runs_are_still_decoded(
     assert report.frames_decoded == 7
 
 
+def test_metadata_that_zarr_cannot_take_are_a_fault_of_their_run(dataset):
+    metadata = sorted(dataset.rglob("moments/zarr.json"))[0]
+    metadata.write_bytes(metadata.read_bytes().replace(b"blocksize", b"blocksi{e"))
+    report = verify(str(dataset), deep=True)
+    assert any("zarr-python cannot read it" in fault.what for fault in report.faults)
+    assert len({fault.run for fault in report.faults if fault.run}) == 1
+    assert report.frames_decoded == 14
+
+
 def test_what_is_verified_is_what_plain_numpy_computes(tmp_path):
     # The checks use the writer's own sums: here they are held against sums that share nothing with them.
     values = brain_like((5, 4, 6, 30))
