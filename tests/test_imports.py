@@ -13,6 +13,7 @@ import fmristream
 ROOT = Path(fmristream.__file__).parent
 # Not scipy: numba looks at it where it is installed.
 HEAVY = (
+    "blake3",
     "torch",
     "zarr",
     "dask",

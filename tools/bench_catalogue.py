@@ -31,6 +31,7 @@ from fmristream.ingest.run_stream import RunHeader
 from fmristream.ingest.sources import SourceRun
 from fmristream.ingest.splitting import split_record, split_subjects
 from fmristream.ingest.tasks import SurveyedRun
+from fmristream.shards.hashing import NEW_BULK_DIGEST
 from fmristream.storage import open_store
 
 FRAMES = 550  # the mean of 55 million frames in 100,000 runs
@@ -86,6 +87,7 @@ def measure(out: Path, count: int) -> dict[str, Any]:
     addition = Addition(
         converted=converted, parts=parts, spaces=plan.spaces, split=split_record("hash", ConvertOptions()),
         mask={"frames": 0, "kind": "none"}, parameters=ConvertOptions().parameters, headers={}, codec={"name": "lossless"},
+        bulk_digest=NEW_BULK_DIGEST,
     )  # fmt: skip
     with _timed(figures, "commit_s"):
         commit_addition(open_store(url), None, addition)
@@ -153,7 +155,7 @@ def _arrays(identity: str, space_digest: str, shard_bytes: int, draw: random.Ran
     folder = f"runs/{identity}.zarr"
 
     def file(name: str, size: int) -> StoredFile:
-        return StoredFile(name=name, bytes=size + draw.randint(0, size // 20), sha256=draw.randbytes(32).hex())
+        return StoredFile(name=name, bytes=size + draw.randint(0, size // 20), digest=draw.randbytes(32).hex())
 
     make: Callable[..., StoredArray] = StoredArray
     files = (file("c/0/0", shard_bytes), file("zarr.json", 1250))

@@ -239,6 +239,7 @@ def _encode(dataset: Dataset, run: Run, values: NDArray[Any], codec: str) -> Non
         inter=run.inter,
         affine=run.affine,
         tr_s=run.tr_s,
+        bulk_digest=dataset.bulk_digest,
         is_raw=codec == "raw",
         quantizer=quantizer,
     ) as writer:

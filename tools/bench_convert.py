@@ -200,6 +200,7 @@ def ours(run: Run, out: Path, *, threads: int) -> Callable[[], None]:
     from fmristream.ingest.pending import FinishedRun
     from fmristream.ingest.side import SideTask
     from fmristream.ingest.tasks import RunTask, convert_run
+    from fmristream.shards.hashing import NEW_BULK_DIGEST
     from fmristream.shards.spaces import Space, space_document, write_space
     from fmristream.signal.grid import Grid
     from fmristream.storage import open_store
@@ -213,6 +214,7 @@ def ours(run: Run, out: Path, *, threads: int) -> Callable[[], None]:
         store=store,
         space_digest=space.digest,
         space_document=space_document(space),
+        bulk_digest=NEW_BULK_DIGEST,
         threads=threads,
         side=SideTask(sketch=True),  # as `convert` does
     )

@@ -38,7 +38,7 @@ class Run:
     inter: float  # value = stored x slope + inter
     digest: str  # run digest: header, space and every stored value
     object: str  # folder of the run's Zarr group; opaque
-    objects_digest: str  # sha256 over name, size and sha256 of every object of the run (`objects_digest`)
+    objects_digest: str  # sha256 over key, size and digest of every object of the run (`objects_digest`)
     residual_wraps: bool  # some stored value differs from its reference by more than the signed dtype holds
     valid_min: float  # smallest and largest finite stored value
     valid_max: float
@@ -75,15 +75,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """One object of an array: its name below the array's folder, size and sha256.
+    """One object of an array: its name below the array's folder, size and digest.
 
-    The sha256 is hex: all of it where the object was just written or read, its first 12 digits where it comes from a
+    The digest is hex: all of it where the object was just written or read, its first 12 digits where it comes from a
     table. Those tell damage and exchange; the run's `objects_digest` covers the whole of each.
     """
 
     name: str
     bytes: int
-    sha256: str
+    digest: str
 
     def key_in(self, folder: str) -> str:
         """The object's key, in the array's folder."""

@@ -171,8 +171,8 @@ def _tuples(columns: Mapping[str, pa.ChunkedArray]) -> Iterator[tuple[Any, ...]]
 class ArrayTable:
     """The arrays of one segment, found by the row of their run; decoded by row group when one of it is asked for."""
 
-    def __init__(self, data: bytes, *, runs: int) -> None:
-        self._file = ArraysFile(data)
+    def __init__(self, data: bytes, *, runs: int, bulk_digest: str) -> None:
+        self._file = ArraysFile(data, bulk_digest=bulk_digest)
         self._runs = runs
 
     def of(self, row: int) -> dict[str, StoredArray]:

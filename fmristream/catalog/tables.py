@@ -3,7 +3,7 @@
 import io
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from threading import Lock
 from typing import Any
@@ -20,10 +20,8 @@ Participant = dict[str, str | float | None]
 # Name to values: float64 with NaN, or text with None, where nothing is known.
 Columns = Mapping[str, NDArray[np.float64] | list[str | None]]
 
-# Of a file's sha256, in bytes: with 1e6 objects the odds that one exchanged object passes are 1 to 1e8.
-SHA256_PREFIX_BYTES = 6
-
-_FILE = pa.struct([("name", pa.string()), ("bytes", pa.int64()), ("sha256_prefix", pa.binary(SHA256_PREFIX_BYTES))])
+# Of a file's digest, in bytes: with 1e6 objects the odds that one exchanged object passes are 1 to 1e8.
+PREFIX_BYTES = 6
 
 _RUNS = pa.schema(
     [
@@ -69,7 +67,6 @@ _ARRAYS = pa.schema(
         ("frames_per_shard", pa.int32()),
         ("index_offset", pa.int64()),
         ("index_bytes", pa.int64()),
-        ("files", pa.list_(_FILE)),
     ]
 )
 
@@ -170,53 +167,74 @@ def type_of_column(name: str) -> pa.DataType:
     return _RUNS.field(name).type
 
 
-class ArraysEncoder:
-    """An arrays table, written in batches."""
+def _file_type(bulk_digest: str) -> pa.StructType:
+    """What a table says of an object; the name of its digest is in that of the field, so that none passes for another."""
+    prefix = (f"{bulk_digest}_prefix", pa.binary(PREFIX_BYTES))
+    return pa.struct([("name", pa.string()), ("bytes", pa.int64()), prefix])
 
-    def __init__(self) -> None:
-        self._writer = _Writer(_ARRAYS)
+
+def _arrays_schema(bulk_digest: str) -> pa.Schema:
+    return _ARRAYS.append(pa.field("files", pa.list_(_file_type(bulk_digest))))
+
+
+class ArraysEncoder:
+    """An arrays table, written in batches.
+
+    Args:
+        bulk_digest: name of the digest that the objects have.
+    """
+
+    def __init__(self, *, bulk_digest: str) -> None:
+        self._file_type = _file_type(bulk_digest)
+        self._schema = _arrays_schema(bulk_digest)
+        self._writer = _Writer(self._schema)
 
     def add(self, arrays: Sequence[tuple[int, StoredArray]]) -> None:
         """The next rows: (row of the run in the runs table, array)."""
         rows = [array for _, array in arrays]
-        columns = {name: _values(rows, name) for name in _ARRAYS.names if name not in ("run_row", "files")}
+        columns = {name: _values(rows, name) for name in _ARRAYS.names if name != "run_row"}
         columns["run_row"] = [row for row, _ in arrays]
-        columns["files"] = _files_column([array.files for array in rows])
-        self._writer.add(pa.table({name: columns[name] for name in _ARRAYS.names}, schema=_ARRAYS))
+        columns["files"] = _files_column([array.files for array in rows], self._file_type)
+        self._writer.add(pa.table({name: columns[name] for name in self._schema.names}, schema=self._schema))
 
     def finish(self) -> bytes:
         """The table."""
         return self._writer.finish()
 
 
-def encode_arrays(arrays: Sequence[tuple[int, StoredArray]]) -> bytes:
+def encode_arrays(arrays: Sequence[tuple[int, StoredArray]], *, bulk_digest: str) -> bytes:
     """The arrays table of one segment: (row of the run in the runs table, array)."""
-    encoder = ArraysEncoder()
+    encoder = ArraysEncoder(bulk_digest=bulk_digest)
     encoder.add(arrays)
     return encoder.finish()
 
 
-def decode_arrays(data: bytes) -> list[tuple[int, StoredArray]]:
+def decode_arrays(data: bytes, *, bulk_digest: str) -> list[tuple[int, StoredArray]]:
     """Rows of an arrays table, with the row of their run."""
-    file = ArraysFile(data)
+    file = ArraysFile(data, bulk_digest=bulk_digest)
     return list(zip(file.run_rows.tolist(), file.all_arrays(), strict=True))
 
 
 class ArraysFile:
     """An arrays table that is decoded by row group; what was decoded is kept as columns.
 
+    Args:
+        data: the table.
+        bulk_digest: name of the digest that the objects have.
+
     Raises:
-        CorruptDataError: it is no Parquet, or columns are missing or of other types.
+        CorruptDataError: it is no Parquet, or columns are missing or of other types, or of another digest.
     """
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._file = _Parquet(data, _ARRAYS)
+    def __init__(self, data: bytes, *, bulk_digest: str) -> None:
+        self._data, self._bulk_digest = data, bulk_digest
+        self._file = _Parquet(data, _arrays_schema(bulk_digest))
+        self._file.require_field("files", f"{bulk_digest}_prefix")
         self._first: list[int] = self._file.first_rows
         self._groups: dict[int, pa.Table] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ArraysFile, (self._data,)
+        return partial(ArraysFile, bulk_digest=self._bulk_digest), (self._data,)
 
     @cached_property
     def run_rows(self) -> NDArray[np.int32]:
@@ -235,26 +253,25 @@ class ArraysFile:
             group = bisect_right(self._first, row) - 1
             if group not in self._groups:
                 self._groups[group] = self._file.table(row_group=group)
-            found += _arrays_of(self._groups[group].slice(row - self._first[group], 1))
+            found += self._arrays_of(self._groups[group].slice(row - self._first[group], 1))
         return found
 
     def all_arrays(self) -> Iterator[StoredArray]:
         """Every array; nothing is kept."""
         for group in range(len(self._first) - 1):
-            yield from _arrays_of(self._file.table(row_group=group))
+            yield from self._arrays_of(self._file.table(row_group=group))
 
-
-def _arrays_of(table: pa.Table) -> list[StoredArray]:
-    """The rows of such a table, in its order, without that of their run."""
-    found = []
-    for row in table.drop_columns(["run_row"]).to_pylist():
-        files = tuple(
-            StoredFile(name=file["name"], bytes=file["bytes"], sha256=file["sha256_prefix"].hex())
-            for file in row.pop("files")
-        )
-        values = {name: _FROM_COLUMN.get(name, _same)(value) for name, value in row.items()}
-        found.append(StoredArray(**values, files=files))
-    return found
+    def _arrays_of(self, table: pa.Table) -> list[StoredArray]:
+        """The rows of such a table, in its order, without that of their run."""
+        prefix, found = f"{self._bulk_digest}_prefix", []
+        for row in table.drop_columns(["run_row"]).to_pylist():
+            files = tuple(
+                StoredFile(name=file["name"], bytes=file["bytes"], digest=file[prefix].hex())
+                for file in row.pop("files")
+            )
+            values = {name: _FROM_COLUMN.get(name, _same)(value) for name, value in row.items()}
+            found.append(StoredArray(**values, files=files))
+        return found
 
 
 def encode_participants(participants: Sequence[Participant]) -> bytes:
@@ -327,19 +344,19 @@ def _values(rows: Sequence[Run] | Sequence[StoredArray], name: str) -> list[Any]
     return values if convert is None else [convert(value) for value in values]
 
 
-def _files_column(files: Sequence[tuple[StoredFile, ...]]) -> pa.Array:
+def _files_column(files: Sequence[tuple[StoredFile, ...]], kind: pa.StructType) -> pa.Array:
     flat = [file for of_array in files for file in of_array]
     ends = [0]
     for of_array in files:
         ends.append(ends[-1] + len(of_array))
-    prefixes = [bytes.fromhex(file.sha256[: 2 * SHA256_PREFIX_BYTES]) for file in flat]
+    prefixes = [bytes.fromhex(file.digest[: 2 * PREFIX_BYTES]) for file in flat]
     structs = pa.StructArray.from_arrays(
         [
             pa.array([file.name for file in flat], pa.string()),
             pa.array([file.bytes for file in flat], pa.int64()),
-            pa.array(prefixes, pa.binary(SHA256_PREFIX_BYTES)),
+            pa.array(prefixes, pa.binary(PREFIX_BYTES)),
         ],
-        fields=list(_FILE),
+        fields=list(kind),
     )
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs)
 
@@ -412,6 +429,20 @@ class _Parquet:
             raise CorruptDataError(
                 f"a dataset table has columns of other types than FORMAT.md says: {error}"
             ) from error
+
+    def require_field(self, column: str, field: str) -> None:
+        """Raise CorruptDataError unless a column of lists of structures has a field: a cast would fill it with nulls."""
+        kind = self._file.schema_arrow.field(column).type
+        names = (
+            [one.name for one in kind.value_type]
+            if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)
+            else []
+        )
+        if field not in names:
+            raise CorruptDataError(
+                f"a dataset table has {', '.join(names) or 'no structures'} in {column}, not {field}: the digest that its "
+                "generation names; restore both from a copy"
+            )
 
     def leaf(self, path: str) -> pa.Array:
         """The column that holds one field of a nested column, e.g. `files.list.element.bytes`, nested as it is."""

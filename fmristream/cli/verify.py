@@ -1,4 +1,4 @@
-"""Check a dataset: every object's size and sha256, indexes against shards; with --deep and --against every voxel."""
+"""Check a dataset: every object's size and digest, indexes against shards; with --deep and --against every voxel."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -62,7 +62,7 @@ def _print(report: "VerifyReport") -> None:
         f"{shown_url(report.url)} {verdict}",
         [
             ("runs", number(report.runs)),
-            ("objects", f"{number(report.objects)} with {size(report.bytes)}: size and sha256"),
+            ("objects", f"{number(report.objects)} with {size(report.bytes)}: size and digest"),
             ("indexes", f"{plural(report.chunks, 'chunk')} where the index says"),
             ("decoded", decoded if report.deep else ""),
             ("compared", compared if report.against else ""),

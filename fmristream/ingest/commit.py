@@ -17,6 +17,7 @@ from fmristream.ingest.tasks import SurveyedRun
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import content_digest, objects_digest
 from fmristream.shards.generation import Generation, commit
+from fmristream.shards.hashing import bulk_record
 from fmristream.shards.index import encode_block
 from fmristream.shards.parcels import ParcelSpace, parcel_document, write_parcels
 from fmristream.shards.segments import Entry, SegmentWriter, kept_segments, put_table
@@ -25,7 +26,7 @@ from fmristream.shards.withdrawn import is_withdrawn, names_withdrawn, without_w
 from fmristream.storage import Store
 
 # What a generation says that later ones carry on.
-CARRIED = ("barrier", "codec", "pseudonyms", "withdrawn")
+CARRIED = ("barrier", "bulk_digest", "codec", "pseudonyms", "withdrawn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,7 @@ class Addition:
         headers: what was stored of NIfTI headers, for the record.
         codec: how frames were coded, likewise.
         pseudonyms: by which key subjects are called, likewise; None where they have their own labels.
+        bulk_digest: which digest values and objects of the runs have.
     """
 
     converted: Sequence[Converted]
@@ -69,6 +71,7 @@ class Addition:
     headers: Mapping[str, Any]
     codec: Mapping[str, Any]
     pseudonyms: Mapping[str, Any] | None = None
+    bulk_digest: str
 
 
 def run_row(converted: Converted, *, split: str) -> Run:
@@ -110,8 +113,14 @@ def commit_addition(store: Store, base: Dataset | None, addition: Addition) -> G
 
     Raises:
         ConflictError: somebody else committed that generation first.
+        UsageError: the runs have another digest than those of `base`.
         StorageError: the store failed.
     """
+    if base is not None and base.bulk_digest != addition.bulk_digest:  # made meanwhile, by another release
+        raise UsageError(
+            f"{store.name}: its runs have {base.bulk_digest} digests, those that were converted now "
+            f"{addition.bulk_digest}; run the command again to convert them with its own"
+        )
     rows = sorted(
         ((run_row(one, split=addition.parts.get(one.surveyed.source.subject, "")), one) for one in addition.converted),
         key=lambda pair: pair[0].sort_key,
@@ -123,6 +132,7 @@ def commit_addition(store: Store, base: Dataset | None, addition: Addition) -> G
     participants = _participants(base, addition)
     content = {
         **({} if base is None else carried(base.generation)),
+        **bulk_record(addition.bulk_digest),
         **({} if addition.pseudonyms is None else {"pseudonyms": dict(addition.pseudonyms)}),
         "codec": dict(addition.codec),
         "content_digest": content_digest(sorted(identities), parameters=addition.parameters),
@@ -131,7 +141,7 @@ def commit_addition(store: Store, base: Dataset | None, addition: Addition) -> G
         "mask": dict(addition.mask),
         "parameters": dict(addition.parameters),
         "participants": optional_table(store, encode_participants(participants), len(participants)),
-        "segments": [*kept, *_new_segment(store, rows)],
+        "segments": [*kept, *_new_segment(store, rows, bulk_digest=addition.bulk_digest)],
         "skipped": optional_table(store, encode_skipped(skipped), len(skipped)),
         "spaces": _spaces(
             store, base, addition, used={run.space_digest for run, _ in rows} | _kept_spaces(base, names)
@@ -157,10 +167,10 @@ def optional_table(store: Store, data: bytes, rows: int) -> Entry | None:
     return put_table(store, data, rows) if rows else None
 
 
-def _new_segment(store: Store, rows: Sequence[tuple[Run, Converted]]) -> list[Entry]:
+def _new_segment(store: Store, rows: Sequence[tuple[Run, Converted]], *, bulk_digest: str) -> list[Entry]:
     if not rows:
         return []
-    with SegmentWriter(store) as writer:
+    with SegmentWriter(store, bulk_digest=bulk_digest) as writer:
         for run, one in rows:
             block = encode_block(np.frombuffer(one.finished.lengths, dtype="<u4"))
             writer.add(run, one.finished.arrays, block)
@@ -200,13 +210,13 @@ def _space_entry(store: Store, space: AnySpace) -> Entry:
     files = write_space(store, space)
     return {
         **space_document(space),
-        "objects": [{"bytes": file.bytes, "name": file.name, "sha256": file.sha256} for file in files],
+        "objects": [{"bytes": file.bytes, "name": file.name, "sha256": file.digest} for file in files],
     }
 
 
 def _parcels_entry(store: Store, parcels: ParcelSpace) -> Entry:
     files = write_parcels(store, parcels)
-    objects = [{"bytes": file.bytes, "name": file.name, "sha256": file.sha256} for file in files]
+    objects = [{"bytes": file.bytes, "name": file.name, "sha256": file.digest} for file in files]
     return {**parcel_document(parcels), "objects": objects}
 
 

@@ -46,6 +46,7 @@ from fmristream.ingest.target import require_readable_mask, require_writable
 from fmristream.ingest.tasks import Resumed, RunTask, convert_run
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import repair_hint
+from fmristream.shards.hashing import NEW_BULK_DIGEST
 from fmristream.shards.parcels import parcel_document, write_parcels
 from fmristream.shards.spaces import Space, space_document, write_space
 from fmristream.shards.withdrawn import is_withdrawn
@@ -249,6 +250,7 @@ def _commit(
                 {} if base is None else base.generation.document,
             ),
             pseudonyms=job.labels.record,
+            bulk_digest=_bulk_digest(started),
         )
         try:
             return Dataset(store.name, store, commit_addition(store, base, addition))
@@ -268,6 +270,11 @@ def _commit(
                 return base
             converted = left
     raise AssertionError("the last attempt returns or raises")
+
+
+def _bulk_digest(base: Dataset | None) -> str:
+    """Of runs that are converted now: the dataset's own."""
+    return NEW_BULK_DIGEST if base is None else base.bulk_digest
 
 
 def contents_record(options: ConvertOptions, atlases: Sequence[GivenAtlas]) -> dict[str, Any]:
@@ -308,6 +315,7 @@ def _convert_runs(job: _Job, base: Dataset | None, plan: SpacePlan, engine: Engi
             space_document=space_document(plan.spaces[digest]),
             made_after=made_after,
             barrier=barrier,
+            bulk_digest=_bulk_digest(base),
             computed_outside=plan.outside.get(run.source.key, 0),
             layout=job.options.layout,
             header=job.options.header,

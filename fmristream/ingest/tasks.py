@@ -105,6 +105,7 @@ class RunTask:
 
     Attributes:
         made_after: number of the newest generation, 0 for none.
+        bulk_digest: which digest values and objects get.
         barrier: number of the newest generation before which unused objects were removed: what a record from an
             earlier time names may be gone.
         computed_outside: voxels of the run's computed mask that the space lacks, where it joins an older dataset.
@@ -114,6 +115,7 @@ class RunTask:
     store: Store
     space_digest: str
     space_document: dict[str, object]
+    bulk_digest: str
     made_after: int = 0
     barrier: int = 0
     computed_outside: int = 0
@@ -193,6 +195,7 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
         own_mask, sidecar = _own_mask(task.run), read_sidecar(source.sidecar_urls)
         beside = read_beside(task.side, source, task.run.header)
         decided = {
+            "bulk_digest": task.bulk_digest,
             "own_mask": None if own_mask is None else sha256(np.packbits(own_mask).tobytes()),
             "space": task.space_digest,
             "tr_s": task.run.tr_s,
@@ -233,7 +236,7 @@ def _convert(
     with (
         run.open(with_prefix=task.layout == "volume") as stream,
         _writer(task, space, stream, quantizer) as writer,
-        SideWriter(task.store, writer.object, space.digest) as side,
+        SideWriter(task.store, writer.object, space.digest, bulk_digest=task.bulk_digest) as side,
     ):
         _require_same_header(stream, run)
         stored = writer.values if quantizer is None else quantizer.decoded  # what readers will get of each frame
@@ -307,6 +310,7 @@ def _writer(
         inter=header.inter,
         affine=task.run.affine,
         tr_s=task.run.tr_s,
+        bulk_digest=task.bulk_digest,
     )
     return opened
 

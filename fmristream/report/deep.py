@@ -61,7 +61,7 @@ def _decode_all(reader: RunReader, found: Findings, counter: Counter, beside: Be
         frames=run.frames, shape=run.shape, dtype=run.dtype, slope=run.slope, inter=run.inter, affine=run.affine,
         tr_s=run.tr_s,
     )  # fmt: skip
-    digest = RunDigest(header=header, space_digest=run.space_digest)
+    digest = RunDigest(header=header, space_digest=run.space_digest, bulk_digest=reader.bulk_digest)
     if reader.is_difference:
         reference = reader.reference
         scratch = np.empty(run.voxels, dtype=run.dtype)

@@ -44,7 +44,11 @@ def find_duplicates(dataset: Dataset, *, threshold: float = 0.5) -> tuple[Duplic
         CorruptDataError: a sketch is not what was committed.
     """
     runs = list(dataset.runs)
-    readers = [RunReader(dataset.store, run, arrays, key) for run in runs for key, arrays in [dataset.arrays_of(run)]]
+    readers = [
+        RunReader(dataset.store, run, arrays, key, dataset.bulk_digest)
+        for run in runs
+        for key, arrays in [dataset.arrays_of(run)]
+    ]
     with_sketch = [reader for reader in readers if "sketch" in reader.arrays]
     sketches = list(in_threads(_sketch, with_sketch, Counter(None)))
     found = []

@@ -72,7 +72,7 @@ class VerifyReport:
     """The verdict on a dataset, and what it rests on.
 
     Attributes:
-        objects: objects whose size and sha256 were checked.
+        objects: objects whose size and digest were checked.
         bytes: their size.
         chunks: chunks whose place in the shard's own index was compared with the dataset's.
         frames_decoded: frames decoded and counted into run digests (`deep`).

@@ -100,7 +100,7 @@ def _placed(dataset: Dataset, reader: RunReader, volume: NDArray[Any], *, is_sca
         frames=run.frames, shape=run.shape, dtype=run.dtype, slope=run.slope, inter=run.inter, affine=run.affine,
         tr_s=run.tr_s,
     )  # fmt: skip
-    digest = RunDigest(header=header, space_digest=run.space_digest)
+    digest = RunDigest(header=header, space_digest=run.space_digest, bulk_digest=dataset.bulk_digest)
     for start, stop in frame_blocks(run):
         for values in reader.read_stored(start, stop):
             digest.add(values.data)

@@ -15,6 +15,7 @@ from fmristream.shards import CODES, QUANTIZATION, RAW_ENCODING, VOLUME_ENCODING
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import run_header
 from fmristream.shards.frames import ABSENT
+from fmristream.shards.hashing import bulk_record
 from fmristream.shards.run_reader import RunReader
 from fmristream.shards.side import TABLE_ENCODING
 
@@ -101,7 +102,7 @@ def _check_metadata(reader: RunReader, array: StoredArray, found: Findings) -> N
             told = {name: document["attributes"]["fmristream"].get(name) for name in expected}
         else:
             told, expected = _facts(document), _facts(json.loads(_written(reader, array)))
-    except (ValueError, LookupError, TypeError, AttributeError):  # its sha256 is right: somebody else wrote it so
+    except (ValueError, LookupError, TypeError, AttributeError):  # its digest is right: somebody else wrote it so
         found.fault("does not describe a Zarr array or group of this format", run=reader.run.name, key=key)
         return
     for name, value in expected.items():
@@ -118,6 +119,7 @@ def _group_attributes(reader: RunReader) -> dict[str, Any]:
     ends = [run.valid_min, run.valid_max]
     return {
         **header,
+        **bulk_record(reader.bulk_digest),
         "encoding": reader.frames_array.encoding,
         "run_digest": run.digest,
         "space": run.space_digest,

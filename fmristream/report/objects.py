@@ -1,9 +1,8 @@
-"""Every object that a generation names: there, of its size, with its sha256; read once, in pieces, several at a time.
+"""Every object that a generation names: there, of its size, with its digest; read once, in pieces, several at a time.
 
-Tables hold the first digits of each object's sha256, which say what is damaged, and one digest per run over all of them.
+Tables hold the first digits of each object's digest, which say what is damaged, and one digest per run over all of them.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -14,6 +13,7 @@ from fmristream.report.threads import Counter, in_threads
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import digest_of_objects
 from fmristream.shards.generation import Generation
+from fmristream.shards.hashing import SHA256, bulk_hash
 from fmristream.storage import Store
 
 PIECE_BYTES = 8 * 2**20
@@ -25,7 +25,8 @@ class NamedObject:
 
     key: str
     bytes: int
-    sha256: str  # hex, or its first digits
+    digest: str  # hex, or its first digits
+    algorithm: str = SHA256
     run: str = ""
 
 
@@ -37,10 +38,10 @@ def objects_of_generation(generation: Generation) -> Iterator[NamedObject]:
         entries += [segment["runs"], segment["arrays"], segment["index"]]
     for entry in entries:
         if entry is not None:
-            yield NamedObject(key=entry["key"], bytes=entry["bytes"], sha256=entry["sha256"])
+            yield NamedObject(key=entry["key"], bytes=entry["bytes"], digest=entry["sha256"])
     for space in document["spaces"].values():
         for file in space["objects"]:
-            yield NamedObject(key=file["name"], bytes=file["bytes"], sha256=file["sha256"])
+            yield NamedObject(key=file["name"], bytes=file["bytes"], digest=file["sha256"])
 
 
 def objects_of_runs(dataset: Dataset) -> Iterator[NamedObject]:
@@ -48,7 +49,10 @@ def objects_of_runs(dataset: Dataset) -> Iterator[NamedObject]:
     for name in dataset.runs.column("name"):
         for array in dataset.arrays_of(name)[1].values():
             for file in array.files:
-                yield NamedObject(key=file.key_in(array.object), bytes=file.bytes, sha256=file.sha256, run=name)
+                key = file.key_in(array.object)
+                yield NamedObject(
+                    key=key, bytes=file.bytes, digest=file.digest, algorithm=dataset.bulk_digest, run=name
+                )
 
 
 def check_objects(store: Store, objects: Iterable[NamedObject], counter: Counter) -> Findings:
@@ -69,7 +73,7 @@ def check_objects_of_runs(dataset: Dataset, counter: Counter) -> Findings:
         for one in members:
             found.merge(one.found)
         is_sound = not any(one.found.faults for one in members)
-        seen = digest_of_objects((one.named.key, one.named.bytes, one.sha256) for one in members)
+        seen = digest_of_objects((one.named.key, one.named.bytes, one.digest) for one in members)
         if is_sound and seen != digests[run]:
             found.fault("its objects are not those that were committed: the digest over them differs", run=run)
     return found
@@ -81,7 +85,7 @@ class _Checked:
 
     named: NamedObject
     found: Findings
-    sha256: str = ""
+    digest: str = ""
 
 
 def _check(store: Store, named: NamedObject, counter: Counter) -> _Checked:
@@ -92,7 +96,7 @@ def _check(store: Store, named: NamedObject, counter: Counter) -> _Checked:
         if size != named.bytes:
             found.fault(f"has {size} bytes, {named.bytes} were committed", run=named.run, key=named.key)
             return result
-        digest = hashlib.sha256()
+        digest = bulk_hash(named.algorithm)
         for start in range(0, size, PIECE_BYTES):
             piece = store.read_range(named.key, start, min(start + PIECE_BYTES, size))
             digest.update(piece)
@@ -103,7 +107,7 @@ def _check(store: Store, named: NamedObject, counter: Counter) -> _Checked:
     except CorruptDataError as error:  # it became shorter while it was read
         found.fault(str(error), run=named.run, key=named.key)
     else:
-        if not digest.hexdigest().startswith(named.sha256):
-            found.fault("its sha256 differs: stored bytes have changed", run=named.run, key=named.key)
-        return replace(result, sha256=digest.hexdigest())
+        if not digest.hexdigest().startswith(named.digest):
+            found.fault(f"its {named.algorithm} differs: stored bytes have changed", run=named.run, key=named.key)
+        return replace(result, digest=digest.hexdigest())
     return result

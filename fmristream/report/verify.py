@@ -29,7 +29,7 @@ def verify(
 ) -> VerifyReport:
     """Check the newest version of a dataset.
 
-    Always: every object that it names is there with its size and sha256; tables, index blocks, shards and zarr.json
+    Always: every object that it names is there with its size and digest; tables, index blocks, shards and zarr.json
     agree.
 
     Args:

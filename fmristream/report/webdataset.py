@@ -5,6 +5,7 @@ lock: each is created exclusively, who finds it there compares it with his own, 
 that all are there.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -26,7 +27,6 @@ from fmristream.report.threads import Counter, in_threads
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import canonical_json, sha256
 from fmristream.shards.generation import FOLDER, HINT
-from fmristream.shards.hashing import new_hash
 from fmristream.storage import Store, open_store
 from fmristream.storage.urls import local_path, scheme_of
 
@@ -276,7 +276,7 @@ def _read_pieces(store: Store, key: str) -> Iterator[bytes]:
 
 
 def _sum(pieces: Iterator[bytes] | Iterator[bytes | memoryview]) -> Written:
-    digest, size = new_hash(), 0
+    digest, size = hashlib.sha256(), 0
     for piece in pieces:
         digest.update(piece)
         size += len(piece)

@@ -103,6 +103,11 @@ class Dataset:
         return int(self.generation.document.get("barrier", 0))
 
     @property
+    def bulk_digest(self) -> str:
+        """Name of the digest that values and objects of runs have."""
+        return self.generation.bulk_digest
+
+    @property
     def parameters(self) -> Mapping[str, Any]:
         """Parameters of the conversion that change samples."""
         return dict(self.generation.document["parameters"])
@@ -138,7 +143,11 @@ class Dataset:
     @cached_property
     def array_tables(self) -> list[ArrayTable]:
         """The arrays of each segment."""
-        return [ArrayTable(self._table(segment["arrays"]), runs=segment["runs"]["rows"]) for segment in self._segments]
+        digest = self.bulk_digest
+        return [
+            ArrayTable(self._table(segment["arrays"]), runs=segment["runs"]["rows"], bulk_digest=digest)
+            for segment in self._segments
+        ]
 
     def run(self, run: int | str | Run) -> Run:
         """The run with this position in `runs` or this name.
@@ -211,7 +220,7 @@ class Dataset:
                 self._readers.move_to_end(wanted.name)
                 return reader
         index_key, arrays = self.arrays_of(wanted)
-        reader = RunReader(self.store, wanted, arrays, index_key)
+        reader = RunReader(self.store, wanted, arrays, index_key, self.bulk_digest)
         with self._lock:
             self._readers[wanted.name] = reader
             # reference, moments and stats of a run: at most 2 + 2 x 4 + 2 x 4 bytes a voxel for 16-bit sources

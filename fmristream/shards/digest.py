@@ -7,7 +7,7 @@ from typing import Any
 
 from fmristream.catalog.run import StoredArray
 from fmristream.shards import FORMAT_VERSION
-from fmristream.shards.hashing import Hash, new_hash, update_both
+from fmristream.shards.hashing import bulk_hash
 
 PREFIX = "sha256:"
 
@@ -30,17 +30,13 @@ def sha256_json(value: Any) -> str:
 class RunDigest:
     """Digest of one run: its header and space, then the logical values of each frame in stored dtype and order."""
 
-    def __init__(self, *, header: Mapping[str, Any], space_digest: str) -> None:
-        self._hash = new_hash()
+    def __init__(self, *, header: Mapping[str, Any], space_digest: str, bulk_digest: str) -> None:
+        self._hash = bulk_hash(bulk_digest)
         self._hash.update(canonical_json({"header": dict(header), "space": space_digest}))
 
     def add(self, values: memoryview) -> None:
         """Count one frame, little-endian bytes."""
         self._hash.update(values)
-
-    def add_beside(self, values: memoryview, other: Hash, others: bytes | memoryview) -> None:
-        """The same, and bytes to another hash, which both together may cost no more."""
-        update_both(self._hash, values, other, others)
 
     def hexdigest(self) -> str:
         """The digest of what was counted."""
@@ -88,14 +84,14 @@ def content_digest(identities: Iterable[tuple[str, ...]], *, parameters: Mapping
 
 
 def objects_digest(arrays: Iterable[StoredArray]) -> str:
-    """Digest over key, size and sha256 of every object of a run: with it the runs table pins them all."""
+    """Digest over key, size and digest of every object of a run: with it the runs table pins them all."""
     return digest_of_objects(
-        (file.key_in(array.object), file.bytes, file.sha256) for array in arrays for file in array.files
+        (file.key_in(array.object), file.bytes, file.digest) for array in arrays for file in array.files
     )
 
 
 def digest_of_objects(objects: Iterable[tuple[str, int, str]]) -> str:
-    """The same from (key, size, sha256) of each object, in any order."""
+    """The same from (key, size, digest) of each object, in any order."""
     return sha256_json(sorted(objects))
 
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from fmristream.catalog.run import StoredFile
 from fmristream.errors import SourceError
 from fmristream.shards import codec
-from fmristream.shards.digest import RunDigest
-from fmristream.shards.hashing import Hash, new_hash
+from fmristream.shards.hashing import Hash, bulk_hash
 from fmristream.storage import NewObject, Store
 
 # Uncompressed size that a shard may reach; its length in frames follows from the header, before the first byte.
@@ -47,17 +46,13 @@ class _Shard:
 
     object: NewObject
     name: str
-    digest: Hash = field(default_factory=new_hash)
+    digest: Hash
     size: int = 0
     entries: list[tuple[int, int]] = field(default_factory=list)
 
     def append(self, data: bytes | memoryview) -> None:
-        self.write(data)
-        self.digest.update(data)
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Without counting it in the digest."""
         self.object.write(data)
+        self.digest.update(data)
         self.size += len(data)
 
 
@@ -70,6 +65,7 @@ class FramesWriter:
         frames: how many frames will come; fewer or more is an error of the caller.
         voxels: length of a frame.
         dtype: little-endian stored dtype.
+        bulk_digest: which digest shards get.
         chunk_shape: axes of a frame where it has more than one; such frames are not padded.
         is_raw: frames are stored as they are, not compressed.
     """
@@ -82,13 +78,14 @@ class FramesWriter:
         frames: int,
         voxels: int,
         dtype: "np.dtype[Any]",
+        bulk_digest: str,
         chunk_shape: tuple[int, ...] | None = None,
         is_raw: bool = False,
     ) -> None:
         self.frames_per_shard = frames_per_shard(frames=frames, voxels=voxels, itemsize=dtype.itemsize)
         self._store = store
         self._folder = folder
-        self._frames = frames
+        self._frames, self._bulk_digest = frames, bulk_digest
         elements = codec.padded_length(voxels) if chunk_shape is None else voxels
         self._place = "/0" * (1 if chunk_shape is None else len(chunk_shape))  # of a shard along the axes of a frame
         self._chunk = np.full(elements, codec.fill_value(dtype), dtype=dtype)
@@ -99,27 +96,15 @@ class FramesWriter:
         self.checks: list[int] = []  # the last 4 bytes of every chunk, or of what follows it, in frame order
         self._files: list[StoredFile] = []
 
-    def append(
-        self,
-        digest: RunDigest | None = None,
-        values: memoryview | None = None,
-        *,
-        escapes: tuple[NDArray[np.uint32], NDArray[Any]] | None = None,
-    ) -> None:
-        """Encode and write what stands in `frame`, and count its values in the run's digest on the way.
-
-        `escapes` are positions and values that the codes of the frame cannot say.
-        """
+    def append(self, *, escapes: tuple[NDArray[np.uint32], NDArray[Any]] | None = None) -> None:
+        """Encode and write what stands in `frame`; `escapes`: positions and values that its codes cannot say."""
         if self._shard is None:
             name = f"c/{len(self._files)}{self._place}"
-            self._shard = _Shard(self._store.stream_new(f"{self._folder}/{name}"), name)
+            new = self._store.stream_new(f"{self._folder}/{name}")
+            self._shard = _Shard(new, name, bulk_hash(self._bulk_digest))
         start = self._shard.size
         packed, checksum = self._encode(self._chunk)
-        self._shard.write(packed)
-        if digest is None or values is None:
-            self._shard.digest.update(packed)
-        else:
-            digest.add_beside(values, self._shard.digest, packed)
+        self._shard.append(packed)
         self._shard.append(checksum)
         self._shard.entries.append((start, self._shard.size - start))
         if escapes is not None:
@@ -160,5 +145,5 @@ class FramesWriter:
         shard.append(codec.checksum(index))
         with shard.object as new:
             new.commit()
-        self._files.append(StoredFile(name=shard.name, bytes=shard.size, sha256=shard.digest.hexdigest()))
+        self._files.append(StoredFile(name=shard.name, bytes=shard.size, digest=shard.digest.hexdigest()))
         self._shard = None

@@ -16,6 +16,7 @@ from fmristream.errors import (
 )
 from fmristream.shards import FORMAT_VERSION
 from fmristream.shards.digest import canonical_json, sha256_json
+from fmristream.shards.hashing import SHA256, require_known, required_for
 from fmristream.storage import Store
 from fmristream.storage.store import is_denied
 
@@ -23,7 +24,7 @@ HINT = "dataset.json"
 FOLDER = "generations"
 
 # Features that this reader understands; a generation that requires another is refused.
-FEATURES: frozenset[str] = frozenset()
+FEATURES = frozenset({"blake3"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,11 @@ class Generation:
     number: int
     digest: str
     document: Mapping[str, Any]
+
+    @property
+    def bulk_digest(self) -> str:
+        """Name of the digest that values and objects of runs have."""
+        return str(self.document.get("bulk_digest", SHA256))
 
 
 def key_of(number: int) -> str:
@@ -106,7 +112,7 @@ def commit(store: Store, *, number: int, parent: str | None, write_id: str, cont
         "format": "fmristream",
         "generation": number,
         "parent": parent,
-        "requires": [],
+        "requires": required_for(str(content.get("bulk_digest", SHA256))),
         "tool": f"fmristream {__version__}",
         "version": FORMAT_VERSION,
         "write_id": write_id,
@@ -153,7 +159,9 @@ def parse(data: bytes, *, number: int, where: str) -> Generation:
     if version != FORMAT_VERSION or requires - FEATURES:
         needs = ", ".join(sorted(requires - FEATURES)) or f"format version {version}"
         raise FormatError(f"{where}: needs {needs}, this is fmristream {__version__}; install a newer release")
-    return Generation(number=number, digest=digest, document=document)
+    found = Generation(number=number, digest=digest, document=document)
+    require_known(found.bulk_digest, where=where)
+    return found
 
 
 def _load(store: Store, number: int) -> Generation | None:

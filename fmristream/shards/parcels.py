@@ -91,7 +91,7 @@ def write_parcels(store: Store, space: ParcelSpace) -> tuple[StoredFile, ...]:
         )
         objects[f"{folder}/{name}/c/0"] = codec.encode(chunk)
     files = tuple(put_or_find(store, key, data) for key, data in objects.items())
-    if [file.sha256 for file in files] != [sha256(data) for data in objects.values()]:
+    if [file.digest for file in files] != [sha256(data) for data in objects.values()]:
         read_parcels(store, digest=space.digest, document=document)  # what was found says the same, or raises
     return files
 

@@ -20,7 +20,7 @@ from fmristream.shards import (
     VOLUMES,
     codec,
 )
-from fmristream.shards.digest import sha256
+from fmristream.shards.hashing import bulk_hexdigest
 from fmristream.shards.index import ChunkIndex, decode_index, ranges_of
 from fmristream.signal.grid import volume_of
 from fmristream.storage import Store
@@ -65,6 +65,7 @@ class RunReader:
     run: Run
     arrays: Mapping[str, StoredArray]
     index_key: str
+    bulk_digest: str  # that the generation names
 
     @property
     def frames_array(self) -> StoredArray:
@@ -208,7 +209,7 @@ class RunReader:
         """
         try:
             return dict(json.loads(self._whole(self.arrays[""], "zarr.json"))["attributes"]["fmristream"])
-        except (ValueError, LookupError, TypeError) as error:  # its sha256 is right: somebody else wrote it so
+        except (ValueError, LookupError, TypeError) as error:  # its digest is right: somebody else wrote it so
             raise CorruptDataError(f"{self._what}: its group does not say what a run's group says") from error
 
     @property
@@ -336,8 +337,8 @@ class RunReader:
         """An object that is read whole, checked to be the one that was committed: another run's would decode as well."""
         key = f"{array.object}/{name}" if name else array.object
         data = self.store.read(key)
-        found = sha256(data)
-        if not any(file.name == name and found.startswith(file.sha256) for file in array.files):
+        found = bulk_hexdigest(data, self.bulk_digest)
+        if not any(file.name == name and found.startswith(file.digest) for file in array.files):
             raise CorruptDataError(
                 f"{self.store.name}/{key}: not the object that was committed for {self.run.name}; restore it from a copy"
             )

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from fmristream.catalog.run import StoredArray, StoredFile
 from fmristream.shards import CODES, FORMAT_VERSION, QUANTIZATION, QUANTIZED_ENCODING, RAW_ENCODING, codec
-from fmristream.shards.digest import RunDigest, run_header, sha256
+from fmristream.shards.digest import RunDigest, run_header
 from fmristream.shards.frames import FramesWriter
+from fmristream.shards.hashing import bulk_hexdigest, bulk_record
 from fmristream.shards.index import words_of
 from fmristream.shards.spaces import AnySpace
 from fmristream.signal.measure import REFERENCE_FRAMES, RunMeasure, Statistics, moments_of, reference_of
@@ -46,6 +47,7 @@ class RunWriter:
         inter: see slope.
         affine: the run's own, 16 numbers row by row.
         tr_s: repetition time in seconds, None if unknown.
+        bulk_digest: which digest values and objects get.
         is_raw: store values as they are, without compression.
         quantizer: store codes with a bounded error instead; `dtype` is that of the source.
     """
@@ -61,12 +63,14 @@ class RunWriter:
         inter: float,
         affine: tuple[float, ...],
         tr_s: float | None,
+        bulk_digest: str,
         is_raw: bool = False,
         quantizer: Quantizer | None = None,
     ) -> None:
         # A random name: it tells nothing of the subject, and no other attempt can have it.
         self.object = f"runs/{secrets.token_hex(8)}-{secrets.token_hex(4)}.zarr"
         self._store, self._space, self._quantizer = store, space, quantizer
+        self._bulk_digest = bulk_digest
         self._dtype = dtype if quantizer is None else quantizer.decoded.dtype  # of what readers call stored values
         self._header = run_header(
             frames=frames,
@@ -77,7 +81,7 @@ class RunWriter:
             affine=affine,
             tr_s=tr_s,
         )
-        self._digest = RunDigest(header=self._header, space_digest=space.digest)
+        self._digest = RunDigest(header=self._header, space_digest=space.digest, bulk_digest=bulk_digest)
         self._has_reference = self._dtype.kind != "f"
         self._name, self._encoding = _kind(self._dtype, is_raw=is_raw, is_quantized=quantizer is not None)
         self._voxels = space.voxels
@@ -87,6 +91,7 @@ class RunWriter:
             frames=frames,
             voxels=self._voxels,
             dtype=dtype if quantizer is None else quantizer.codec.code_dtype,
+            bulk_digest=bulk_digest,
             is_raw=is_raw,
         )
         # Fill this with the next frame, (v,), then call append(); what is stored as it is goes straight into the chunk.
@@ -180,7 +185,8 @@ class RunWriter:
     def _write(self) -> None:
         assert self._measure is not None
         self._measure.add(self.values, self._residual)
-        self._writer.append(self._digest, self.values.data)
+        self._digest.add(self.values.data)
+        self._writer.append()
 
     def _write_codes(self, quantizer: Quantizer) -> None:
         """Digest and statistics are of what readers will get."""
@@ -243,7 +249,7 @@ class RunWriter:
         key = "stats/" + self.object.removeprefix("runs/").removesuffix(".zarr")
         self._store.put_new(key, data)
         self._put_keys.append(key)
-        file = StoredFile(name="", bytes=len(data), sha256=sha256(data))
+        file = StoredFile(name="", bytes=len(data), digest=bulk_hexdigest(data, self._bulk_digest))
         return StoredArray(
             name="stats", object=key, space_digest=self._space.digest, dtype="<f4", encoding="blob",
             shape=values.shape, files=(file,),
@@ -256,6 +262,7 @@ class RunWriter:
 
         attributes: Mapping[str, Any] = {
             **self._header,
+            **bulk_record(self._bulk_digest),
             "encoding": self._encoding,
             **({} if self._quantizer is None else {"quantization": self._quantizer.record()}),
             "run_digest": digest,
@@ -271,7 +278,8 @@ class RunWriter:
     def _put(self, name: str, data: bytes, *, relative_to: str) -> StoredFile:
         self._store.put_new(f"{self.object}/{name}", data)
         self._put_keys.append(f"{self.object}/{name}")
-        return StoredFile(name=name.removeprefix(f"{relative_to}/"), bytes=len(data), sha256=sha256(data))
+        digest = bulk_hexdigest(data, self._bulk_digest)
+        return StoredFile(name=name.removeprefix(f"{relative_to}/"), bytes=len(data), digest=digest)
 
     def _array(self, name: str, dtype: "np.dtype[Any]", **rest: Any) -> StoredArray:
         folder = f"{self.object}/{name}" if name else self.object

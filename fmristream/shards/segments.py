@@ -25,15 +25,19 @@ class SegmentWriter:
     """Takes runs in base order and writes one segment, in memory that does not grow with their number.
 
     Leaving the block before `finish` discards what was not published.
+
+    Args:
+        store: the dataset.
+        bulk_digest: name of the digest that the runs' objects have.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, bulk_digest: str) -> None:
         self._store = store
         self._index_key = f"index/{secrets.token_hex(8)}"
         self._index = store.stream_new(self._index_key)
         self._index_sha = hashlib.sha256()
         self._index_bytes = 0
-        self._runs, self._arrays = RunsEncoder(), ArraysEncoder()
+        self._runs, self._arrays = RunsEncoder(), ArraysEncoder(bulk_digest=bulk_digest)
         self._waiting: list[Run] = []
         self._waiting_arrays: list[tuple[int, StoredArray]] = []
         self._count = 0
@@ -117,7 +121,7 @@ def _members(dataset: Dataset) -> list[list[str]]:
 def _written(dataset: Dataset, names: Sequence[str]) -> list[Entry]:
     if not names:
         return []
-    with SegmentWriter(dataset.store) as writer:
+    with SegmentWriter(dataset.store, bulk_digest=dataset.bulk_digest) as writer:
         for run, arrays, block in _rows(dataset, names):
             writer.add(run, arrays, block)
         return [writer.finish()]

@@ -15,7 +15,7 @@ from fmristream.catalog.run import Run, StoredArray, StoredFile
 from fmristream.catalog.tables import Columns, decode_columns, encode_columns
 from fmristream.errors import CorruptDataError, UsageError
 from fmristream.shards import codec
-from fmristream.shards.digest import sha256
+from fmristream.shards.hashing import bulk_hexdigest
 from fmristream.shards.parcels import KIND, ParcelSpace, array_name, read_parcels, robust_name
 from fmristream.shards.run_reader import RunReader
 from fmristream.storage import Store
@@ -82,10 +82,12 @@ class SideWriter:
         store: the dataset.
         group: key of the run's Zarr group.
         space_digest: of the run's voxels.
+        bulk_digest: which digest the objects get.
     """
 
-    def __init__(self, store: Store, group: str, space_digest: str) -> None:
+    def __init__(self, store: Store, group: str, space_digest: str, *, bulk_digest: str) -> None:
         self._store, self._group, self._space_digest = store, group, space_digest
+        self._bulk_digest = bulk_digest
         self._keys: list[str] = []
         self.arrays: list[StoredArray] = []
 
@@ -145,7 +147,7 @@ class SideWriter:
     def _put(self, key: str, name: str, data: bytes) -> StoredFile:
         self._store.put_new(key, data)
         self._keys.append(key)
-        return StoredFile(name=name, bytes=len(data), sha256=sha256(data))
+        return StoredFile(name=name, bytes=len(data), digest=bulk_hexdigest(data, self._bulk_digest))
 
 
 def parcel_spaces_of(dataset: "Dataset", reader: RunReader) -> dict[str, str]:
@@ -228,8 +230,8 @@ def read_whole(reader: RunReader, array: StoredArray, name: str) -> bytes:
     """An object of a run, checked to be the one that was committed."""
     key = f"{array.object}/{name}" if name else array.object
     data = reader.store.read(key)
-    found = sha256(data)
-    if not any(file.name == name and found.startswith(file.sha256) for file in array.files):
+    found = bulk_hexdigest(data, reader.bulk_digest)
+    if not any(file.name == name and found.startswith(file.digest) for file in array.files):
         raise CorruptDataError(
             f"{reader.store.name}/{key}: not the object that was committed for {reader.run.name}; restore it from a copy"
         )

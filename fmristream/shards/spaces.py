@@ -59,7 +59,7 @@ def write_space(store: Store, space: AnySpace) -> tuple[StoredFile, ...]:
         **_array_of(space, folder),
     }
     files = tuple(put_or_find(store, key, data) for key, data in objects.items())
-    if [file.sha256 for file in files] != [sha256(data) for data in objects.values()]:
+    if [file.digest for file in files] != [sha256(data) for data in objects.values()]:
         read_space(store, digest=space.digest, document=_document(space))  # what was found says the same, or raises
     return files
 
@@ -144,4 +144,4 @@ def put_or_find(store: Store, key: str, data: bytes) -> StoredFile:
         store.put_new(key, data)
     except ObjectExistsError:  # an earlier attempt, or another generation: equal by name, perhaps not byte for byte
         data = store.read(key)
-    return StoredFile(name=key, bytes=len(data), sha256=sha256(data))
+    return StoredFile(name=key, bytes=len(data), digest=sha256(data))

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from fmristream.catalog.run import StoredArray, StoredFile
 from fmristream.shards import FORMAT_VERSION, VOLUME_ENCODING, VOLUMES, codec
-from fmristream.shards.digest import RunDigest, run_header, sha256
+from fmristream.shards.digest import RunDigest, run_header
 from fmristream.shards.frames import FramesWriter
+from fmristream.shards.hashing import bulk_hexdigest, bulk_record
 from fmristream.shards.run_writer import WrittenRun
 from fmristream.shards.spaces import Space
 from fmristream.signal.grid import in_byte_order, volume_of, voxel_sizes_mm
@@ -51,6 +52,7 @@ class VolumeRunWriter:
         inter: see slope.
         affine: the run's own, 16 numbers row by row.
         tr_s: repetition time in seconds, None if unknown.
+        bulk_digest: which digest values and objects get.
         prefix: what an exported file begins with.
     """
 
@@ -65,18 +67,19 @@ class VolumeRunWriter:
         inter: float,
         affine: tuple[float, ...],
         tr_s: float | None,
+        bulk_digest: str,
         prefix: NiftiPrefix,
     ) -> None:
         assert space.mask.all(), "volumes are stored whole"
         # A random name: it tells nothing of the subject, and no other attempt can have it.
         self.object = f"runs/{secrets.token_hex(8)}-{secrets.token_hex(4)}.ome.zarr"
-        self._space, self._dtype, self._prefix = space, dtype, prefix
+        self._space, self._dtype, self._prefix, self._bulk_digest = space, dtype, prefix, bulk_digest
         self._header = run_header(
             frames=frames, shape=space.grid.shape, dtype=dtype.str, slope=slope, inter=inter, affine=affine, tr_s=tr_s
         )
-        self._digest = RunDigest(header=self._header, space_digest=space.digest)
+        self._digest = RunDigest(header=self._header, space_digest=space.digest, bulk_digest=bulk_digest)
         self._stream = hashlib.sha256(prefix.data)  # of the file that export will write
-        self._objects = _Objects(store, self.object, space.digest)
+        self._objects = _Objects(store, self.object, space.digest, bulk_digest)
         voxels = space.voxels
         self._writer = FramesWriter(
             store,
@@ -84,6 +87,7 @@ class VolumeRunWriter:
             frames=frames,
             voxels=voxels,
             dtype=dtype,
+            bulk_digest=bulk_digest,
             chunk_shape=space.grid.shape[::-1],
         )
         self.values: NDArray[Any] = np.empty(voxels, dtype=dtype)  # fill this with the next frame, then call append()
@@ -193,6 +197,7 @@ class VolumeRunWriter:
     ) -> dict[str, Any]:
         own = {
             **self._header,
+            **bulk_record(self._bulk_digest),
             "encoding": VOLUME_ENCODING,
             "nifti": {
                 "big_endian": self._prefix.big_endian,
@@ -257,12 +262,14 @@ class _Objects:
     store: Store
     group: str  # key of the run's Zarr group
     space_digest: str
+    bulk_digest: str
     keys: list[str] = field(default_factory=list)
 
     def put(self, name: str, data: bytes, *, relative_to: str = "") -> StoredFile:
         """An object of the group; its name in the table is relative to an array."""
         self._put(f"{self.group}/{name}", data)
-        return StoredFile(name=name.removeprefix(f"{relative_to}/"), bytes=len(data), sha256=sha256(data))
+        digest = bulk_hexdigest(data, self.bulk_digest)
+        return StoredFile(name=name.removeprefix(f"{relative_to}/"), bytes=len(data), digest=digest)
 
     def put_array(self, name: str, values: NDArray[Any], *, names: tuple[str, ...]) -> StoredArray:
         """An array of one chunk."""
@@ -282,7 +289,7 @@ class _Objects:
         data = codec.encode(_padded(values))
         key = "stats/" + self.group.removeprefix("runs/").partition(".")[0]
         self._put(key, data)
-        file = StoredFile(name="", bytes=len(data), sha256=sha256(data))
+        file = StoredFile(name="", bytes=len(data), digest=bulk_hexdigest(data, self.bulk_digest))
         return StoredArray(
             name="stats", object=key, space_digest=self.space_digest, dtype="<f4", encoding="blob", shape=values.shape,
             files=(file,),

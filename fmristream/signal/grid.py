@@ -86,12 +86,15 @@ def masked_columns(mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
     come one after the other, so that the cache lines which the first of them brought serve those that follow.
     """
     size_x, size_y, size_z = mask.shape
-    ends = np.zeros((size_x, size_y, size_z + 1), dtype=np.int8)
-    ends[..., :-1] += mask
-    ends[..., 1:] -= mask
-    x, y, z = np.nonzero(ends == 1)
-    length = np.nonzero(ends == -1)[2] - z
-    along = np.lexsort((z, x, y))
+    # Each column with a 0 behind it, all of them one after the other: pieces begin and end where the value changes.
+    columns = np.zeros((size_x, size_y, size_z + 1), dtype=bool)
+    columns[..., :-1] = mask
+    flat = columns.reshape(-1)
+    changes = np.flatnonzero(np.diff(flat, prepend=False))
+    starts, length = changes[::2], np.diff(changes)[::2]
+    row, z = np.divmod(starts, size_z + 1)
+    x, y = np.divmod(row, size_y)
+    along = np.argsort(y, kind="stable")
     pieces = np.stack([x + size_x * y, z, np.cumsum(length) - length, length], axis=1)[along]
     return pieces.astype(np.uint64)  # signed indices are slower
 

@@ -3,6 +3,7 @@
 import io
 import math
 from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +45,7 @@ runs = st.builds(
     objects_digest=digests,
     residual_wraps=st.booleans(),
 )
-files = st.builds(StoredFile, name=text, bytes=counts, sha256=st.binary(min_size=6, max_size=6).map(bytes.hex))
+files = st.builds(StoredFile, name=text, bytes=counts, digest=st.binary(min_size=6, max_size=6).map(bytes.hex))
 arrays = st.builds(
     StoredArray,
     **dict.fromkeys(("name", "object", "dtype", "encoding"), text),
@@ -72,9 +73,15 @@ def test_runs_come_back_equal(rows):
     assert decode_runs(encode_runs(rows)) == rows
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**31 - 1), arrays), max_size=4))
-def test_arrays_come_back_equal(rows):
-    assert decode_arrays(encode_arrays(rows)) == rows
+@given(st.lists(st.tuples(st.integers(0, 2**31 - 1), arrays), max_size=4), st.sampled_from(["sha256", "blake3"]))
+def test_arrays_come_back_equal(rows, digest):
+    assert decode_arrays(encode_arrays(rows, bulk_digest=digest), bulk_digest=digest) == rows
+
+
+@pytest.mark.parametrize(("said", "stored"), [("sha256", "blake3"), ("blake3", "sha256")])
+def test_digests_of_objects_never_pass_for_another_kind(said, stored):
+    with pytest.raises(CorruptDataError, match=f"bytes, {stored}_prefix in files, not {said}_prefix"):
+        decode_arrays(encode_arrays([], bulk_digest=stored), bulk_digest=said)
 
 
 @given(st.lists(st.tuples(text, text), max_size=6))
@@ -164,7 +171,8 @@ def test_a_missing_column_is_named(name):
 @given(st.binary(max_size=200))
 @example(b"PAR1PAR1")
 def test_bytes_that_are_no_table_are_our_error(data):
-    for decode in (decode_runs, decode_arrays, decode_participants, decode_skipped):
+    of_arrays = partial(decode_arrays, bulk_digest="blake3")
+    for decode in (decode_runs, of_arrays, decode_participants, decode_skipped):
         with pytest.raises(CorruptDataError):
             decode(data)
 

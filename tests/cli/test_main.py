@@ -22,7 +22,7 @@ def run(*words: str, **options) -> "subprocess.CompletedProcess[str]":
 def test_help_names_every_command_and_loads_nothing_heavy():
     probe = (
         "import sys; from fmristream.cli.main import main; status = main(sys.argv[1:]); "
-        "heavy = {'numpy', 'rich', 'fsspec', 'nibabel', 'zarr', 'numba', 'pyarrow', 'torch', 'dask', 'matplotlib'}; "
+        "heavy = {'blake3', 'numpy', 'rich', 'fsspec', 'nibabel', 'zarr', 'numba', 'pyarrow', 'torch', 'dask', 'matplotlib'}; "
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr); sys.exit(status)"
     )
     for words in (["--help"], *([name, "--help"] for name in COMMANDS)):

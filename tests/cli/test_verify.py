@@ -23,7 +23,7 @@ def test_a_fault_ends_in_1_and_is_listed_by_run_and_object(tmp_path, capsys):
     assert "has 1 fault" in text
     [line] = [line for line in text.splitlines() if line.startswith("sub-1_bold")]
     assert "residual/c/0/0" in line
-    assert "sha256" in line
+    assert "blake3" in line
 
 
 def test_the_verdict_as_json(tmp_path, capsys):

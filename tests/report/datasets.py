@@ -14,6 +14,7 @@ from fmristream.ingest.options import ConvertOptions, ConvertReport
 from fmristream.shards.dataset import Dataset, open_dataset
 from fmristream.shards.digest import content_digest, digest_of_objects, sha256
 from fmristream.shards.generation import commit
+from fmristream.shards.hashing import bulk_hexdigest
 from tests.ingest.nifti_files import bold_like, gzip_members, nifti_bytes
 
 SHAPE = (5, 4, 6, 7)
@@ -85,7 +86,7 @@ def recommit(
     content = dict(present.generation.document)
     segment = dict(content["segments"][0])
     segment["runs"] = _put(present, encode_runs(runs), len(runs))
-    segment["arrays"] = _put(present, encode_arrays(rows), len(runs))
+    segment["arrays"] = _put(present, encode_arrays(rows, bulk_digest=present.bulk_digest), len(runs))
     data = index(present.store.read(segment["index"]["key"]))
     segment["index"] = _put(present, data, 0)
     content |= {
@@ -102,8 +103,9 @@ def with_values(array: StoredArray, url: Path, name: str, data: bytes) -> Stored
     """The array with one of its objects replaced on disk, and its row to fit."""
     path = url / array.object / name if name else url / array.object
     path.write_bytes(data)
+    digest = open_dataset(str(url)).bulk_digest
     files = tuple(
-        dataclasses.replace(file, bytes=len(data), sha256=sha256(data)) if file.name == name else file
+        dataclasses.replace(file, bytes=len(data), digest=bulk_hexdigest(data, digest)) if file.name == name else file
         for file in array.files
     )
     return dataclasses.replace(array, files=files)
@@ -121,7 +123,7 @@ def _objects(present: Dataset, rows: list[Row], number: int) -> str:
     for row, array in rows:
         for file in array.files if row == number else ():
             data = present.store.read(file.key_in(array.object))
-            objects.append((file.key_in(array.object), len(data), sha256(data)))
+            objects.append((file.key_in(array.object), len(data), bulk_hexdigest(data, present.bulk_digest)))
     return digest_of_objects(objects)
 
 

@@ -86,7 +86,7 @@ def test_objects_larger_than_one_piece_are_digested_whole(tmp_path, monkeypatch)
     assert verify(str(tmp_path / "dataset")).is_sound
     shard = next((tmp_path / "dataset").rglob("residual/c/0/0"))
     flip_bit(shard)
-    assert [fault.object for fault in verify(str(tmp_path / "dataset")).faults if "sha256" in fault.what]
+    assert [fault.object for fault in verify(str(tmp_path / "dataset")).faults if "blake3" in fault.what]
 
 
 def test_a_run_that_the_conversion_masked_has_its_own_mask_checked_too(tmp_path):

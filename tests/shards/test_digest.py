@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from fmristream.shards.digest import (
     sha256_json,
 )
 from fmristream.shards.grayordinates import BrainModel, BrainModels
+from fmristream.shards.hashing import NEW_BULK_DIGEST
 from fmristream.shards.spaces import Space
 from fmristream.signal.grid import Grid
 from fmristream.storage import open_store
@@ -77,14 +79,31 @@ def a_header(**changes):
     return run_header(**{**header, **changes})
 
 
-def test_the_run_digest_is_a_sha256_of_plain_bytes():
+def two_frames_digest(bulk_digest):
+    digest = RunDigest(header=a_header(), space_digest="5ace", bulk_digest=bulk_digest)
+    for frame in np.array([[1, -1], [2, 3]], dtype="<i2"):
+        digest.add(frame.data)
+    return digest.hexdigest()
+
+
+def test_the_run_digest_is_a_sha256_of_plain_bytes_in_datasets_that_name_no_other():
     # ( printf '%s' '{"header":{"affine":[1.0,0.0,0.0,0.0,0.0,1.0,0.0,0.0,0.0,0.0,1.0,0.0,0.0,0.0,0.0,1.0],
     # "dtype":"<i2","frames":2,"inter":0.0,"shape":[1,2,2],"slope":1.0,"tr_s":0.72},"space":"5ace"}';
     # printf '\x01\x00\xff\xff\x02\x00\x03\x00' ) | sha256sum, the JSON in one line
-    digest = RunDigest(header=a_header(), space_digest="5ace")
-    for frame in np.array([[1, -1], [2, 3]], dtype="<i2"):
-        digest.add(frame.data)
-    assert digest.hexdigest() == "360b44700127002ada03c6cb0aaaf627e473bdf072d07eba8c16931944a1cf8c"
+    assert two_frames_digest("sha256") == "360b44700127002ada03c6cb0aaaf627e473bdf072d07eba8c16931944a1cf8c"
+
+
+def test_the_run_digest_of_new_datasets_is_a_blake3_of_the_same_bytes():
+    said = (
+        '{"header":{"affine":[1.0,0.0,0.0,0.0,0.0,1.0,0.0,0.0,0.0,0.0,1.0,0.0,0.0,0.0,0.0,1.0],"dtype":"<i2","frames":2,'
+        '"inter":0.0,"shape":[1,2,2],"slope":1.0,"tr_s":0.72},"space":"5ace"}'
+    )
+    expected = blake3(said.encode() + b"\x01\x00\xff\xff\x02\x00\x03\x00").hexdigest()
+    assert (
+        two_frames_digest(NEW_BULK_DIGEST)
+        == expected
+        == "fb47b9a08969afac154b13fed24cbd7c1d08a11424bb740aabf3f2b06cf9b16d"
+    )
 
 
 def test_a_run_without_a_repetition_time_has_a_null_in_its_header():
@@ -183,7 +202,7 @@ def test_the_run_digest_depends_on_no_setting_of_chunks_shards_or_codec(run, mon
 def test_the_run_digest_is_that_of_header_space_and_logical_values(run, memory_url):
     header = run_header(frames=len(run.volumes), shape=run.mask.shape, dtype=run.volumes.dtype.str, slope=run.slope,
                         inter=run.inter, affine=run.space.grid.affine, tr_s=run.tr_s)  # fmt: skip
-    expected = sha256(canonical_json({"header": header, "space": run.space.digest}) + run.values.tobytes())
+    expected = blake3(canonical_json({"header": header, "space": run.space.digest}) + run.values.tobytes()).hexdigest()
     assert write_run(open_store(memory_url), run).digest == expected
 
 

@@ -13,6 +13,7 @@ import google_crc32c
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from blake3 import blake3
 from numcodecs.blosc import Blosc
 
 DTYPES = {"|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"}
@@ -46,6 +47,10 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+# Section 10.
+BULK = {"sha256": hashlib.sha256, "blake3": blake3}
+
+
 def newest(folder: Folder) -> dict:
     """Section 2."""
     hint = json.loads(folder.read("dataset.json"))
@@ -57,7 +62,9 @@ def newest(folder: Folder) -> dict:
     document = json.loads(data)
     assert canonical(document) == data
     assert document.pop("digest") == sha256(canonical(document))
-    assert (document["generation"], document["version"], document["requires"]) == (number, 1, [])
+    assert (document["generation"], document["version"]) == (number, 1)
+    assert set(document["requires"]) <= {"blake3"}
+    assert document.get("bulk_digest", "sha256") in BULK
     return document
 
 
@@ -186,17 +193,21 @@ def volumes(folder: Folder, document: dict, run: dict, stored: np.ndarray) -> np
     return out.reshape(-1, *space["shape"])
 
 
+@pytest.mark.parametrize("bulk", BULK)
 @pytest.mark.parametrize(
     ("name", "start", "stop", "shards"), [("sub-01_bold", 2, 8, 3), ("sub-02_bold", 0, 7, 2), ("sub-03_bold", 4, 5, 1)]
 )
-def test_the_reader_written_from_the_document_reads_what_ours_reads(name, start, stop, shards, tmp_path, monkeypatch):
+def test_the_reader_written_from_the_document_reads_what_ours_reads(
+    name, start, stop, shards, bulk, tmp_path, monkeypatch
+):
     from fmristream.shards.dataset import open_dataset
     from tests.shards.tiny_dataset import small_shards, tiny_runs, write_dataset
 
     small_shards(monkeypatch.setattr)
-    write_dataset(str(tmp_path), tiny_runs()[1:], tiny_runs()[:1])
+    write_dataset(str(tmp_path), tiny_runs()[1:], tiny_runs()[:1], bulk_digest=bulk)
     folder = Folder(tmp_path)
     document = newest(folder)
+    assert document.get("bulk_digest", "sha256") == bulk
     found = find(folder, document, name)
     stored = stored_frames(folder, found, start, stop)
     assert folder.ranges == 1 + shards, "one range for the index block and one a shard"
@@ -205,8 +216,8 @@ def test_the_reader_written_from_the_document_reads_what_ours_reads(name, start,
     np.testing.assert_array_equal(volumes(folder, document, found[0], stored), ours.read(name, start, stop))
     np.testing.assert_array_equal(vector(folder, found[1]["moments"]), ours.reader(name).moments)
     np.testing.assert_array_equal(vector(folder, found[1]["stats"]), ours.reader(name).exact_moments)
-    assert found[0]["digest"].hex() == run_digest(found[0], stored_frames(folder, found, 0, found[0]["frames"]))
-    assert found[0]["objects_digest"].hex() == objects_digest(folder, found[1].values())
+    assert found[0]["digest"].hex() == run_digest(bulk, found[0], stored_frames(folder, found, 0, found[0]["frames"]))
+    assert found[0]["objects_digest"].hex() == objects_digest(bulk, folder, found[1].values())
     assert document["content_digest"] == content_digest(folder, document)
 
 
@@ -224,23 +235,24 @@ def test_it_reads_the_other_codecs_as_well(codec, name, tmp_path, monkeypatch):
     found = find(folder, newest(folder), name)
     stored = stored_frames(folder, found, 0, found[0]["frames"])
     assert stored.tobytes() == open_dataset(str(tmp_path)).reader(name).read_stored(0, found[0]["frames"]).tobytes()
-    assert found[0]["digest"].hex() == run_digest(found[0], stored)
+    assert found[0]["digest"].hex() == run_digest("blake3", found[0], stored)
 
 
-def run_digest(run: dict, stored: np.ndarray) -> str:
+def run_digest(bulk: str, run: dict, stored: np.ndarray) -> str:
     """Section 10."""
     header = {key: run[key] for key in ("affine", "dtype", "frames", "inter", "shape", "slope", "tr_s")}
-    return sha256(canonical({"header": header, "space": run["space_digest"].hex()}) + stored.tobytes())
+    return BULK[bulk](canonical({"header": header, "space": run["space_digest"].hex()}) + stored.tobytes()).hexdigest()
 
 
-def objects_digest(folder: Folder, arrays) -> str:
+def objects_digest(bulk: str, folder: Folder, arrays) -> str:
     rows = []
     for array in arrays:
         for file in array["files"]:
             key = f"{array['object']}/{file['name']}" if file["name"] else array["object"]
             data = folder.read(key)
-            assert hashlib.sha256(data).digest().startswith(file["sha256_prefix"])
-            rows.append([key, len(data), sha256(data)])
+            digest = BULK[bulk](data)
+            assert digest.digest().startswith(file[f"{bulk}_prefix"])
+            rows.append([key, len(data), digest.hexdigest()])
     return sha256(canonical(sorted(rows)))
 
 

@@ -1,14 +1,17 @@
 """Shards written by hand are zarr-python's, byte for byte; so are the small arrays beside them."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 import zarr
+from blake3 import blake3
 
 from fmristream.errors import SourceError
 from fmristream.shards import frames as frames_module
 from fmristream.shards.frames import MAX_CHUNK_BYTES, FramesWriter, frames_per_shard
+from fmristream.shards.hashing import NEW_BULK_DIGEST
 from fmristream.shards.index import ranges_of
 from fmristream.shards.zarr_metadata import frames_metadata
 from fmristream.storage import open_store
@@ -26,7 +29,9 @@ def some_frames(dtype: str, frames: int, voxels: int) -> np.ndarray:
 
 
 def write_frames(store, folder: str, values: np.ndarray) -> tuple[list[int], tuple, int]:
-    with FramesWriter(store, folder, frames=len(values), voxels=values.shape[1], dtype=values.dtype) as writer:
+    with FramesWriter(
+        store, folder, frames=len(values), voxels=values.shape[1], dtype=values.dtype, bulk_digest=NEW_BULK_DIGEST
+    ) as writer:
         for row in values:
             writer.frame[:] = row
             writer.append()
@@ -70,19 +75,18 @@ def test_whole_runs_are_byte_for_byte_what_zarr_python_makes_of_them(run: TinyRu
             assert (other / file.name).read_bytes() == (tmp_path / array.object / file.name).read_bytes()
 
 
-def test_files_are_listed_with_their_size_and_sha256(tmp_path, monkeypatch):
-    import hashlib
-
+@pytest.mark.parametrize(("name", "function"), [("sha256", hashlib.sha256), ("blake3", blake3)])
+def test_files_are_listed_with_their_size_and_digest(name, function, tmp_path, monkeypatch):
     small_shards(monkeypatch.setattr)
     store = open_store(str(tmp_path))
     listed = {}
-    for array in write_run(store, tiny_runs()[0]).arrays:
+    for array in write_run(store, tiny_runs()[0], bulk_digest=name).arrays:
         for file in array.files:
             listed[f"{array.object}/{file.name}" if file.name else array.object] = file
     assert sorted(listed) == sorted(store.list("runs") + store.list("stats")), "nothing is stored that no table names"
     for key, file in listed.items():
         data = store.read(key)
-        assert (file.bytes, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        assert (file.bytes, file.digest) == (len(data), function(data).hexdigest())
 
 
 def test_lengths_locate_every_chunk_and_the_shard_index_agrees(tmp_path, monkeypatch):
@@ -123,7 +127,15 @@ def test_a_run_that_is_abandoned_leaves_nothing(tmp_path, monkeypatch):
         from tests.shards.tiny_dataset import AFFINE
 
         with RunWriter(
-            store, run.space, frames=23, dtype=np.dtype("<i2"), slope=1.0, inter=0.0, affine=AFFINE, tr_s=1.0
+            store,
+            run.space,
+            frames=23,
+            dtype=np.dtype("<i2"),
+            slope=1.0,
+            inter=0.0,
+            affine=AFFINE,
+            tr_s=1.0,
+            bulk_digest=NEW_BULK_DIGEST,
         ) as new:
             for values in run.values[:20]:
                 new.add(values)

@@ -174,6 +174,19 @@ def test_a_feature_that_is_not_known_is_refused_by_name():
         parse(signed(requires=["wavelets", "censoring"]), number=1, where="x")
 
 
+def test_a_digest_of_bulk_data_that_is_not_known_is_refused_by_name():
+    with pytest.raises(FormatError, match=r"x: bulk data have the digest 'k12'.*newer release"):
+        parse(signed(bulk_digest="k12"), number=1, where="x")
+
+
+@pytest.mark.parametrize(("content", "requires"), [({}, []), ({"bulk_digest": "blake3"}, ["blake3"])])
+def test_a_generation_requires_the_digest_of_its_bulk_data_unless_it_is_sha256(store, content, requires):
+    commit_number(store, 1, **content)
+    found = newest_generation(store)
+    assert found.document["requires"] == requires
+    assert found.bulk_digest == content.get("bulk_digest", "sha256")
+
+
 def test_keys_that_are_not_known_are_ignored():
     assert parse(signed(colour="blue"), number=1, where="x").document["colour"] == "blue"
 

@@ -13,6 +13,7 @@ from fmristream.errors import ObjectExistsError
 from fmristream.shards import frames as frames_module
 from fmristream.shards.digest import content_digest, objects_digest, sha256
 from fmristream.shards.generation import Generation, commit
+from fmristream.shards.hashing import NEW_BULK_DIGEST, bulk_record
 from fmristream.shards.index import encode_block
 from fmristream.shards.run_writer import RunWriter, WrittenRun
 from fmristream.shards.spaces import Space, space_document, write_space
@@ -86,11 +87,11 @@ def tiny_runs() -> tuple[TinyRun, ...]:
     )  # fmt: skip
 
 
-def write_run(store: Store, run: TinyRun) -> WrittenRun:
+def write_run(store: Store, run: TinyRun, *, bulk_digest: str = NEW_BULK_DIGEST) -> WrittenRun:
     """The objects of one run."""
     with RunWriter(
         store, run.space, frames=len(run.volumes), dtype=run.volumes.dtype, slope=run.slope, inter=run.inter, affine=AFFINE,
-        tr_s=run.tr_s, is_raw=run.codec == "raw", quantizer=quantizer_of(run),
+        tr_s=run.tr_s, bulk_digest=bulk_digest, is_raw=run.codec == "raw", quantizer=quantizer_of(run),
     ) as writer:  # fmt: skip
         for values in run.values:
             writer.add(values)
@@ -124,7 +125,9 @@ def run_row(run: TinyRun, written: WrittenRun) -> Run:
     )  # fmt: skip
 
 
-def segment_of(store: Store, runs: Sequence[tuple[TinyRun, WrittenRun]]) -> tuple[list[Run], dict[str, Any]]:
+def segment_of(
+    store: Store, runs: Sequence[tuple[TinyRun, WrittenRun]], *, bulk_digest: str
+) -> tuple[list[Run], dict[str, Any]]:
     """(rows, what a generation says of them): two tables and an index."""
     rows = [run_row(run, written) for run, written in runs]
     blocks: list[bytes] = []
@@ -139,7 +142,7 @@ def segment_of(store: Store, runs: Sequence[tuple[TinyRun, WrittenRun]]) -> tupl
             arrays.append((row, located))
     index = b"".join(blocks)
     return rows, {
-        "arrays": put_table(store, encode_arrays(arrays), len(rows)),
+        "arrays": put_table(store, encode_arrays(arrays, bulk_digest=bulk_digest), len(rows)),
         "index": put(store, f"index/{sha256(index)}", index),
         "runs": put_table(store, encode_runs(rows), len(rows)),
     }
@@ -155,19 +158,24 @@ def put(store: Store, key: str, data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "key": key, "sha256": sha256(data)}
 
 
-def generation_content(store: Store, *segments: Sequence[TinyRun]) -> dict[str, Any]:
+def generation_content(
+    store: Store, *segments: Sequence[TinyRun], bulk_digest: str = NEW_BULK_DIGEST
+) -> dict[str, Any]:
     """Write runs, spaces and tables; what is left is to commit them."""
     rows: list[Run] = []
     listed = []
     spaces: dict[str, Any] = {}
     for runs in segments:
         for run in runs:
-            objects = [{"bytes": f.bytes, "name": f.name, "sha256": f.sha256} for f in write_space(store, run.space)]
+            objects = [{"bytes": f.bytes, "name": f.name, "sha256": f.digest} for f in write_space(store, run.space)]
             spaces[run.space.digest] = {**space_document(run.space), "objects": objects}
-        more, segment = segment_of(store, [(run, write_run(store, run)) for run in runs])
+        more, segment = segment_of(
+            store, [(run, write_run(store, run, bulk_digest=bulk_digest)) for run in runs], bulk_digest=bulk_digest
+        )
         rows += more
         listed.append(segment)
     return {
+        **bulk_record(bulk_digest),
         "content_digest": content_digest(sorted(row.identity for row in rows), parameters=PARAMETERS),
         "parameters": PARAMETERS,
         "participants": put_table(store, encode_participants(PARTICIPANTS), len(PARTICIPANTS)),
@@ -179,11 +187,16 @@ def generation_content(store: Store, *segments: Sequence[TinyRun]) -> dict[str, 
 
 
 def write_dataset(
-    url: str, *segments: Sequence[TinyRun], number: int = 1, parent: str | None = None, write_id: str = "tiny"
+    url: str,
+    *segments: Sequence[TinyRun],
+    number: int = 1,
+    parent: str | None = None,
+    write_id: str = "tiny",
+    bulk_digest: str = NEW_BULK_DIGEST,
 ) -> Generation:
     """A committed dataset; without segments, the three tiny runs in one."""
     store = open_store(url)
-    content = generation_content(store, *(segments or (tiny_runs(),)))
+    content = generation_content(store, *(segments or (tiny_runs(),)), bulk_digest=bulk_digest)
     return commit(store, number=number, parent=parent, write_id=write_id, content=content)
 
 
