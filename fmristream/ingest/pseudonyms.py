@@ -18,6 +18,7 @@ from fmristream.catalog.tables import Participant
 from fmristream.errors import SplitError, UsageError
 from fmristream.ingest.options import ConvertOptions, Quarantined
 from fmristream.ingest.sources import Listing, SourceRun
+from fmristream.ingest.sources.collection import known_collections
 from fmristream.ingest.sources.listing import Skipped, label_of, without_suffix
 from fmristream.ingest.splitting import read_split_file
 from fmristream.storage.urls import display_url, local_path, scheme_of
@@ -43,7 +44,14 @@ _BIDS_SUBJECT = re.compile(r"(?:^|[/_])sub-([A-Za-z0-9]+)")
 _FILE_LIKE = re.compile(
     r"\S*(?:[/\\]|sub-|\.(?:nii|hdr|img|mgz|mgh|gz|zip|tar|tgz|json|tsv|csv|parquet)\b)\S*", re.IGNORECASE
 )
+# BIDS gives these names, and a sentence about one that is missing says nothing without it.
+_METADATA = re.compile(r"(?:participants\.tsv|dataset_description\.json)[:;,.]?")
 _THE_FILE = "(file)"
+# What columns of families and sites are called, besides what descriptions of collections say.
+_OF_GROUPS = frozenset((
+    "center", "centre", "family", "family_id", "familyid", "father_id", "hospital", "household", "household_id", "institution",
+    "mother_id", "scanner", "site", "site_id", "siteid", "study_site",
+))  # fmt: skip
 _NOT_SAID = (
     "left out; the reason names a person and is not stored "
     "(convert --dry-run without --pseudonyms shows what headers tell)"
@@ -163,6 +171,11 @@ def pseudonymised(listing: Listing, pseudonyms: Pseudonyms) -> Listing:
     notes = [*listing.notes, *pseudonyms.notes]
     if left_out:
         notes.append(f"participants columns that hold labels of subjects are left out: {', '.join(left_out)}")
+    if staying := _labels_that_stay(participants, {run.group for run in own}):
+        notes.append(
+            f"participants columns {', '.join(staying)} keep the labels of families or sites as they are: --group-by gives "
+            "those of one column pseudonyms; leave the others out of the table, if they tell who somebody is"
+        )
     return replace(
         listing,
         runs=tuple(sorted(own, key=lambda run: run.key)),
@@ -291,7 +304,7 @@ class _Known:
         for part in sorted(parts | {without_suffix(part) for part in parts}, key=len, reverse=True):
             if len(part) >= 3:
                 text = text.replace(part, _THE_FILE)
-        text = _FILE_LIKE.sub(_THE_FILE, text)
+        text = _FILE_LIKE.sub(lambda found: found[0] if _METADATA.fullmatch(found[0]) else _THE_FILE, text)
         return _NOT_SAID if self.named_in(text) else text
 
 
@@ -322,8 +335,8 @@ def _require_impersonal(runs: Sequence[SourceRun], names: Mapping[str, str]) -> 
 
 
 def _of_run(run: SourceRun, pseudonyms: Pseudonyms, names: Mapping[str, str], telling: frozenset[str]) -> SourceRun:
-    side = tuple(replace(file, whose=run.subject) for file in run.side)
-    renamed = replace(run, subject=names[run.subject], group=names[run.group] if run.group else "", side=side)
+    group = names[run.group] if run.group else ""
+    renamed = replace(run, subject=names[run.subject], group=group, called_by="pseudonyms")
     prefix, rest = f"sub-{run.subject}_", run.name.removeprefix(f"sub-{run.subject}_")
     if run.name.startswith(prefix) and _PAIRS.fullmatch(rest) and not _names_somebody(rest, run, telling):
         name = f"sub-{renamed.subject}_{rest}"
@@ -378,6 +391,19 @@ def _of_participants(
         for row in rows
     ]
     return tuple(sorted(cleaned, key=lambda row: str(row["subject"]))), left_out
+
+
+def _labels_that_stay(participants: Sequence[Participant], groups: set[str]) -> list[str]:
+    """Columns that are called as those of families and sites are, and hold no pseudonyms."""
+    known = known_collections().values()
+    named = {name for one in known for name in (*one.group_columns, *one.site_columns)}
+    names = {name.casefold() for name in named} | _OF_GROUPS
+    values = {
+        column: {row.get(column) for row in participants} - {None}
+        for column in sorted({name for row in participants for name in row})
+        if column.casefold() in names
+    }
+    return [column for column, held in values.items() if held and not held <= groups]
 
 
 def _is_of_groups(rows: Sequence[Participant], column: str, groups: Mapping[str, str]) -> bool:

@@ -110,7 +110,11 @@ def read_beside(task: SideTask, run: SourceRun, header: RunHeader) -> Beside:
     Raises:
         StorageError: a remote store failed.
     """
-    tables, notes = read_side_tables(run.side, frames=header.frames, subject=run.subject) if task.tables else ({}, ())
+    if not task.tables:
+        return Beside(task=task, frames=header.frames, tables={}, notes=())
+    tables, notes = read_side_tables(
+        run.side, frames=header.frames, subject=run.subject, is_pseudonymous=run.is_pseudonymous
+    )
     return Beside(task=task, frames=header.frames, tables=tables, notes=notes)
 
 

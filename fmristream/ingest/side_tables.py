@@ -3,7 +3,8 @@
 A table that does not fit its run, or is not what its name says, is not stored, and the conversion says so. Confounds and
 recordings keep their columns of numbers, but those that tell who or when: by their name, or because they say the same in
 every row, as an identifier or a date does. Of events only columns are kept whose meaning BIDS fixes: the others hold
-whatever an experimenter's program wrote, names and typed answers among it.
+whatever an experimenter's program wrote, names and typed answers among it. Where subjects have pseudonyms no text is
+kept, and of columns those that are called as in the vocabulary.
 """
 
 import math
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from fmristream.errors import ObjectMissingError, SourceError
 from fmristream.ingest.sources.listing import SideFile
 from fmristream.ingest.sources.texts import read_json_object
+from fmristream.ingest.vocabulary import is_confound, is_recording, is_signal
 from fmristream.shards.side import CONFOUNDS, EVENTS, Table
 from fmristream.storage.sources import read_source_range
 
@@ -44,9 +46,11 @@ _LINE_END = re.compile("\r\n|\n|\r")
 EVENT_NUMBERS = ("onset", "duration", "response_time", "sample", "value")
 EVENT_TEXT = ("trial_type",)
 
+_NO_TEXT = "trial types are words, which may name people; left out with --pseudonyms"
+
 
 def read_side_tables(
-    files: Sequence[SideFile], *, frames: int, subject: str
+    files: Sequence[SideFile], *, frames: int, subject: str, is_pseudonymous: bool = False
 ) -> tuple[dict[str, Table], tuple[str, ...]]:
     """(tables by name, what was left out); the notes name columns and kinds of tables, never files.
 
@@ -54,6 +58,7 @@ def read_side_tables(
         files: that belong to a run.
         frames: of the run.
         subject: whose label is to stand in no column.
+        is_pseudonymous: nobody's label or name is to stand anywhere, and notes name no column.
 
     Raises:
         StorageError: a remote store failed.
@@ -61,19 +66,26 @@ def read_side_tables(
     tables: dict[str, Table] = {}
     notes: list[str] = []
     for file in files:
+        kind, _, label = file.name.partition("-")
+        if is_pseudonymous and label and not is_recording(label):
+            notes.append(f"{kind}: left out, because the recording's label is none of the known ones (--pseudonyms)")
+            continue
         try:
             if not file.url:
                 raise SourceError("several files apply equally")
-            table, left_out = _without_label(*_read(file, frames=frames), file.whose or subject)
+            table, left_out = _read(file, frames=frames)
         except SourceError as error:
             notes.append(f"{file.name} are not stored: {error}")
             continue
+        if is_pseudonymous:
+            table, of_file = _called_as_known(kind, table, left_out, frames=frames)
+        else:
+            table, left_out = _without_label(table, left_out, subject)
+            shown = ", ".join(left_out[:8]) + (", ..." if len(left_out) > 8 else "")
+            of_file = [f"columns left out: {shown}"] if left_out else []
         if table.columns:
             tables[file.name] = table
-        if left_out:
-            shown = ", ".join(left_out[:8]) + (", ..." if len(left_out) > 8 else "")
-            # Names of columns may be anything, labels as well.
-            notes.append(f"{file.name}: columns left out: {len(left_out) if file.whose else shown}")
+        notes += [f"{file.name}: {note}" for note in of_file]
     return tables, tuple(notes)
 
 
@@ -208,6 +220,21 @@ def _without_label(table: Table, left_out: list[str], subject: str) -> tuple[Tab
     more = ["(the subject's label)"] * (len(table.columns) - len(kept))
     left_out = ["(the subject's label)" if label in name.lower() else name for name in left_out]
     return Table(columns=kept, facts=table.facts), [*left_out, *more]
+
+
+def _called_as_known(kind: str, table: Table, left_out: Sequence[str], *, frames: int) -> tuple[Table, list[str]]:
+    """Without text and without columns that may be called after somebody; and notes, which do not say how these are called."""
+
+    def is_known(name: str) -> bool:
+        if kind == EVENTS:
+            return name in EVENT_NUMBERS
+        return is_confound(name, frames=frames) if kind == CONFOUNDS else is_signal(name)
+
+    kept = {name: values for name, values in table.columns.items() if is_known(name)}
+    has_text = kind == EVENTS and any(name in EVENT_TEXT for name in table.columns)
+    more = len(left_out) + len(table.columns) - len(kept) - has_text
+    notes = [_NO_TEXT] if has_text else []
+    return Table(columns=kept, facts=table.facts), [*notes, *([f"columns left out: {more}"] if more else [])]
 
 
 def _rows(text: str) -> tuple[list[str], list[list[str]]]:

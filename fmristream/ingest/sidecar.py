@@ -1,7 +1,8 @@
 """What is stored of BIDS sidecars: how a run was acquired, by a list of fields; nothing about who, where or when.
 
 Converters of DICOM leave names of institutions and stations, serial numbers and dates in sidecars. So fields are allowed one
-by one, and of these only values of their kind: numbers, and words as short as names of methods are.
+by one, and of these only values of their kind: numbers, and words as short as names of methods are. Where subjects have
+pseudonyms, words are those of the vocabulary only: a field for a name of a method can hold anybody's.
 """
 
 import math
@@ -10,6 +11,7 @@ from typing import Any
 
 from fmristream.errors import SourceError
 from fmristream.ingest.sources.texts import read_json_object
+from fmristream.ingest.vocabulary import is_text
 
 _NUMBERS = (
     "AcquisitionDuration", "DelayAfterTrigger", "DelayTime", "DwellTime", "EchoTime", "EchoTime1", "EchoTime2",
@@ -35,13 +37,14 @@ _MAX_LETTERS = 64
 _MAX_NUMBERS = 100_000
 
 
-def read_sidecar(urls: Iterable[str]) -> dict[str, Any]:
+def read_sidecar(urls: Iterable[str], *, is_pseudonymous: bool = False) -> dict[str, Any]:
     """The allowed fields that apply to a run, by the inheritance principle: of two, the nearer sidecar's.
 
     A sidecar that cannot be read as JSON counts as none: the listing of the source has said so.
 
     Args:
         urls: the sidecars that apply, nearest first.
+        is_pseudonymous: whether nobody's label or name is to stand in them.
 
     Raises:
         StorageError: a remote store failed.
@@ -55,12 +58,18 @@ def read_sidecar(urls: Iterable[str]) -> dict[str, Any]:
             continue
         for field, value in found.items():
             merged.setdefault(field, value)
-    return allowed(merged)
+    return allowed(merged, is_pseudonymous=is_pseudonymous)
 
 
-def allowed(sidecar: Mapping[str, Any]) -> dict[str, Any]:
+def allowed(sidecar: Mapping[str, Any], *, is_pseudonymous: bool = False) -> dict[str, Any]:
     """The fields of a sidecar that may be stored, in order of name."""
-    return {name: sidecar[name] for name in sorted(sidecar) if name in ALLOWED and _is_of_its_kind(name, sidecar[name])}
+    return {
+        name: sidecar[name]
+        for name in sorted(sidecar)
+        if name in ALLOWED
+        and _is_of_its_kind(name, sidecar[name])
+        and not (is_pseudonymous and isinstance(sidecar[name], str) and not is_text(name, sidecar[name]))
+    }
 
 
 def _is_of_its_kind(name: str, value: Any) -> bool:

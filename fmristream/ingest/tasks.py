@@ -192,7 +192,8 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
     """
     store, source = task.store, task.run.source
     try:
-        own_mask, sidecar = _own_mask(task.run), read_sidecar(source.sidecar_urls)
+        own_mask = _own_mask(task.run)
+        sidecar = read_sidecar(source.sidecar_urls, is_pseudonymous=source.is_pseudonymous)
         beside = read_beside(task.side, source, task.run.header)
         decided = {
             "bulk_digest": task.bulk_digest,

@@ -52,11 +52,23 @@ def telling_source(folder: Path) -> str:
         mask = np.ones((5, 3, 3) if n == 2 else SHAPE[:3], "u1")
         files[f"{stem}brain_mask.nii.gz"] = gzip_members(nifti_bytes(mask))
         task = f"sub-{label}/func/sub-{label}_task-rest"
-        files[f"{task}_desc-confounds_timeseries.tsv"] = f"rot_x\t{label}\n" + "".join(
-            f"0.{k}\t{k}.5\n" for k in range(6)
+        other = LABELS[n - 1]
+        files[f"{task}_desc-confounds_timeseries.tsv"] = f"rot_x\t{label}\tcsf_{other}\tKowalski\n" + "".join(
+            f"0.{k}\t{k}.5\t1.{k}\t{k}.7\n" for k in range(6)
         )
-        files[f"{task}_events.tsv"] = f"onset\tduration\ttrial_type\n0\t1\t{label}\n1\t1\tgo\n2\t1\tgo\n3\t1\t{label}\n"
-        files[f"{stem}preproc_bold.json"] = json.dumps({"RepetitionTime": 2.0, "PatientName": label})
+        words = (f"seen_{other}", "Jan Nowak laughs", "go", f"seen_{other}")
+        files[f"{task}_events.tsv"] = "onset\tduration\ttrial_type\n" + "".join(
+            f"{k}\t1\t{words[k]}\n" for k in range(4)
+        )
+        files[f"{task}_recording-ecg_physio.tsv"] = f"cardiac\tecg{other}\n" + "".join(
+            f"{k}\t{k}.5\n" for k in range(6)
+        )
+        files[f"{task}_recording-with{other}_physio.tsv"] = "cardiac\n" + "".join(f"{k}\n" for k in range(6))
+        files[f"{stem}preproc_bold.json"] = json.dumps(
+            {"RepetitionTime": 2.0, "PatientName": label, "TaskName": f"rest of Jan Nowak sub-{other}",
+             "ScanningSequence": "Kowalski", "Manufacturer": f"GE {label}", "PhaseEncodingDirection": "j-",
+             "MRAcquisitionType": "2D"}
+        )  # fmt: skip
     broken = "sub-Anna7/func/sub-Anna7_task-broken_space-MNI_desc-preproc_bold"
     files[f"{broken}.nii.gz"] = b"\x1f\x8bnonsense"
     files["sub-Anna7/func/sub-BerndX_task-moved_desc-preproc_bold.nii.gz"] = b"x"
@@ -80,6 +92,7 @@ def every_byte(root: Path) -> bytes:
         dataset = fmristream.open(str(root))
         for run in dataset.runs:
             said += [repr(dataset.confounds(run.name)).encode(), repr(dataset.events(run.name)).encode()]
+            said.append(repr(dataset.recordings(run.name)).encode())
             said += [repr(run).encode(), dataset.reader(run).nifti_prefix or b""]
             said.append(repr(dataset.reader(run).attributes).encode())
     return b"\0".join(said)
@@ -88,10 +101,14 @@ def every_byte(root: Path) -> bytes:
 def names_nobody(root: Path, *more: str) -> None:
     said = every_byte(root).lower()
     assert len(said) > 1000
-    for label in (*LABELS, *more):
+    for label in (*LABELS, "Nowak", "Kowalski", *more):
         assert label.lower().encode() not in said, label
     assert KEY not in said
     assert KEY.hex().encode() not in said
+
+
+def columns_of_recordings(dataset, run) -> dict[str, list[str]]:
+    return {name: list(table.columns) for name, table in dataset.recordings(run).items()}
 
 
 @pytest.mark.parametrize("options", [{"mask": "auto"}, {"layout": "volume"}], ids=["voxels", "volume"])
@@ -107,6 +124,11 @@ def test_no_byte_of_a_dataset_names_anybody(tmp_path, key, options):
     names_nobody(out)
     assert [sorted(dataset.confounds(run) or ()) for run in dataset.runs] == [["rot_x"]] * len(expected)
     assert [sorted(dataset.events(run) or ()) for run in dataset.runs] == [["duration", "onset"]] * len(expected)
+    assert [columns_of_recordings(dataset, run) for run in dataset.runs] == [{"physio-ecg": ["cardiac"]}] * len(
+        expected
+    )
+    told = {"MRAcquisitionType": "2D", "PhaseEncodingDirection": "j-", "RepetitionTime": 2.0}
+    assert [dataset.reader(run).sidecar for run in dataset.runs] == [told] * len(expected)
     assert not any(label in f"{report} {dataset.generation.document}" for label in LABELS)
     assert {name_of("Anna7") in name for name, _ in dataset.skipped} == {True, False}
     reasons = " ".join(reason for _, reason in dataset.skipped)
@@ -114,6 +136,68 @@ def test_no_byte_of_a_dataset_names_anybody(tmp_path, key, options):
     assert "the mask has 5 x 3 x 3 voxels" in reasons
     assert [sorted(row) for row in dataset.participants] == [["age", "family", "subject"]] * len(expected)
     assert {row["subject"] for row in dataset.participants} == {name_of(label) for label in expected}
+
+
+def test_what_lies_beside_runs_names_nobody_however_short_the_label_whoever_it_is(tmp_path, key):
+    subjects, families = ("S77", "ann", "0132"), ("FamX1", "FamX1", "FamZ2")
+    source = write_runs(
+        tmp_path / "in", {f"sub-{one}/func/sub-{one}_bold": bold(seed=n, shape=SHAPE) for n, one in enumerate(subjects)}
+    )
+    files: dict[str, str | bytes] = {"dataset_description.json": "{}"}
+    files["participants.tsv"] = "\n".join(
+        ["participant_id\tfamily", *map("\t".join, zip(subjects, families, strict=True))]
+    )
+    numbers = "".join(f"{k}.1\t{k}.2\t{k}.3\t{k}.4\n" for k in range(6))
+    for one in subjects:
+        stem = f"sub-{one}/func/sub-{one}"
+        files[f"{stem}_desc-confounds_timeseries.tsv"] = "csf\tcsf_S77\tface_ann\tFamX1\n" + numbers
+        rows = [f"{k}\t1\t{word}" for k, word in enumerate(("face_ann", "seen_0132", "xS77", "of FamZ2", "Jo Doe"))]
+        files[f"{stem}_events.tsv"] = "\n".join(["onset\tduration\ttrial_type", *rows])
+        files[f"{stem}_stim.tsv"] = "trigger\tpicS77\tpicann\tof0132\n" + numbers
+        files[f"{stem}_bold.json"] = json.dumps(
+            {"TaskName": "S77 and ann", "ScanOptions": "FamZ2 0132", "EchoTime": 0.03}
+        )
+    make(tmp_path / "in", files)
+    out = tmp_path / "out"
+    report = convert(source, str(out), pseudonyms=key, phenotypes=fmristream_phenotypes(None, "family"))
+    names_nobody(out, *families, "Jo Doe", "seen_", "face_")
+    dataset = fmristream.open(str(out))
+    for run in dataset.runs:
+        assert list(dataset.confounds(run)) == ["csf"]
+        assert list(dataset.events(run)) == ["onset", "duration"]
+        assert columns_of_recordings(dataset, run) == {"stim": ["trigger"]}
+        assert dataset.reader(run).sidecar == {"EchoTime": 0.03}
+    said = " ".join(report.warnings)
+    assert "confounds: columns left out: 3" in said
+    assert "events: trial types are words, which may name people; left out with --pseudonyms" in said
+    assert not any(label in said for label in (*subjects, *families))
+
+
+def test_columns_of_families_and_sites_that_stay_are_told(tmp_path, key, memory_url):
+    source = write_runs(
+        tmp_path / "in", {f"sub-{label}_bold": bold(seed=n, shape=SHAPE) for n, label in enumerate(LABELS)}
+    )
+    rows = [f"{label}\tFam{n // 2}\tberlin\t{20 + n}" for n, label in enumerate(LABELS)]
+    table = tmp_path / "who.tsv"
+    table.write_text("\n".join(["participant_id\trel_family_id\tsite\tage", *rows]))
+    for group_by, staying in ((None, "rel_family_id, site"), ("rel_family_id", "site")):
+        url = f"{memory_url}-{group_by}"
+        report = convert(source, url, pseudonyms=key, phenotypes=fmristream_phenotypes(str(table), group_by))
+        said = " ".join(report.warnings)
+        assert f"participants columns {staying} keep the labels of families or sites as they are" in said
+    plain = convert(source, f"{memory_url}-plain", phenotypes=fmristream_phenotypes(str(table), None))
+    assert "keep the labels" not in " ".join(plain.warnings)
+
+
+def test_a_note_names_the_metadata_file_that_is_missing(tmp_path):
+    notes = (
+        "there is no dataset_description.json",
+        "participants.tsv: no rows",
+        "/data/Anna7/participants.tsv is empty",
+    )
+    run = SourceRun(key="x.nii.gz", name="x", url="/data/x.nii.gz", subject="Anna7")
+    found = Listing(kind="bids", root="/data", runs=(run,), notes=notes)
+    assert pseudonymised(found, Pseudonyms(KEY)).notes == (*notes[:2], "(file) is empty")
 
 
 def test_the_values_are_those_of_a_conversion_without_pseudonyms(tmp_path, key, memory_url):
@@ -220,7 +304,7 @@ def test_groups_have_pseudonyms_and_stay_together(tmp_path, key):
     names_nobody(out, "Fam0", "Fam1")
 
 
-def fmristream_phenotypes(url: str, group_by: str):
+def fmristream_phenotypes(url: str | None, group_by: str | None):
     from fmristream.ingest.sources import Phenotypes
 
     return Phenotypes(url=url, group_by=group_by)

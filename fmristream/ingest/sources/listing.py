@@ -34,7 +34,6 @@ class SideFile:
     url: str  # "" where several files apply equally
     sidecar_urls: tuple[str, ...] = ()  # nearest first; what is not there says nothing
     columns: tuple[str, ...] = ()  # of a table of numbers between blanks, without a header line
-    whose: str = ""  # the subject's label in the source, where the run says a pseudonym
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +59,12 @@ class SourceRun:
     side: tuple[SideFile, ...] = ()  # confounds, events, recordings
     group: str = ""  # what a split must not divide, a family or site; "" = the subject alone
     split: str = ""  # train, val or test, where the source itself says so
+    called_by: str = "labels"  # or "pseudonyms": then nothing that lies beside the run may name anybody
+
+    @property
+    def is_pseudonymous(self) -> bool:
+        """Whether subject and group are pseudonyms."""
+        return self.called_by == "pseudonyms"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
