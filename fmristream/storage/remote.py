@@ -104,9 +104,19 @@ class MemoryStore(ReadOnlyStore):
     def keeps_removed(self) -> bool | None:
         return False
 
+    # fsspec walks its dictionary for all of these, and another thread may be writing to it.
+
     def list(self, prefix: str) -> list[str]:
-        with self._lock:  # fsspec walks a dictionary that another thread may be writing to
+        with self._lock:
             return super().list(prefix)
+
+    def size(self, key: str) -> int:
+        with self._lock:
+            return super().size(key)
+
+    def delete(self, key: str) -> None:
+        with self._lock:
+            super().delete(key)
 
 
 class BufferedNewObject:

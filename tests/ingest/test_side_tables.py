@@ -30,7 +30,8 @@ WHOLE = ConvertOptions(mask="none", split="none")
 def confounds(rows: int = FRAMES) -> str:
     lines = ["csf\tcsf_derivative1\tnon_steady_state\tcomment"]
     lines += [
-        f"{671.153618342538 + row}\t{'n/a' if not row else 0.1 * row}\t{int(row == 0)}\tJo" for row in range(rows)
+        f"{671.153618342538 + row}\t{'n/a' if not row else 0.1 * row}\t{int(row == 0)}\tJosephine"
+        for row in range(rows)
     ]
     return "\n".join(lines) + "\n"
 
@@ -314,7 +315,8 @@ def test_tables_are_stored_with_their_run(tmp_path, layout):
     assert any("events: columns left out: response, notes" in text for text in report.warnings)
     assert verify(url, deep=True, against=source).faults == ()
     everything = b"".join(stored(url).values())
-    assert b"Jo" not in everything
+    assert b"Jo Doe" not in everything
+    assert b"Josephine" not in everything
     assert b"asleep" not in everything
 
 
