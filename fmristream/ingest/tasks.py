@@ -191,7 +191,7 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
     store, source = task.store, task.run.source
     try:
         own_mask, sidecar = _own_mask(task.run), read_sidecar(source.sidecar_urls)
-        beside = read_beside(task.side, source, task.run.header)
+        beside = read_beside(task.side, source, task.run.header, task.run.resampling)
         decided = {
             "own_mask": None if own_mask is None else sha256(np.packbits(own_mask).tobytes()),
             "space": task.space_digest,
