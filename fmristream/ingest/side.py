@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fmristream.ingest.resampling import Resampling
 from fmristream.ingest.run_stream import RunHeader
 from fmristream.ingest.side_tables import read_side_tables
 from fmristream.ingest.sources import SourceRun
@@ -104,17 +105,28 @@ class Measures:
             side.put_table(name, table)
 
 
-def read_beside(task: SideTask, run: SourceRun, header: RunHeader) -> Beside:
-    """Read what lies beside a run.
+def read_beside(task: SideTask, run: SourceRun, header: RunHeader, resampling: Resampling | None = None) -> Beside:
+    """Read what lies beside a run; tables are about its source, however it is resampled.
+
+    Args:
+        task: what is wanted.
+        run: where its tables lie.
+        header: of what is stored.
+        resampling: from the source to that.
 
     Raises:
         StorageError: a remote store failed.
     """
-    if not task.tables:
-        return Beside(task=task, frames=header.frames, tables={}, notes=())
-    tables, notes = read_side_tables(
-        run.side, frames=header.frames, subject=run.subject, is_pseudonymous=run.is_pseudonymous
-    )
+    tables: Mapping[str, Table] = {}
+    notes: tuple[str, ...] = ()
+    if task.tables:
+        tables, notes = read_side_tables(
+            run.side,
+            frames=header.frames if resampling is None else resampling.source.frames,
+            subject=run.subject,
+            is_pseudonymous=run.is_pseudonymous,
+            is_resampled_in_time=resampling is not None and resampling.new_tr_s is not None,
+        )
     return Beside(task=task, frames=header.frames, tables=tables, notes=notes)
 
 

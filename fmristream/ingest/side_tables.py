@@ -50,15 +50,21 @@ _NO_TEXT = "trial types are words, which may name people; left out with --pseudo
 
 
 def read_side_tables(
-    files: Sequence[SideFile], *, frames: int, subject: str, is_pseudonymous: bool = False
+    files: Sequence[SideFile],
+    *,
+    frames: int,
+    subject: str,
+    is_pseudonymous: bool = False,
+    is_resampled_in_time: bool = False,
 ) -> tuple[dict[str, Table], tuple[str, ...]]:
     """(tables by name, what was left out); the notes name columns and kinds of tables, never files.
 
     Args:
         files: that belong to a run.
-        frames: of the run.
+        frames: of the run's source.
         subject: whose label is to stand in no column.
         is_pseudonymous: nobody's label or name is to stand anywhere, and notes name no column.
+        is_resampled_in_time: the frames that are stored are others: a row a frame says nothing about them.
 
     Raises:
         StorageError: a remote store failed.
@@ -72,8 +78,12 @@ def read_side_tables(
             continue
         try:
             if not file.url:
-                raise SourceError("several files apply equally")
+                raise SourceError(file.reason or "several files apply equally")
             table, left_out = _read(file, frames=frames)
+            if is_resampled_in_time and _has_row_a_frame(file.name, table):
+                raise SourceError(
+                    "they have one row for each of the source's frames, and the run was resampled in time"
+                )
         except SourceError as error:
             notes.append(f"{file.name} are not stored: {error}")
             continue
@@ -87,6 +97,11 @@ def read_side_tables(
             tables[file.name] = table
         notes += [f"{file.name}: {note}" for note in of_file]
     return tables, tuple(notes)
+
+
+def _has_row_a_frame(name: str, table: Table) -> bool:
+    """Whether its rows are frames; events, and recordings that have a sampling rate, are in seconds."""
+    return name == CONFOUNDS or (name != EVENTS and not table.facts)
 
 
 def _read(file: SideFile, *, frames: int) -> tuple[Table, list[str]]:

@@ -194,7 +194,7 @@ def convert_run(task: RunTask, on_frame: FrameCallback | None = None) -> Finishe
     try:
         own_mask = _own_mask(task.run)
         sidecar = read_sidecar(source.sidecar_urls, is_pseudonymous=source.is_pseudonymous)
-        beside = read_beside(task.side, source, task.run.header)
+        beside = read_beside(task.side, source, task.run.header, task.run.resampling)
         decided = {
             "bulk_digest": task.bulk_digest,
             "own_mask": None if own_mask is None else sha256(np.packbits(own_mask).tobytes()),

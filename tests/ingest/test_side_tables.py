@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ import fmristream
 from fmristream.errors import SourceError
 from fmristream.ingest.gc import gc
 from fmristream.ingest.options import ConvertOptions
+from fmristream.ingest.resampling import Resample
 from fmristream.ingest.side_tables import parse_confounds, parse_events, parse_recording
 from fmristream.ingest.sources import find_runs
+from fmristream.ingest.sources.collection import read_collection
 from fmristream.ingest.withdraw import withdraw
 from fmristream.report.verify import verify
+from fmristream.signal.resample import frames_after
 from tests.ingest.cohorts import stored
 from tests.ingest.nifti_files import nifti_bytes
 from tests.ingest.source_trees import DERIVATIVE, RAW, by_key, make
@@ -371,3 +375,158 @@ def test_a_finished_run_is_taken_over_unless_its_tables_changed(tmp_path, memory
     assert fmristream.convert(source, memory_url, options=WHOLE).resumed == resumed
     expected = parse_confounds(then, frames=FRAMES)[0].columns["csf_derivative1"]
     assert np.array_equal(fmristream.open(memory_url).confounds(0)["csf_derivative1"], expected, equal_nan=True)
+
+
+def withheld(root: str, run: str) -> dict[str, str]:
+    return {file.name: file.reason for file in by_key(find_runs(root))[run].side if not file.url}
+
+
+@pytest.mark.parametrize("other", ["rec-moco", "run-2", "run-10", "dir-AP", "acq-b", "echo-1"])
+def test_a_table_with_exactly_the_labels_of_a_run_is_not_inherited_by_another(tmp_path, other):
+    func = "sub-a1/func/sub-a1_task-r"
+    tree = {f"{func}_bold.nii": "", f"{func}_{other}_bold.nii": ""}
+    tree |= {f"{func}_desc-confounds_timeseries.tsv": "x", f"{func}_physio.tsv.gz": b"x", f"{func}_events.tsv": "x"}
+    plain = {key.rpartition("/")[2]: content for key, content in tree.items()}
+    for root, folder in ((make(tmp_path / "bids", RAW | tree), "sub-a1/func/"), (make(tmp_path / "plain", plain), "")):
+        own = files_of(root, f"{folder}sub-a1_task-r_bold.nii")
+        assert sorted(own) == ["confounds", "events", "physio"]
+        assert all(own.values())
+        reasons = withheld(root, f"{folder}sub-a1_task-r_{other}_bold.nii")
+        assert set(reasons) == set(own)
+        assert {"the table that would apply is called after another run"} == set(reasons.values())
+
+
+def test_a_run_that_is_left_without_a_table_is_told_and_stores_nothing(tmp_path):
+    func = "sub-a1/func/sub-a1_task-r"
+    tree = {f"{func}_bold.nii": RUN, f"{func}_run-2_bold.nii": nifti_bytes(brain_like(seed=3))}
+    source = make(tmp_path / "in", RAW | tree | {f"{func}_desc-confounds_timeseries.tsv": confounds()})
+    report = fmristream.convert(source, str(tmp_path / "out"), options=WHOLE)
+    dataset = fmristream.open(str(tmp_path / "out"))
+    assert dataset.confounds("sub-a1_task-r_bold") is not None
+    assert dataset.confounds("sub-a1_task-r_run-2_bold") is None
+    assert any("_run-2_bold: confounds are not stored: the table that would apply" in text for text in report.warnings)
+
+
+def test_forms_of_one_scan_share_what_was_measured_and_higher_folders_are_inherited(tmp_path):
+    func = "sub-01/ses-1/func/sub-01_ses-1_task-r"
+    forms = [f"{func}{form}_desc-preproc_bold.nii" for form in ("_space-T1w", "_space-MNI", "_space-MNI_res-2")]
+    tree = dict.fromkeys([*forms, f"{func}_run-2_space-MNI_desc-preproc_bold.nii"], "")
+    tree |= {f"{func}_desc-confounds_timeseries.tsv": "x", "sub-01/sub-01_task-r_physio.tsv.gz": b"x"}
+    tree |= {"task-r_events.tsv": "x"}
+    root = make(tmp_path, DERIVATIVE | tree)
+    shared = {"events": "task-r_events.tsv", "physio": "sub-01/sub-01_task-r_physio.tsv.gz"}
+    for form in forms:
+        assert files_of(root, form) == shared | {"confounds": f"{func}_desc-confounds_timeseries.tsv"}
+    assert files_of(root, f"{func}_run-2_space-MNI_desc-preproc_bold.nii") == shared | {"confounds": ""}
+
+
+def test_echoes_without_a_run_of_their_own_labels_share_a_table(tmp_path):
+    func = "sub-01/func/sub-01_task-r"
+    root = make(tmp_path, RAW | {f"{func}_echo-{echo}_bold.nii": "" for echo in "12"} | {f"{func}_events.tsv": "x"})
+    for echo in "12":
+        assert files_of(root, f"{func}_echo-{echo}_bold.nii") == {"events": f"{func}_events.tsv"}
+
+
+def test_labels_of_run_compare_as_numbers_unless_spelling_tells_two_apart(tmp_path):
+    func = "sub-01/func/sub-01_task-r"
+    tree = {f"{func}_run-{run}_bold.nii": "" for run in ("01", "2", "002", "10")}
+    tree |= {f"{func}_run-{run}_events.tsv": "x" for run in ("1", "002", "010")}
+    root = make(tmp_path, RAW | tree)
+    found = {run: files_of(root, f"{func}_run-{run}_bold.nii") for run in ("01", "2", "002", "10")}
+    assert found["01"] == {"events": f"{func}_run-1_events.tsv"}
+    assert found["002"] == {"events": f"{func}_run-002_events.tsv"}
+    assert found["2"] == {"events": ""}
+    assert found["10"] == {"events": f"{func}_run-010_events.tsv"}
+
+
+def test_in_a_plain_folder_the_run_whose_whole_name_stands_in_a_tables_takes_it(tmp_path):
+    tree = {f"{name}": RUN for name in ("scan.nii", "scan_bold.nii", "two.nii", "two.hdr", "sub-a1.nii")}
+    tree |= {"sub-a1_run-2.nii": RUN, "sub-b_rest1.nii": RUN, "sub-b_rest2.nii": RUN}
+    tree |= {f"{stem}_confounds.tsv": "x" for stem in ("scan", "two")}
+    tree |= {"sub-a1_events.tsv": "x", "sub-b_events.tsv": "x", "scan_bold_events.tsv": "x"}
+    root = make(tmp_path, tree)
+    assert files_of(root, "scan.nii") == {"confounds": "scan_confounds.tsv"}
+    assert files_of(root, "scan_bold.nii") == {"confounds": "", "events": "scan_bold_events.tsv"}
+    assert files_of(root, "sub-a1.nii") == {"events": "sub-a1_events.tsv"}
+    assert files_of(root, "sub-a1_run-2.nii") == {"events": ""}
+    for run, table in (("two.nii", "confounds"), ("two.hdr", "confounds"), ("sub-b_rest1.nii", "events")):
+        assert withheld(root, run) == {table: "the table may be called after any of several runs"}
+
+
+def test_tables_of_grayordinates_in_a_plain_folder_are_found(tmp_path):
+    tree = {"P1/scan.dtseries.nii": "", "P1/scan_confounds.tsv": "x", "P2/a.dtseries.nii": "", "P2/a.nii": ""}
+    root = make(tmp_path, tree | {"P2/a_events.tsv": "x", "P2/b.dtseries.nii": "", "P2/b.dtseries_events.tsv": "x"})
+    found = by_key(find_runs(root, cifti=True))
+    told = {key: {file.name: file.url.removeprefix(f"{root}/") for file in run.side} for key, run in found.items()}
+    assert told == {
+        "P1/scan.dtseries.nii": {"confounds": "P1/scan_confounds.tsv"},
+        "P2/a.dtseries.nii": {"events": "P2/a_events.tsv"},
+        "P2/b.dtseries.nii": {"events": "P2/b.dtseries_events.tsv"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("folder", "stem"),
+    [
+        ("100307/MNINonLinear/Results/rfMRI_REST1_LR", "rfMRI_REST1_LR_Atlas_MSMAll_hp2000_clean"),
+        ("100307/MNINonLinear/Results/tfMRI_WM_RL", "tfMRI_WM_RL_Atlas_MSMAll"),
+        ("HCA6000000_V1_MR/MNINonLinear/Results/rfMRI_REST1_AP", "rfMRI_REST1_AP_Atlas_MSMAll_hp0_clean"),
+        ("HCD0000000_V1_MR/MNINonLinear/Results/tfMRI_GUESSING_PA", "tfMRI_GUESSING_PA_Atlas_MSMAll"),
+    ],
+)
+def test_motion_of_hcp_runs_is_the_confounds_of_their_grayordinates_too(tmp_path, folder, stem):
+    volume = folder.rpartition("/")[2]
+    tree = {f"{folder}/{stem}.dtseries.nii": "", f"{folder}/{volume}.nii.gz": ""}
+    root = make(tmp_path, tree | {f"{folder}/Movement_Regressors.txt": "x"})
+    for cifti in (False, True):
+        (run,) = find_runs(root, cifti=cifti).runs
+        assert run.url.endswith(".dtseries.nii") is cifti
+        assert [(file.name, len(file.columns)) for file in run.side] == [("confounds", 12)]
+
+
+def test_every_pattern_of_hcp_names_the_table_of_motion():
+    for kind in ("hcp-ya", "hcp-lifespan"):
+        assert {pattern.confounds for pattern in read_collection(kind).runs} == {("{folder}/Movement_Regressors.txt",)}
+        assert {len(pattern.confounds_columns) for pattern in read_collection(kind).runs} == {12}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "stays"),
+    [
+        (Resample(tr_s=1.99), False),
+        (Resample(tr_s=1.7), False),
+        (Resample(tr_s=2.0, voxel_mm=5.0), True),
+        (Resample(voxel_mm=5.0), True),
+    ],
+)
+def test_tables_of_a_resampled_run_are_compared_with_its_source(tmp_path, wanted, stays):
+    func = "sub-01/func/sub-01_task-rest"
+    by_frame = "alpha\n" + "".join(f"{row}\n" for row in range(FRAMES))
+    tree = {
+        f"{func}_bold.nii": RUN,
+        f"{func}_desc-confounds_timeseries.tsv": confounds(),
+        f"{func}_events.tsv": EVENTS,
+        f"{func}_eeg.tsv": by_frame,
+        f"{func}_physio.tsv": "\n".join(map(str, range(FRAMES))),
+        f"{func}_physio.json": json.dumps({"SamplingFrequency": 4, "StartTime": 0, "Columns": ["pulse"]}),
+    }
+    source, url = make(tmp_path / "in", RAW | tree), str(tmp_path / "out")
+    report = fmristream.convert(source, url, options=replace(WHOLE, tr_s=2.0, resample=wanted))
+    dataset = fmristream.open(url)
+    assert (dataset.runs[0].tr_s, "resampling" in dataset.parameters) == (wanted.tr_s or 2.0, True)
+    assert (dataset.confounds(0) is not None) is stays
+    assert sorted(dataset.recordings(0)) == (["eeg", "physio"] if stays else ["physio"])
+    assert dataset.events(0)["onset"].tolist() == [1.5, 3]
+    why = "not stored: they have one row for each of the source's frames, and the run was resampled in time"
+    assert sum(why in text for text in report.warnings) == (0 if stays else 2)
+    assert verify(url, deep=True, against=source).faults == ()
+
+
+def test_a_table_that_fits_the_resampled_run_and_not_its_source_is_refused(tmp_path):
+    stored_frames = frames_after(FRAMES, 2.0, 1.7)
+    assert stored_frames != FRAMES
+    tree = {"scan.nii": RUN, "scan_confounds.tsv": confounds(stored_frames)}
+    source = make(tmp_path / "in", tree)
+    options = replace(WHOLE, tr_s=2.0, resample=Resample(tr_s=1.7))
+    report = fmristream.convert(source, str(tmp_path / "out"), options=options)
+    assert any(f"they have {stored_frames} rows, the run {FRAMES} frames" in text for text in report.warnings)

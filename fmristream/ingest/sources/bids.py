@@ -101,8 +101,8 @@ def find_bids_runs(
         )
         for bold, tr_s, keys in zip(taken, times, applied, strict=True)
     ]
-    side = SideFiles(own)
-    runs = [replace(run, side=side.of(root, run.key, parse_bids_name(run.key))) for run in runs]
+    side = SideFiles(own, runs=(key for key in own if _BOLD.search(key)))
+    runs = [replace(run, side=side.of(root, run.key)) for run in runs]
     participants, participant_notes = read_participants(root, own)
     return Listing(
         kind="fmriprep" if is_derivative else "bids",

@@ -76,7 +76,7 @@ def find_folder_runs(
         runs=tuple(
             replace(
                 _source_run(root, key, subjects[key], space=space, stems=stems),
-                side=tables.of(root, key) if stems[without_suffix(key)] == 1 else (),
+                side=tables.of(root, key),
             )
             for key in taken
         ),

@@ -31,7 +31,8 @@ class SideFile:
     name: (
         str  # "confounds", "events", or a kind of recordings, with "-" and the label of the recording where it has one
     )
-    url: str  # "" where several files apply equally
+    url: str  # "" where it cannot be said which file is meant
+    reason: str = ""  # why it cannot; without one, several files apply equally
     sidecar_urls: tuple[str, ...] = ()  # nearest first; what is not there says nothing
     columns: tuple[str, ...] = ()  # of a table of numbers between blanks, without a header line
 

@@ -24,7 +24,7 @@ from fmristream.ingest.sources.listing import (
     without_archive_suffix,
 )
 from fmristream.ingest.sources.participants import Row, parse_participants
-from fmristream.ingest.sources.side_files import NamedAfter
+from fmristream.ingest.sources.side_files import OF_ANOTHER_RUN, NamedAfter
 from fmristream.ingest.sources.sidecars import applicable, index_sidecars, repetition_times
 from fmristream.ingest.sources.texts import read_text
 from fmristream.storage.urls import display_url, join_url
@@ -196,9 +196,10 @@ def _mask(root: str, one: _Found, present: set[str]) -> str | None:
 def _tables(root: str, one: _Found, present: set[str], named_after: NamedAfter) -> tuple[SideFile, ...]:
     found = named_after.of(root, one.key)
     key = _first_there(one, one.pattern.confounds, present)
-    if not key or any(file.name == "confounds" for file in found):
+    others = tuple(file for file in found if file.name != "confounds")
+    if not key or any(file.name == "confounds" and file.reason != OF_ANOTHER_RUN for file in found):
         return found
-    return (SideFile(name="confounds", url=join_url(root, key), columns=one.pattern.confounds_columns), *found)
+    return (SideFile(name="confounds", url=join_url(root, key), columns=one.pattern.confounds_columns), *others)
 
 
 def _first_there(one: _Found, templates: Sequence[str], present: set[str]) -> str:
