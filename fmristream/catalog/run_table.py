@@ -185,6 +185,11 @@ class ArrayTable:
         """How many runs have arrays."""
         return len(np.unique(self._file.run_rows))
 
+    @property
+    def encodings(self) -> frozenset[str]:
+        """How arrays are stored, each way once."""
+        return self._file.encodings()
+
     def keys(self) -> Iterator[str]:
         """Every object of all of them."""
         for array in self._file.all_arrays():

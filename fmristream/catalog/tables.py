@@ -242,6 +242,10 @@ class ArraysFile:
         values: NDArray[np.int32] = self._file.table(["run_row"]).column("run_row").to_numpy()
         return values
 
+    def encodings(self) -> frozenset[str]:
+        """What stands in that column; nothing else of the table is decoded."""
+        return frozenset(str(one) for one in self._file.table(["encoding"]).column("encoding").unique().to_pylist())
+
     def file_sizes(self) -> pa.Array:
         """Size of every object that the table names; nothing else of it is decoded."""
         return self._file.leaf("files.list.element.bytes").flatten().field("bytes")

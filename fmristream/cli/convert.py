@@ -256,6 +256,8 @@ def _headline(report: "ConvertReport", source: str, url: str) -> str:
     if report.dry_run:
         return f"{source} would be converted into {url}; nothing was written"
     if report.already_there:
+        if report.tables_not_compared:
+            return f"{url} holds exactly this already (tables beside the runs were not compared); nothing was written"
         return f"{url} holds exactly this already; nothing was written"
     return f"converted {source} into {url}"
 

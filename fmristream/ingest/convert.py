@@ -22,6 +22,7 @@ from fmristream.ingest.present import (
     Changes,
     compare,
     mask_record,
+    may_tables_differ,
     open_present,
     present_parts,
     report_present,
@@ -162,6 +163,8 @@ def _update(present: Dataset, job: _Job, *, dry_run: bool) -> ConvertReport:
         repair_hint(job.store, present.generation.number)
         report = report_present(present, job.listing)
         report = replace(report, quarantined=(*report.quarantined, *unheard))
+    if job.options.update == "all" and wanted and not dry_run and may_tables_differ(present, job.listing):
+        notes = (*notes, "tables beside runs whose image did not change were not compared; they stay as they are")
     return replace(report, warnings=(*report.warnings, *notes))
 
 

@@ -105,7 +105,7 @@ class ConvertOptions:
         subject_pattern: regular expression with a group `subject`, applied to paths of plain folders.
         tr_s: repetition time in seconds, over whatever sidecars and headers say.
         update: what may be done to a dataset that is there: `new` adds runs that it does not hold, `all` also replaces
-            those whose source changed; None changes nothing.
+            those whose source changed; None changes nothing. Tables beside runs are not compared.
         layout: `voxels` (those of the mask, for training), or `volume` (whole frames as OME-Zarr, exported bit for bit).
         header: of layout `volume`, what is stored of NIfTI headers: `scrub` (without free text, unused bytes and
             extensions) or `keep` (every byte, whoever it may name).
@@ -276,6 +276,9 @@ class ConvertReport:
     source_kind: str
     dry_run: bool = False
     already_there: bool = False  # the dataset held exactly this before
+    tables_not_compared: bool = (
+        False  # it holds tables beside runs, or they lie in the source: those were not looked at
+    )
     shard: str = ""  # "3/16": only this share was done, and nothing is committed
     stage: Literal["", "masks", "runs", "committed"] = ""  # how far this shard is
     missing_shards: int = 0  # whose masks are not there yet

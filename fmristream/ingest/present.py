@@ -16,6 +16,7 @@ from fmristream.ingest.tasks import SurveyedRun
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import FOLDER, newest_generation
 from fmristream.shards.notes import codec_of, headers_of
+from fmristream.shards.side import TABLE_ENCODING
 from fmristream.shards.withdrawn import is_withdrawn, names_withdrawn, without_withdrawn
 from fmristream.storage import Store
 
@@ -152,8 +153,16 @@ def report_present(present: Dataset, listing: Listing) -> ConvertReport:
     return replace(
         describe_dataset(present, listing.kind),
         already_there=True,
+        tables_not_compared=may_tables_differ(present, listing),
         quarantined=tuple(Quarantined(name=name, reason=reason) for name, reason in present.skipped),
     )
+
+
+def may_tables_differ(present: Dataset, listing: Listing) -> bool:
+    """Whether tables beside runs could differ, which nobody looks at where the run itself is the same."""
+    stores = present.generation.document.get("contents", {}).get("tables", False)
+    is_offered = any(file.url for run in listing.runs for file in run.side)
+    return bool(stores) and (is_offered or any(TABLE_ENCODING in table.encodings for table in present.array_tables))
 
 
 def mask_record(choice: MaskChoice) -> dict[str, str | int]:

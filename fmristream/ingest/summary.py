@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fmristream.catalog.tables import Participant
+from fmristream.ingest.objects import count_objects
 from fmristream.ingest.options import ConvertOptions, ConvertReport, Quarantined
 from fmristream.ingest.plan import Survey
 from fmristream.ingest.sources import Listing
@@ -29,10 +30,6 @@ TYPICAL_MASK_SHARE = 0.26
 TYPICAL_RATIO = {"i": 0.66, "u": 0.66, "f": 0.72}
 # Bytes a voxel of the lossy codecs, likewise.
 TYPICAL_CODE_BYTES = {"int8": 1.0, "int16": 1.4}
-
-# zarr.json x 4, shard, reference, moments; stats, sketch, pending record beside them. Folders: the group, 3 arrays, their c/.
-FILES_PER_RUN = 10
-FOLDERS_PER_RUN = 9
 
 
 def describe_dataset(dataset: Dataset, kind: str) -> ConvertReport:
@@ -66,6 +63,13 @@ def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions)
     """What a conversion would do, from headers alone."""
     parts, _ = split_subjects((run.source for run in found.runs), options)
     share = 1.0 if options.mask_choice.kind == "none" else TYPICAL_MASK_SHARE
+    objects = count_objects(
+        listing,
+        found.runs,
+        options,
+        is_some_skipped=bool(found.quarantined),
+        mask_share=share,
+    )
     stored = 0.0
     for run in found.runs:
         stored_share = 1.0 if run.header.models else share
@@ -82,8 +86,8 @@ def estimate(url: str, listing: Listing, found: Survey, options: ConvertOptions)
         spaces=tuple(sorted({run.space for run in found.runs})),
         stored_bytes=round(stored),
         source_bytes=sum(run.source_bytes for run in found.runs),
-        objects=FILES_PER_RUN * len(found.runs) + 8,
-        folders=FOLDERS_PER_RUN * len(found.runs) + 8,
+        objects=objects.files,
+        folders=objects.folders,
         quarantined=tuple(found.quarantined),
         not_chosen=not_chosen(listing),
         headers=headers_mode(options),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fmristream
+from fmristream.cli.main import main
 from fmristream.errors import SourceError
 from fmristream.ingest.gc import gc
 from fmristream.ingest.options import ConvertOptions
@@ -530,3 +531,29 @@ def test_a_table_that_fits_the_resampled_run_and_not_its_source_is_refused(tmp_p
     options = replace(WHOLE, tr_s=2.0, resample=Resample(tr_s=1.7))
     report = fmristream.convert(source, str(tmp_path / "out"), options=options)
     assert any(f"they have {stored_frames} rows, the run {FRAMES} frames" in text for text in report.warnings)
+
+
+def test_a_corrected_table_is_not_said_to_be_what_is_stored(tmp_path, capsys):
+    source, url = a_dataset(tmp_path), str(tmp_path / "out")
+    words = ["convert", source, url, "--mask", "none", "--split", "none"]
+    assert main([*words, "--quiet"]) == 0
+    table = tmp_path / "in/sub-01/func/sub-01_task-rest_desc-confounds_timeseries.tsv"
+    table.write_text(confounds().replace("671.", "672."))
+    capsys.readouterr()
+    for more in ([], ["--update", "all"]):
+        assert main([*words, *more]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "already (tables beside the runs were not compared); nothing was written" in said
+    (tmp_path / "in/sub-02/func/sub-02_task-rest_desc-preproc_bold.nii").write_bytes(nifti_bytes(brain_like(seed=5)))
+    assert main([*words, "--update", "all"]) == 0
+    assert "whose image did not change were not compared" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("more", [[], ["--no-side"]])
+def test_where_no_table_could_differ_nothing_is_said_of_them(tmp_path, capsys, more):
+    tree = {"a.nii": RUN} | ({"a_confounds.tsv": confounds()} if more else {})
+    words = ["convert", make(tmp_path / "in", tree), str(tmp_path / "out"), "--mask", "none", "--split", "none", *more]
+    assert main(words) == main(words) == 0
+    said = capsys.readouterr().out
+    assert "holds exactly this already; nothing was written" in " ".join(said.split())
+    assert "compared" not in said

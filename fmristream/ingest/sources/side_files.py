@@ -158,7 +158,7 @@ class NamedAfter:
         keys = list(keys)
         self._keys = frozenset(key for key in keys if key.endswith((*_TABLES, ".json")))
         runs = [key for key in keys if imaging_suffix(key) and not is_hidden(key)] if self._keys else []
-        named = [key for key in runs if _name_of_run(key).suffix not in _NO_RUNS]
+        named = (key for key in runs if "sub-" in key and _suffix(key) not in _NO_RUNS)
         self._by_names = SideFiles(self._keys, runs=named, of_subjects=True)
         self._called: dict[str, list[str]] = defaultdict(list)
         for key in runs:
@@ -170,7 +170,7 @@ class NamedAfter:
         if not self._keys:
             return ()
         found = {file.name: file for file in self._by_stem(root, key)}
-        if "sub" in _name_of_run(key).entities:
+        if "sub-" in key:  # taking every name apart would cost more than the rest of a listing
             found = {file.name: file for file in self._by_names.of(root, key)} | found
         return tuple(found[name] for name in sorted(found))
 
@@ -210,8 +210,11 @@ def table_at(name: str, url: str) -> SideFile:
 def _may_be_table(key: str) -> bool:
     if not key.endswith((*_TABLES, ".json")):
         return False
-    suffix = key.rpartition("/")[2].rpartition("_")[2].partition(".")[0]
-    return suffix in (*_CONFOUNDS, "events", *RECORDINGS) or "_recording-" in key
+    return _suffix(key) in (*_CONFOUNDS, "events", *RECORDINGS) or "_recording-" in key
+
+
+def _suffix(key: str) -> str:
+    return key.rpartition("/")[2].rpartition("_")[2].partition(".")[0]
 
 
 def _found(key: str, name: BidsName) -> _Found:
