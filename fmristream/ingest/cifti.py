@@ -8,8 +8,7 @@ the temporary file is as large as the run's values.
 import struct
 import tempfile
 from collections.abc import Iterator
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from fmristream.ingest.fingerprint import Fingerprint
 from fmristream.ingest.header_bytes import CIFTI_CODE, is_big_endian
 from fmristream.ingest.inflate import SourceBytes
 from fmristream.ingest.nifti_header import NiftiHeader
-from fmristream.ingest.run_stream import Frame, RunHeader
+from fmristream.ingest.run_stream import Closing, Frame, RunHeader
 from fmristream.shards.grayordinates import NO_AFFINE, BrainModels
 
 # What is turned at a time, and what is held of frames.
@@ -32,7 +31,7 @@ _EXTENSION_HEAD_BYTES = 8
 _BLOCK = 64  # turned in pieces that stay in the cache
 
 
-class CiftiStream:
+class CiftiStream(Closing):
     """An open CIFTI-2 dense series (a `RunStream`); a frame is (grayordinates, 1, 1)."""
 
     prefix = b""  # no part of the header is stored: what the XML says of the axes is, as a space
@@ -91,14 +90,6 @@ class CiftiStream:
 
     def close(self) -> None:
         self._source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def _tile_rows(self) -> int:

@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -12,7 +10,7 @@ from fmristream.ingest.cifti import CiftiStream, read_axes, require_small_xml
 from fmristream.ingest.fingerprint import Fingerprint
 from fmristream.ingest.inflate import SourceBytes, open_bytes
 from fmristream.ingest.nifti_header import NiftiHeader, check_is_mask, check_is_run, header_length, parse_header
-from fmristream.ingest.run_stream import MAX_RUN_BYTES, Frame, RunHeader
+from fmristream.ingest.run_stream import MAX_RUN_BYTES, Closing, Frame, RunHeader
 
 # Deflate cannot do better: a header that declares more than this many bytes for each stored one lies.
 MAX_DEFLATE_RATIO = 1032
@@ -32,7 +30,7 @@ _UNSUPPORTED = {
 }
 
 
-class NiftiStream:
+class NiftiStream(Closing):
     """An open single-file NIfTI image (a `RunStream`)."""
 
     models = None
@@ -93,14 +91,6 @@ class NiftiStream:
 
     def close(self) -> None:
         self._source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_nifti(

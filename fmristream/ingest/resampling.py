@@ -3,15 +3,14 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fmristream.errors import FormatError, SourceError, StorageError, UsageError
 from fmristream.ingest.fingerprint import Fingerprint
-from fmristream.ingest.run_stream import Frame, RunHeader, RunStream
+from fmristream.ingest.run_stream import Closing, Frame, RunHeader, RunStream
 from fmristream.signal import kernels
 from fmristream.signal.grid import Grid, same_grid
 from fmristream.signal.resample import (
@@ -224,7 +223,7 @@ class Resampling:
         assert number == header.frames, "the source gives as many frames as it declares"
 
 
-class ResampledStream:
+class ResampledStream(Closing):
     """An open run under resampling (a `RunStream`); reading it to its end proves the whole source."""
 
     prefix = b""  # the source's header is not that of what is stored
@@ -251,14 +250,6 @@ class ResampledStream:
 
     def close(self) -> None:
         self._stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read_grid(url: str) -> Grid:

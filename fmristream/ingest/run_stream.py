@@ -46,6 +46,22 @@ class RunHeader:
         return x * y * z * int(self.dtype.itemsize)
 
 
+class Closing:
+    """Closes itself at the end of a `with` block."""
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 class RunStream(Protocol):
     """An open run. Use it as a context manager."""
 
@@ -105,7 +121,7 @@ def open_run(run: SourceRun, *, max_run_bytes: int = MAX_RUN_BYTES, with_prefix:
     return stream if known is None else _Archived(stream, run, known)
 
 
-class _Archived:
+class _Archived(Closing):
     """A run in an archive, whose directory knows its checksum; the archive's reader compared it with what was read."""
 
     def __init__(self, stream: RunStream, run: SourceRun, known: Fingerprint) -> None:
@@ -135,11 +151,3 @@ class _Archived:
 
     def close(self) -> None:
         self._stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()

@@ -1,17 +1,15 @@
 """A run of a synthetic cohort, made while it is read."""
 
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from fmristream.ingest.fingerprint import Fingerprint
-from fmristream.ingest.run_stream import Frame, RunHeader
+from fmristream.ingest.run_stream import Closing, Frame, RunHeader
 from fmristream.ingest.sources.synth import SPACE, affine_rows, locate_synth, synth_identity
 
 
-class SynthStream:
+class SynthStream(Closing):
     """An open synthetic run (a `RunStream`)."""
 
     prefix = b""  # there is no file
@@ -46,11 +44,3 @@ class SynthStream:
 
     def close(self) -> None:
         """Nothing is open."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
