@@ -90,7 +90,7 @@ class SampleWriter:
         if self._options.is_raw:
             stored = self._plan.dataset.reader(run).read_stored(start, start + self._part.clips.window)
             return np.ascontiguousarray(stored)
-        self._part.clips.read_packed(number, self._packed, self._scratch)
+        self._part.clips.read_packed(number, self._packed[None], self._scratch)
         if self._options.dtype != "float16":
             return self._packed.astype("<f4", copy=False)
         with np.errstate(over="ignore"):
@@ -105,7 +105,7 @@ class SampleWriter:
     def _fill(self, run: Run) -> int | float | None:
         """What stands, or would stand, outside the mask; None where no stored value means 0."""
         if not self._options.is_raw:
-            return self._part.clips.fill(run)
+            return float(self._part.clips.fill(run)[0])
         value, exists = background_value(run.numpy_dtype, run.slope, run.inter)
         if not exists:
             return None

@@ -10,6 +10,7 @@ from fmristream.catalog.run import Run
 from fmristream.errors import CorruptDataError, UsageError
 from fmristream.signal import kernels
 from fmristream.signal.measure import background_value
+from fmristream.signal.prepared import Prepared, RunSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +88,62 @@ def fill_of(normalization: Normalization, run: Run) -> float:
     return 0.0 if normalization.needs_moments else global_scale(normalization, run).fill
 
 
-def normalize_globally(
-    normalization: Normalization, run: Run, values: NDArray[Any], packed: NDArray[np.float32]
-) -> None:
-    """Write normalised (t, v) from stored (t, v) values; background values and what is not finite become the fill."""
-    numbers = global_scale(normalization, run)
-    background, has_background = background_value(run.numpy_dtype, run.slope, run.inter)
-    has_background = has_background and normalization.kind != "none"
-    kernels.normalize_globally(values, numbers.scale, numbers.offset, background, has_background, numbers.fill, packed)
+def prepare(normalization: Normalization, source: RunSource, *, exact: bool = False) -> Prepared:
+    """The recipe made ready for a run.
+
+    Args:
+        normalization: the recipe.
+        source: the run.
+        exact: z-score with float32 moments also where float16 ones are stored.
+
+    Raises:
+        CorruptDataError: the run cannot be normalised.
+    """
+    if not normalization.needs_moments:
+        return GlobalPrepared(normalization, source)
+    is_half = source.moments.dtype == "<f2"  # nothing is finer than what is stored otherwise
+    return VoxelwisePrepared(source, source.exact_moments if exact and is_half else source.moments)
+
+
+class GlobalPrepared:
+    """One scale for all of a run's values."""
+
+    channels = 1
+    is_framewise = True
+
+    def __init__(self, normalization: Normalization, source: RunSource) -> None:
+        run = source.run
+        self._source = source
+        self._scale = global_scale(normalization, run)
+        self._background, has_background = background_value(run.numpy_dtype, run.slope, run.inter)
+        self._has_background = has_background and normalization.kind != "none"
+        self.fill = np.array([self._scale.fill], dtype=np.float32)
+
+    def __call__(self, stored: NDArray[Any], frames: range, out: NDArray[np.float32]) -> None:
+        """Background values and what is not finite become the fill."""
+        scale = self._scale
+        if self._source.is_difference:
+            with np.errstate(over="ignore"):
+                stored += self._source.reference
+        kernels.normalize_globally(
+            stored, scale.scale, scale.offset, self._background, self._has_background, scale.fill, out[0]
+        )
+
+
+class VoxelwisePrepared:
+    """A scale for each voxel."""
+
+    channels = 1
+    is_framewise = True
+    fill = np.zeros(1, dtype=np.float32)
+
+    def __init__(self, source: RunSource, moments: NDArray[Any]) -> None:
+        self._source = source
+        self._delta, self._inverse = voxel_scale(moments, source.run)
+
+    def __call__(self, stored: NDArray[Any], frames: range, out: NDArray[np.float32]) -> None:
+        """The reference is not needed: moments are told relative to it."""
+        kernels.normalize_voxelwise(_differences(self._source, stored), self._delta, self._inverse, out[0])
 
 
 def voxel_scale(moments: NDArray[Any], run: Run) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -107,8 +156,15 @@ def voxel_scale(moments: NDArray[Any], run: Run) -> tuple[NDArray[Any], NDArray[
     return delta, inverse * wide(sign)
 
 
-def normalize_voxelwise(
-    differences: NDArray[Any], delta: NDArray[Any], inverse: NDArray[Any], packed: NDArray[np.float32]
-) -> None:
-    """Write z-scores (t, v) of stored values minus reference (of stored values where there is no reference)."""
-    kernels.normalize_voxelwise(differences, delta, inverse, packed)
+def _differences(source: RunSource, stored: NDArray[Any]) -> NDArray[Any]:
+    """Stored values minus reference, as true differences; floats, which have no reference, as they are."""
+    if not source.is_difference:
+        return stored
+    if not source.run.residual_wraps:
+        # Residuals of unsigned sources wrap below zero; seen as signed they are the differences.
+        signed: NDArray[Any] = stored.view(f"i{stored.dtype.itemsize}")
+        return signed
+    with np.errstate(over="ignore"):
+        values = stored + source.reference
+    difference: NDArray[Any] = values.astype(np.float64) - source.reference.astype(np.float64)
+    return difference

@@ -16,10 +16,10 @@ class Batch:
     """This rank's share of a global batch.
 
     Attributes:
-        packed: (b, t, v) float32, normalised in-mask values.
+        packed: (b, c, t, v) float32, normalised in-mask values.
         positions: (v,) int64, where each voxel lies in the C-ordered grid; negative: cut off. None for grayordinates.
         grid: (x, y, z); None for grayordinates, which have none.
-        fill: (b,) float32, what stands outside the mask.
+        fill: (b, c) float32, what stands outside the mask.
         valid: (b,) bool; False marks the padding of a last evaluation batch.
         window: (b,) int64, window number in the selection.
         start: (b,) int64, first frame.
@@ -49,7 +49,7 @@ class Batch:
 
     @property
     def bold(self) -> torch.Tensor:
-        """(b, 1, x, y, z, t) float32 on the batch's device; a view of memory in which time is the slow axis.
+        """(b, c, x, y, z, t) float32 on the batch's device; a view of memory in which time is the slow axis.
 
         Raises:
             SpaceError: the runs are grayordinates.
@@ -57,11 +57,11 @@ class Batch:
         if self.positions is None or self.grid is None:
             raise SpaceError(
                 f"this batch holds {self.packed.shape[-1]} grayordinates (CIFTI-2), which have no grid to be placed in, so no "
-                "model of volumes such as SwiFT takes them; use batch.packed (b, t, grayordinates), or convert the volumes "
+                "model of volumes such as SwiFT takes them; use batch.packed (b, c, t, grayordinates), or convert the volumes "
                 "of the same runs"
             )
         frames = place(self.packed, self.positions, self.grid, self.fill) if self.placed is None else self.placed
-        return frames.movedim(1, -1)[:, None]
+        return frames.movedim(2, -1)
 
     def to(self, device: torch.device | str) -> Self:
         """The batch on a device, its signal placed on the grid there; packed values cross the bus, empty space does not.
@@ -81,24 +81,25 @@ class Batch:
 
 
 def place(packed: torch.Tensor, positions: torch.Tensor, grid: Shape3, fill: torch.Tensor) -> torch.Tensor:
-    """Scatter (b, t, v) onto (b, t, x, y, z), each sample filled with its own background."""
+    """Scatter (b, c, t, v) onto (b, c, t, x, y, z), each sample and channel filled with its own background."""
     scatter = _scatter_on_host if packed.device.type == "cpu" else scatter_by_torch
     size = grid[0] * grid[1] * grid[2]
-    return scatter(packed, positions, size, fill).view(len(packed), packed.shape[1], *grid)
+    return scatter(packed, positions, size, fill).view(*packed.shape[:3], *grid)
 
 
 def _scatter_on_host(packed: torch.Tensor, positions: torch.Tensor, size: int, fill: torch.Tensor) -> torch.Tensor:
-    placed = torch.empty((*packed.shape[:2], size), dtype=packed.dtype)
-    placed[:] = fill[:, None, None]
+    placed = torch.empty((*packed.shape[:3], size), dtype=packed.dtype)
+    placed[:] = fill[:, :, None, None]
     target, source, where = placed.numpy(), packed.numpy(), positions.numpy()
     for sample in range(len(packed)):  # ten times torch's index_copy_, which does not run along the last axis
-        kernels.place(source[sample], where, target[sample])
+        for channel in range(packed.shape[1]):
+            kernels.place(source[sample, channel], where, target[sample, channel])
     return placed
 
 
 def scatter_by_torch(packed: torch.Tensor, positions: torch.Tensor, size: int, fill: torch.Tensor) -> torch.Tensor:
-    """(b, t, v) to (b, t, size) on any device."""
-    placed = fill[:, None, None].expand(*packed.shape[:2], size).contiguous()
+    """(b, c, t, v) to (b, c, t, size) on any device."""
+    placed = fill[:, :, None, None].expand(*packed.shape[:3], size).contiguous()
     inside = positions >= 0
-    placed[:, :, positions[inside]] = packed[:, :, inside]
+    placed[..., positions[inside]] = packed[..., inside]
     return placed

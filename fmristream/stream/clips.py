@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fmristream.catalog.run import UNALIGNED, Run
 from fmristream.catalog.run_table import RunTable
 from fmristream.errors import SpaceError, UsageError
+from fmristream.sampling.clip import Clip
 from fmristream.sampling.window import Window, WindowTable
 from fmristream.shards.dataset import Dataset, open_dataset
 from fmristream.shards.digest import sha256_json
@@ -34,7 +35,7 @@ class StreamingDataset:
         normalize: `none`, `voxel-zscore`, `global-zscore`, ... (fmristream.signal.normalize.RECIPES).
         targets: columns of the participants table that samples carry.
         grid: (x, y, z) to pad or cut the native grid to, centred; the native grid where not given. Grayordinates have
-            none: their windows come packed, (t, grayordinates), as `packed` of items and batches.
+            none: their windows come packed, (c, t, grayordinates), as `packed` of items and batches.
         exact: z-score by float32 moments even where float16 ones are stored.
         mix_spaces: allow runs of one grid and mask whose voxels do not correspond (unaligned subjects).
 
@@ -157,31 +158,41 @@ class StreamingDataset:
 
     def locate(self, number: int) -> tuple[Run, int]:
         """(run, first frame) of a window number."""
-        runs, starts = self._table.locate(np.array([number], dtype=np.int64))
-        return self.runs[int(runs[0])], int(starts[0])
+        clip = self.clip(number)
+        return self.runs[clip.run], clip.start
 
-    def fill(self, run: Run) -> float:
-        """What stands outside the mask under this normalisation."""
-        return fill_of(self._reader.normalization, run)
+    def clip(self, number: int) -> Clip:
+        """The frames that a window number means."""
+        runs, starts = self._table.locate(np.array([number], dtype=np.int64))
+        return Clip(run=int(runs[0]), start=int(starts[0]), length=self.window)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a window: what the normalisation makes of one signal."""
+        return 1
+
+    def fill(self, run: Run) -> NDArray[np.float32]:
+        """(c,) what stands outside the mask under this normalisation."""
+        return np.array([fill_of(self._reader.normalization, run)], dtype=np.float32)
 
     def read_packed(self, number: int, packed: NDArray[np.float32], scratch: Scratch) -> None:
-        """Fill `packed` (t, v) with a window's normalised in-mask values."""
-        run, start = self.locate(number)
-        self._reader.read(run, start, packed, scratch)
+        """Fill `packed` (c, t, v) with a window's normalised in-mask values."""
+        clip = self.clip(number)
+        self._reader.read(self.runs[clip.run], clip, packed, scratch)
 
     def __len__(self) -> int:
         return self.num_windows
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """One window by number, placed on the grid: `bold` (1, x, y, z, t) float32 and what it is.
+        """One window by number, placed on the grid: `bold` (c, x, y, z, t) float32 and what it is.
 
-        Grayordinates come as `packed` (t, grayordinates) in place of `bold`.
+        Grayordinates come as `packed` (c, t, grayordinates) in place of `bold`.
         """
         if not -len(self) <= number < len(self):
             raise IndexError(f"window {number} was asked for, there are {len(self)}")
         number %= len(self)
         run, start = self.locate(number)
-        packed = np.empty((self.window, self.voxels), dtype=np.float32)
+        packed = np.empty((self.channels, self.window, self.voxels), dtype=np.float32)
         self.read_packed(number, packed, Scratch())
         return {
             **({"bold": self._placed(packed, run)} if self.has_grid else {"packed": packed}),
@@ -194,9 +205,10 @@ class StreamingDataset:
 
     def _placed(self, packed: NDArray[np.float32], run: Run) -> NDArray[np.float32]:
         inside = self.positions >= 0
-        bold = np.full((self.window, int(np.prod(self.grid))), self.fill(run), dtype=np.float32)
-        bold[:, self.positions[inside]] = packed[:, inside]
-        return np.moveaxis(bold.reshape(-1, *self.grid), 0, -1)[None]
+        bold = np.empty((*packed.shape[:2], int(np.prod(self.grid))), dtype=np.float32)
+        bold[:] = self.fill(run)[:, None, None]
+        bold[..., self.positions[inside]] = packed[..., inside]
+        return np.moveaxis(bold.reshape(*packed.shape[:2], *self.grid), 1, -1)
 
 
 def require_one_grid(runs: RunTable, *, where: str) -> None:

@@ -161,11 +161,11 @@ class StreamingLoader:
 
     def _start(self, position: int) -> _Ahead:
         numbers, valid = self._schedule.batch(position, self.world)
-        array, packed = self._pool.lend((len(numbers), self.clips.window, self.clips.voxels))
-        fill = np.empty(len(numbers), dtype=np.float32)
+        array, packed = self._pool.lend((len(numbers), self.clips.channels, self.clips.window, self.clips.voxels))
+        fill = np.empty((len(numbers), self.clips.channels), dtype=np.float32)
         filling = [
             # The tensor goes along so that its memory is not lent again before the last thread has written to it.
-            self._threads.submit(self._fill, number, array[row], fill[row : row + 1], packed)
+            self._threads.submit(self._fill, number, array[row], fill[row], packed)
             for row, number in enumerate(numbers.tolist())
         ]
         return _Ahead(self._describe(numbers, valid, packed, torch.from_numpy(fill), position), filling)

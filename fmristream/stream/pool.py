@@ -1,5 +1,6 @@
 """Memory of batches, reused as soon as nobody looks at it: fresh pages cost four times what filling them does."""
 
+import math
 import weakref
 from collections import deque
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class BatchPool:
-    """Lends (b, t, v) float32 buffers; one comes back when the last tensor that shares it is gone.
+    """Lends (b, c, t, v) float32 buffers; one comes back when the last tensor that shares it is gone.
 
     A batch that is kept keeps its memory, so no batch ever changes under its owner's hands.
 
@@ -22,13 +23,13 @@ class BatchPool:
         # No lock: buffers come back whenever garbage is collected, in any thread, even amid lend.
         self._free: deque[torch.Tensor] = deque()
 
-    def lend(self, shape: tuple[int, int, int]) -> tuple[NDArray[np.float32], torch.Tensor]:
+    def lend(self, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], torch.Tensor]:
         """(array to fill, tensor to hand out) over the same memory."""
         if self._pinned:
             # A copy to the GPU may still read memory that Python has let go; torch's own pool waits for it, ours could not.
             tensor = torch.empty(shape, dtype=torch.float32, pin_memory=True)
             return tensor.numpy(), tensor
-        size = shape[0] * shape[1] * shape[2]
+        size = math.prod(shape)
         buffer = self._take(size)
         if buffer is None:
             buffer = torch.empty(size, dtype=torch.float32)

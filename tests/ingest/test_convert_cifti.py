@@ -73,22 +73,22 @@ def test_windows_come_packed_in_items_and_batches(dataset):
     assert "bold" not in item
     run = clips.dataset.run(item["run"])
     whole = clips.dataset.read(run, packed=True)
-    assert np.array_equal(item["packed"], whole[item["start"] : item["start"] + 4])
+    assert np.array_equal(item["packed"][0], whole[item["start"] : item["start"] + 4])
     with fmristream.StreamingLoader(clips, batch_size=3) as loader:
         for batch in loader:
             batch = batch.to("cpu")
-            assert batch.packed.shape == (3, 4, len(AXIS))
+            assert batch.packed.shape == (3, 1, 4, len(AXIS))
             assert (batch.grid, batch.positions, batch.placed) == (None, None, None)
             for row, (name, start) in enumerate(zip(batch.run, batch.start.tolist(), strict=True)):
                 expected = clips.dataset.read(name, start, start + 4, packed=True)
-                assert torch.equal(batch.packed[row], torch.from_numpy(expected))
+                assert torch.equal(batch.packed[row, 0], torch.from_numpy(expected))
             with pytest.raises(SpaceError, match="use batch"):
                 _ = batch.bold
 
 
 def test_windows_are_normalised_like_those_of_volumes(dataset):
     clips = fmristream.StreamingDataset(dataset[1], window=FRAMES, normalize="voxel-zscore")
-    packed = clips[0]["packed"].astype(np.float64)
+    packed = clips[0]["packed"][0].astype(np.float64)
     assert np.abs(packed.mean(axis=0)).max() < 1e-3
     assert np.abs(packed.std(axis=0) - 1).max() < 1e-3
 

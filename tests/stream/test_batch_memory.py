@@ -37,8 +37,8 @@ def test_a_view_of_a_batch_keeps_its_memory(cohort_url, expected, hold):
     views = {
         "row": lambda packed: packed[1],
         "reshaped": lambda packed: packed.view(-1)[3:],
-        "numpy": lambda packed: packed.numpy()[:, 2],
-        "time": lambda packed: packed.movedim(1, -1)[0],
+        "numpy": lambda packed: packed.numpy()[:, 0, 2],
+        "time": lambda packed: packed.movedim(2, -1)[0],
     }
     with StreamingLoader(clips_of(cohort_url), batch_size=BATCH, threads=2) as loader:
         kept = [views[hold](batch.packed) for _ in range(2) for batch in loader]

@@ -18,23 +18,37 @@ SIZES = st.tuples(*[st.integers(1, 9)] * 3)
 
 def placed_by_hand(packed: np.ndarray, mask: np.ndarray, grid: tuple[int, int, int], fill: np.ndarray) -> np.ndarray:
     """The native volume, filled, then padded and cut one axis after the other."""
-    volumes = np.broadcast_to(fill[:, None, None, None, None], (*packed.shape[:2], *mask.shape)).copy()
-    volumes[:, :, mask] = packed
-    for axis, (size, wanted) in enumerate(zip(mask.shape, grid, strict=True), start=2):
+    samples, channels, frames, _ = packed.shape
+    volumes = np.broadcast_to(fill[..., None, None, None, None], (samples, channels, frames, *mask.shape)).copy()
+    volumes[..., mask] = packed
+    placed = [[_padded(volumes[b, c], grid, fill[b, c]) for c in range(channels)] for b in range(samples)]
+    return np.array(placed)
+
+
+def _padded(volume: np.ndarray, grid: tuple[int, int, int], fill: float) -> np.ndarray:
+    for axis, wanted in enumerate(grid, start=1):
+        size = volume.shape[axis]
         before = pad_before(size, wanted)
-        pad = [(0, 0)] * 5
+        pad = [(0, 0)] * 4
         pad[axis] = (max(before, 0), max(wanted - size - before, 0))
-        volumes = np.stack([np.pad(v, pad[1:], constant_values=f) for v, f in zip(volumes, fill, strict=True)])
-        volumes = volumes.take(range(max(-before, 0), max(-before, 0) + wanted), axis=axis)
-    return volumes
+        volume = np.pad(volume, pad, constant_values=fill)
+        volume = volume.take(range(max(-before, 0), max(-before, 0) + wanted), axis=axis)
+    return volume
 
 
-@given(shape=SIZES, grid=SIZES, samples=st.integers(1, 3), frames=st.integers(1, 4), seed=st.integers(0, 1000))
-def test_the_kernel_the_torch_path_and_padding_by_hand_agree(shape, grid, samples, frames, seed):
+@given(
+    shape=SIZES,
+    grid=SIZES,
+    samples=st.integers(1, 3),
+    channels=st.integers(1, 2),
+    frames=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+)
+def test_the_kernel_the_torch_path_and_padding_by_hand_agree(shape, grid, samples, channels, frames, seed):
     rng = np.random.default_rng(seed)
     mask = rng.random(shape) < 0.6
-    packed = rng.standard_normal((samples, frames, int(mask.sum()))).astype(np.float32)
-    fill = rng.standard_normal(samples).astype(np.float32)
+    packed = rng.standard_normal((samples, channels, frames, int(mask.sum()))).astype(np.float32)
+    fill = rng.standard_normal((samples, channels)).astype(np.float32)
     positions = torch.from_numpy(target_positions(mask, grid))
     tensors = torch.from_numpy(packed), positions, torch.from_numpy(fill)
     ours = place(tensors[0], tensors[1], grid, tensors[2])
