@@ -28,6 +28,8 @@ MAX_COURSES = 32
 IMAGE_BLOCKS = 8
 # Fewer signs in common say nothing: unrelated runs agree by chance to about 1/sqrt(bits).
 MIN_BITS = 64
+# Blocks whose courses are handled at once.
+_GROUP = 64
 # In robust SDs: what is beyond is motion or a first frame, which many runs share.
 _CLIP = 3.0
 
@@ -135,13 +137,17 @@ class RunSketch:
         self._count += 1
 
     def finish(self) -> Sketch:
-        """The sketch of what was counted."""
-        with np.errstate(over="ignore"):  # what does not fit is no signal of a scanner, or is cut at 3 SD anyway
-            sums = self._sums[: self._count].astype(np.float64) * self._volume_mm3
-            np.nan_to_num(sums, copy=False, posinf=0, neginf=0)
-            signs = _signs(sums, self._share, self._blocks)
-            mean = sums.mean(axis=0)
-        return Sketch(signs=signs, **_image(mean, self._blocks))
+        """The sketch of what was counted; some blocks at a time, so that the longest runs take no more memory than others."""
+        sums = self._sums[: self._count]
+        means, courses = [], _Courses(frames=len(sums))
+        for first in range(0, len(self._blocks), _GROUP):
+            group = slice(first, first + _GROUP)
+            with np.errstate(over="ignore"):  # what does not fit is no signal of a scanner, or is cut at 3 SD anyway
+                some = sums[:, group].astype(np.float64) * self._volume_mm3
+                np.nan_to_num(some, copy=False, posinf=0, neginf=0)
+                courses.add(some, self._share[group], self._blocks[group])
+                means.append(some.mean(axis=0))
+        return Sketch(signs=courses.signs(), **_image(np.concatenate(means), self._blocks))
 
 
 def similarity(one: Sketch, other: Sketch, *, max_lag: int = 16) -> Similarity:
@@ -241,21 +247,31 @@ def _lattice(position_mm: NDArray[np.float64]) -> NDArray[np.int64]:
     return places
 
 
-def _signs(sums: NDArray[np.float64], share: NDArray[Any], blocks: NDArray[Any]) -> NDArray[np.bool_]:
-    changes = np.diff(sums, axis=0)
-    length = len(changes)
-    if not length:
-        return np.zeros((0, 0), dtype=bool)
-    changes -= np.median(changes, axis=0)
-    scale = 1.4826 * np.median(np.abs(changes), axis=0)
-    scale = np.where(scale > 0, scale, changes.std(axis=0))
-    z = np.divide(changes, scale, out=np.zeros_like(changes), where=(scale > 0) & np.isfinite(scale))
-    z = np.clip(np.nan_to_num(z), -_CLIP, _CLIP)
-    courses = min(MAX_COURSES, max(2, MAX_BITS // length))
-    mixed = z @ (_random_signs(blocks, courses) * np.minimum(share, 1.0)[:, None])
-    if not mixed.any():
-        return np.zeros((0, 0), dtype=bool)
-    return np.ascontiguousarray(mixed.T > 0)
+class _Courses:
+    """Changes of the blocks' sums, added up with random signs."""
+
+    def __init__(self, *, frames: int) -> None:
+        length = max(0, frames - 1)
+        self._mixed = np.zeros((length, min(MAX_COURSES, max(2, MAX_BITS // max(1, length)))))
+
+    def add(self, sums: NDArray[np.float64], share: NDArray[Any], blocks: NDArray[Any]) -> None:
+        """Add blocks: (t, b) sums, how much of each block was seen, and where it lies."""
+        if not len(self._mixed):
+            return
+        changes = np.diff(sums, axis=0)
+        changes -= np.median(changes, axis=0)
+        scale = 1.4826 * np.median(np.abs(changes), axis=0)
+        scale = np.where(scale > 0, scale, changes.std(axis=0))
+        z = np.divide(changes, scale, out=np.zeros_like(changes), where=(scale > 0) & np.isfinite(scale))
+        z = np.clip(np.nan_to_num(z), -_CLIP, _CLIP)
+        weights = _random_signs(blocks, self._mixed.shape[1]) * np.minimum(share, 1.0)[:, None]
+        self._mixed += np.einsum("tb,bk->tk", z, weights)  # BLAS would add in an order of its own, with buffers of its own
+
+    def signs(self) -> NDArray[np.bool_]:
+        """(k, t - 1) of every course; (0, 0) where there is nothing to tell."""
+        if not self._mixed.any():
+            return np.zeros((0, 0), dtype=bool)
+        return np.ascontiguousarray(self._mixed.T > 0)
 
 
 def _random_signs(blocks: NDArray[Any], courses: int) -> NDArray[Any]:
