@@ -178,7 +178,9 @@ class ArrayTable:
     def of(self, row: int) -> dict[str, StoredArray]:
         """The arrays of the run in a row of the segment's runs table, by name."""
         order, first = self._places
-        return {array.name: array for array in self._file.arrays(order[first[row] : first[row + 1]].tolist())}
+        start, stop = int(first[row]), int(first[row + 1])
+        rows = range(start, stop) if order is None else order[start:stop].tolist()
+        return {array.name: array for array in self._file.arrays(rows)}
 
     @property
     def runs(self) -> int:
@@ -201,8 +203,10 @@ class ArrayTable:
         return int(pc.sum(sizes).as_py() or 0), len(sizes)
 
     @cached_property
-    def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows of the table by run, and where in that order each run begins."""
-        rows = self._file.run_rows
+    def _places(self) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+        """The rows of the table by run, None where they stand so, and where in that order each run begins."""
+        rows, runs = self._file.run_rows, np.arange(self._runs + 1, dtype=np.int32)
+        if (rows[:-1] <= rows[1:]).all():  # so our writer leaves them
+            return None, np.searchsorted(rows, runs)
         order = np.argsort(rows, kind="stable")
-        return order, np.searchsorted(rows[order], np.arange(self._runs + 1))
+        return order, np.searchsorted(rows[order], runs)
