@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmristream.catalog.run import StoredArray, StoredFile
-from fmristream.shards import CODES, FORMAT_VERSION, QUANTIZATION, QUANTIZED_ENCODING, RAW_ENCODING, codec
+from fmristream.shards import CODES, FORMAT_VERSION, QUANTIZATION, QUANTIZED_ENCODING, RAW_ENCODING
 from fmristream.shards.digest import RunDigest, run_header
 from fmristream.shards.frames import FramesWriter
-from fmristream.shards.hashing import bulk_hexdigest, bulk_record
+from fmristream.shards.hashing import bulk_record
 from fmristream.shards.index import words_of
+from fmristream.shards.run_objects import RunObjects
 from fmristream.shards.spaces import AnySpace
 from fmristream.signal.measure import REFERENCE_FRAMES, RunMeasure, Statistics, moments_of, reference_of
 from fmristream.signal.quantize import Quantizer, quantization_of
@@ -105,7 +106,7 @@ class RunWriter:
         self._hold = min(REFERENCE_FRAMES, frames)
         self._reference: NDArray[Any] | None = None
         self._measure: RunMeasure | None = None
-        self._put_keys: list[str] = []
+        self._objects = RunObjects(store, self.object, space.digest, bulk_digest)
         self._finished = False
 
     def add(self, values: NDArray[Any]) -> None:
@@ -151,18 +152,22 @@ class RunWriter:
         assert self._reference is not None
         statistics = self._measure.finish()
         lengths, shards = self._writer.finish()
+        put = self._objects.put_array
         arrays = [self._frames_array(shards)]
         if self._has_reference:
-            arrays.append(self._put_array("reference", self._reference, names=("voxel",)))
+            arrays.append(put("reference", self._reference, names=("voxel",)))
         if self._quantizer is not None:
             values = quantization_of(self._quantizer.scale)
-            arrays.append(self._put_array(QUANTIZATION, values, names=("quantity", "voxel")))
-        arrays.append(self._put_array("moments", moments_of(statistics, dtype=self._dtype), names=("moment", "voxel")))
+            arrays.append(put(QUANTIZATION, values, names=("quantity", "voxel")))
+        arrays.append(put("moments", moments_of(statistics, dtype=self._dtype), names=("moment", "voxel")))
         if own_mask is not None:
-            arrays.append(self._put_array("mask", own_mask.astype(np.uint8), names=("voxel",)))
-        arrays.append(self._put_stats(statistics))
+            arrays.append(put("mask", own_mask.astype(np.uint8), names=("voxel",)))
+        with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, and their z-scores 0
+            arrays.append(self._objects.put_stats(np.stack([statistics.delta, statistics.sd]).astype("<f4")))
         digest = self._digest.hexdigest()
-        arrays.append(self._put_group(digest, statistics, sidecar or {}, resampled))
+        attributes = self._attributes(digest, statistics, sidecar or {}, resampled)
+        arrays.append(self._objects.put_group({"fmristream": attributes}, dtype=self._dtype))
+        self._objects.publish()
         self._finished = True
         return WrittenRun(
             object=self.object,
@@ -179,8 +184,7 @@ class RunWriter:
     def __exit__(self, *exc: object) -> None:
         self._writer.__exit__(*exc)
         if not self._finished:
-            for key in self._writer.published + self._put_keys:
-                self._store.delete(key)
+            self._objects.delete(also=self._writer.published)
 
     def _write(self) -> None:
         assert self._measure is not None
@@ -221,46 +225,19 @@ class RunWriter:
             frames_per_shard=self._writer.frames_per_shard,
             is_raw=self._encoding == RAW_ENCODING,
         )
-        return self._array(
+        return self._objects.row(
             self._name,
             dtype,
             encoding=self._encoding,
             shape=(frames, self._voxels),
-            files=(*shards, self._put(f"{self._name}/zarr.json", metadata, relative_to=self._name)),
+            files=(*shards, self._objects.put(f"{self._name}/zarr.json", metadata, relative_to=self._name)),
             frames_per_shard=self._writer.frames_per_shard,
         )
 
-    def _put_array(self, name: str, values: NDArray[Any], *, names: tuple[str, ...]) -> StoredArray:
-        from fmristream.shards.zarr_metadata import plain_metadata
-
-        chunk = _padded(values)
-        metadata = plain_metadata(shape=values.shape, chunks=chunk.shape, dtype=values.dtype.str, names=names)
-        chunk_name = "/".join(["c", *("0" for _ in values.shape)])
-        files = (
-            self._put(f"{name}/{chunk_name}", codec.encode(chunk), relative_to=name),
-            self._put(f"{name}/zarr.json", metadata, relative_to=name),
-        )
-        return self._array(name, values.dtype, encoding="direct", shape=values.shape, files=files)
-
-    def _put_stats(self, statistics: Statistics) -> StoredArray:
-        with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, and their z-scores 0
-            values = np.stack([statistics.delta, statistics.sd]).astype("<f4")
-        data = codec.encode(_padded(values))
-        key = "stats/" + self.object.removeprefix("runs/").removesuffix(".zarr")
-        self._store.put_new(key, data)
-        self._put_keys.append(key)
-        file = StoredFile(name="", bytes=len(data), digest=bulk_hexdigest(data, self._bulk_digest))
-        return StoredArray(
-            name="stats", object=key, space_digest=self._space.digest, dtype="<f4", encoding="blob",
-            shape=values.shape, files=(file,),
-        )  # fmt: skip
-
-    def _put_group(
+    def _attributes(
         self, digest: str, statistics: Statistics, sidecar: Mapping[str, Any], resampled: Mapping[str, Any] | None
-    ) -> StoredArray:
-        from fmristream.shards.zarr_metadata import group_metadata
-
-        attributes: Mapping[str, Any] = {
+    ) -> dict[str, Any]:
+        return {
             **self._header,
             **bulk_record(self._bulk_digest),
             "encoding": self._encoding,
@@ -272,18 +249,6 @@ class RunWriter:
             "valid_range": _range(statistics, self._dtype),
             "version": FORMAT_VERSION,
         }
-        file = self._put("zarr.json", group_metadata({"fmristream": dict(attributes)}), relative_to="")
-        return self._array("", self._dtype, encoding="group", shape=(), files=(file,))
-
-    def _put(self, name: str, data: bytes, *, relative_to: str) -> StoredFile:
-        self._store.put_new(f"{self.object}/{name}", data)
-        self._put_keys.append(f"{self.object}/{name}")
-        digest = bulk_hexdigest(data, self._bulk_digest)
-        return StoredFile(name=name.removeprefix(f"{relative_to}/"), bytes=len(data), digest=digest)
-
-    def _array(self, name: str, dtype: "np.dtype[Any]", **rest: Any) -> StoredArray:
-        folder = f"{self.object}/{name}" if name else self.object
-        return StoredArray(name=name, object=folder, space_digest=self._space.digest, dtype=dtype.str, **rest)
 
 
 def _kind(dtype: "np.dtype[Any]", *, is_raw: bool, is_quantized: bool) -> tuple[str, str]:
@@ -293,14 +258,6 @@ def _kind(dtype: "np.dtype[Any]", *, is_raw: bool, is_quantized: bool) -> tuple[
     if is_raw:
         return "bold", RAW_ENCODING
     return ("bold", "direct") if dtype.kind == "f" else ("residual", "difference")
-
-
-def _padded(values: NDArray[Any]) -> NDArray[Any]:
-    """The values with their last axis padded to a whole chunk."""
-    shape = (*values.shape[:-1], codec.padded_length(values.shape[-1]))
-    chunk = np.full(shape, codec.fill_value(values.dtype), dtype=values.dtype)
-    chunk[..., : values.shape[-1]] = values
-    return chunk
 
 
 def _range(statistics: Statistics, dtype: "np.dtype[Any]") -> list[float | int] | None:

@@ -8,17 +8,18 @@ space, as in the layout `voxels`.
 import hashlib
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fmristream.catalog.run import StoredArray, StoredFile
-from fmristream.shards import FORMAT_VERSION, VOLUME_ENCODING, VOLUMES, codec
+from fmristream.shards import FORMAT_VERSION, VOLUME_ENCODING, VOLUMES
 from fmristream.shards.digest import RunDigest, run_header
 from fmristream.shards.frames import FramesWriter
-from fmristream.shards.hashing import bulk_hexdigest, bulk_record
+from fmristream.shards.hashing import bulk_record
+from fmristream.shards.run_objects import RunObjects
 from fmristream.shards.run_writer import WrittenRun
 from fmristream.shards.spaces import Space
 from fmristream.signal.grid import in_byte_order, volume_of, voxel_sizes_mm
@@ -79,7 +80,7 @@ class VolumeRunWriter:
         )
         self._digest = RunDigest(header=self._header, space_digest=space.digest, bulk_digest=bulk_digest)
         self._stream = hashlib.sha256(prefix.data)  # of the file that export will write
-        self._objects = _Objects(store, self.object, space.digest, bulk_digest)
+        self._objects = RunObjects(store, self.object, space.digest, bulk_digest)
         voxels = space.voxels
         self._writer = FramesWriter(
             store,
@@ -152,6 +153,7 @@ class VolumeRunWriter:
         digest = self._digest.hexdigest()
         attributes = self._attributes(digest, statistics, sidecar or {}, resampled)
         arrays.append(self._objects.put_group(attributes, dtype=self._dtype))
+        self._objects.publish()
         self._finished = True
         return WrittenRun(
             object=self.object,
@@ -245,74 +247,3 @@ def _range(statistics: Statistics, dtype: "np.dtype[Any]") -> list[float | int] 
         return None
     ends = (statistics.valid_min, statistics.valid_max)
     return [float(end) for end in ends] if dtype.kind == "f" else [int(end) for end in ends]
-
-
-def _padded(values: NDArray[Any]) -> NDArray[Any]:
-    """The values with their last axis padded to a whole chunk."""
-    shape = (*values.shape[:-1], codec.padded_length(values.shape[-1]))
-    chunk = np.full(shape, codec.fill_value(values.dtype), dtype=values.dtype)
-    chunk[..., : values.shape[-1]] = values
-    return chunk
-
-
-@dataclass(slots=True)
-class _Objects:
-    """Writes the small objects of a run, and knows their keys, should they have to go."""
-
-    store: Store
-    group: str  # key of the run's Zarr group
-    space_digest: str
-    bulk_digest: str
-    keys: list[str] = field(default_factory=list)
-
-    def put(self, name: str, data: bytes, *, relative_to: str = "") -> StoredFile:
-        """An object of the group; its name in the table is relative to an array."""
-        self._put(f"{self.group}/{name}", data)
-        digest = bulk_hexdigest(data, self.bulk_digest)
-        return StoredFile(name=name.removeprefix(f"{relative_to}/"), bytes=len(data), digest=digest)
-
-    def put_array(self, name: str, values: NDArray[Any], *, names: tuple[str, ...]) -> StoredArray:
-        """An array of one chunk."""
-        from fmristream.shards.zarr_metadata import plain_metadata
-
-        chunk = _padded(values)
-        metadata = plain_metadata(shape=values.shape, chunks=chunk.shape, dtype=values.dtype.str, names=names)
-        chunk_name = "/".join(["c", *("0" for _ in values.shape)])
-        files = (
-            self.put(f"{name}/{chunk_name}", codec.encode(chunk), relative_to=name),
-            self.put(f"{name}/zarr.json", metadata, relative_to=name),
-        )
-        return self.row(name, values.dtype, encoding="direct", shape=values.shape, files=files)
-
-    def put_stats(self, values: NDArray[np.float32]) -> StoredArray:
-        """(2, v) exact mean and SD, one encoded chunk outside the group."""
-        data = codec.encode(_padded(values))
-        key = "stats/" + self.group.removeprefix("runs/").partition(".")[0]
-        self._put(key, data)
-        file = StoredFile(name="", bytes=len(data), digest=bulk_hexdigest(data, self.bulk_digest))
-        return StoredArray(
-            name="stats", object=key, space_digest=self.space_digest, dtype="<f4", encoding="blob", shape=values.shape,
-            files=(file,),
-        )  # fmt: skip
-
-    def put_group(self, attributes: dict[str, Any], *, dtype: "np.dtype[Any]") -> StoredArray:
-        """The group's zarr.json."""
-        from fmristream.shards.zarr_metadata import group_metadata
-
-        return self.row(
-            "", dtype, encoding="group", shape=(), files=(self.put("zarr.json", group_metadata(attributes)),)
-        )
-
-    def row(self, name: str, dtype: "np.dtype[Any]", **rest: Any) -> StoredArray:
-        """The row of the arrays table."""
-        folder = f"{self.group}/{name}" if name else self.group
-        return StoredArray(name=name, object=folder, space_digest=self.space_digest, dtype=dtype.str, **rest)
-
-    def delete(self, *, also: list[str]) -> None:
-        """Remove what was written."""
-        for key in also + self.keys:
-            self.store.delete(key)
-
-    def _put(self, key: str, data: bytes) -> None:
-        self.store.put_new(key, data)
-        self.keys.append(key)

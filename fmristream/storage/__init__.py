@@ -4,7 +4,7 @@
 `fmristream.storage.sources` reads what is to be converted.
 """
 
-from fmristream.storage.store import NewObject, Store, Unfinished, open_store
+from fmristream.storage.store import NewObject, Store, Unfinished, open_store, put_all
 from fmristream.storage.urls import display_url, join_url
 
-__all__ = ["NewObject", "Store", "Unfinished", "display_url", "join_url", "open_store"]
+__all__ = ["NewObject", "Store", "Unfinished", "display_url", "join_url", "open_store", "put_all"]

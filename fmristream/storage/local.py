@@ -2,7 +2,9 @@
 
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Self
@@ -34,6 +36,20 @@ class LocalStore:
         with self.stream_new(key) as new:
             new.write(data)
             new.commit()
+
+    def put_all(self, objects: Mapping[str, bytes]) -> None:
+        """Create several objects: all are on the disk before the first has its name, and each folder is synced once."""
+        with ExitStack() as stack:
+            written = []
+            for key, data in objects.items():
+                new = stack.enter_context(self.stream_new(key))
+                new.write(data)
+                written.append(new)
+            for new in written:
+                new.sync()
+            folders = dict.fromkeys(folder for new in written for folder in new.link())
+            for folder in folders:
+                translated(self.name, "", partial(_sync_folder_if_there, folder))
 
     def stream_new(self, key: str) -> "LocalNewObject":
         return translated(self.name, key, lambda: LocalNewObject(self.root, checked_key(key)))
@@ -109,12 +125,22 @@ class LocalNewObject:
             self._on_its_way = self._size
 
     def commit(self) -> None:
-        def publish() -> None:
+        self.sync()
+        for folder in self.link():
+            translated(str(self._root), self._key, partial(_sync_folder_if_there, folder))
+
+    def sync(self) -> None:
+        """Have what was written on the disk."""
+
+        def sync() -> None:
             os.fsync(self._file.fileno())
             self._file.close()
-            _link(self._scratch, self._root / self._key, self._root)
 
-        translated(str(self._root), self._key, publish)
+        translated(str(self._root), self._key, sync)
+
+    def link(self) -> list[Path]:
+        """Give the object its name; the folders that have to be synced for it to last."""
+        return translated(str(self._root), self._key, lambda: _link(self._scratch, self._root / self._key, self._root))
 
     def __enter__(self) -> Self:
         return self
@@ -154,8 +180,8 @@ def _write_all(file: FileIO, data: bytes | memoryview) -> None:
         left = left[file.write(left) :]
 
 
-def _link(scratch: Path, path: Path, root: Path) -> None:
-    """Give a file its name, durably; FileExistsError if the name is taken, which rename would not tell."""
+def _link(scratch: Path, path: Path, root: Path) -> list[Path]:
+    """Give a file its name; FileExistsError if it is taken, which rename would not tell. Returns folders to be synced."""
     folders = [path.parent]
     for attempts_left in reversed(range(_ATTEMPTS)):
         if not path.parent.is_dir():
@@ -168,15 +194,18 @@ def _link(scratch: Path, path: Path, root: Path) -> None:
         except FileNotFoundError:  # `delete` of another writer removed the folder, empty then
             if not attempts_left:
                 raise
-    for folder in folders:
-        with suppress(FileNotFoundError):  # the object was removed meanwhile, by who may
-            _sync_folder(folder)
+    return folders
 
 
 def _make_folder(folder: Path) -> None:
     """Make a folder; it may be gone at once, where another writer removes it."""
     with suppress(FileExistsError, FileNotFoundError):  # it, or its parent, was removed while it was made
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def _sync_folder_if_there(folder: Path) -> None:
+    with suppress(FileNotFoundError):  # the object was removed meanwhile, by who may
+        _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,8 @@ An object is written once, under a name that nobody wrote before, and becomes vi
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
@@ -18,6 +19,9 @@ from fmristream.storage.filesystem import client_errors
 from fmristream.storage.urls import redacted, scheme_of
 
 T = TypeVar("T")
+
+# Small objects of one run whose answers are awaited at once.
+_PUTS_AT_ONCE = 8
 
 # What a name may consist of: nothing that a file system, a bucket, a client's pattern or a URL gives a meaning to.
 _KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
@@ -84,6 +88,22 @@ class Store(Protocol):
 
     def keeps_removed(self) -> bool | None:
         """Whether the store keeps old versions of what is removed; None if it cannot be told."""
+
+
+def put_all(store: Store, objects: Mapping[str, bytes]) -> None:
+    """Create several small objects that nothing names yet; after an error any of them may be there.
+
+    On a disk they become durable together, in place of one after the other; from elsewhere the answers are awaited together.
+    """
+    from fmristream.storage.local import LocalStore
+
+    if isinstance(store, LocalStore):
+        store.put_all(objects)
+        return
+    with ThreadPoolExecutor(_PUTS_AT_ONCE, thread_name_prefix="fmristream-put") as threads:
+        puts = [threads.submit(store.put_new, key, data) for key, data in objects.items()]
+    for put in puts:  # all have ended: whoever cleans up meets no object that comes later
+        put.result()
 
 
 def open_store(url: str) -> Store:

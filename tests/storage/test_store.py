@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fmristream.errors import CorruptDataError, ObjectExistsError, ObjectMissingError
-from fmristream.storage import Store, open_store
+from fmristream.storage import Store, open_store, put_all
 
 MIB = 2**20
 
@@ -37,6 +37,21 @@ def test_what_was_put_is_read_back(store):
     store.put_new("tables/a.parquet", b"0123456789")
     assert store.read("tables/a.parquet") == b"0123456789"
     assert store.size("tables/a.parquet") == 10
+
+
+def test_objects_that_are_put_together_are_all_there(store):
+    objects = {f"runs/a.zarr/{name}/c/0": some_bytes(1000, seed) for seed, name in enumerate("abcdefghijkl")}
+    put_all(store, objects)
+    assert {key: store.read(key) for key in store.list("runs")} == objects
+    put_all(store, {})
+
+
+def test_objects_that_are_put_together_take_no_name_that_is_taken(store):
+    store.put_new("runs/b", b"first")
+    with pytest.raises(ObjectExistsError, match="runs/b"):
+        put_all(store, {"runs/a": b"1", "runs/b": b"2", "runs/c": b"3"})
+    assert store.read("runs/b") == b"first"
+    assert store.list("tmp") == []  # of what was not published nothing stays
 
 
 def test_an_empty_object_can_be_put(store):
