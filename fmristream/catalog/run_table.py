@@ -113,7 +113,11 @@ class RunTable(Sequence[Run]):
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Run]:
-        return (self._source.run(row) for row in self._rows.tolist())
+        # Rows that follow one another are made together, some thousands at a time.
+        edges = np.flatnonzero(np.diff(self._rows, prepend=-2) != 1)
+        for start, stop in pairwise([*edges.tolist(), len(self._rows)]):
+            if stop > start:
+                yield from self._source.runs(int(self._rows[start]), int(self._rows[start]) + stop - start)
 
     def _chunks(self, name: str) -> pa.ChunkedArray:
         column = self._source.column(name)
@@ -145,6 +149,12 @@ class _Segments:
         """The run in a row."""
         number, row = self.place(row)
         return self._files[number].run(row)
+
+    def runs(self, start: int, stop: int) -> Iterator[Run]:
+        """The runs in rows [start, stop)."""
+        for file, first in zip(self._files, self._first.tolist(), strict=False):
+            if start < first + file.rows and stop > first:
+                yield from file.runs(max(0, start - first), min(file.rows, stop - first))
 
     def base_order(self) -> Positions:
         """The rows, sorted as runs are everywhere: by labels, by code point, then by digest."""

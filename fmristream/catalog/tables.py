@@ -4,7 +4,7 @@ import io
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from threading import Lock
 from typing import Any
 
@@ -113,11 +113,15 @@ def encode_runs(runs: Sequence[Run]) -> bytes:
 def decode_runs(data: bytes) -> list[Run]:
     """Rows of a runs table."""
     file = RunsFile(data)
-    return [file.run(row) for row in range(file.rows)]
+    return list(file.runs(0, file.rows))
+
+
+# Rows of runs that are kept as such, of each table: a row is some 2 kB of Python values, and 60 us to make.
+_MAX_MADE = 4096
 
 
 class RunsFile:
-    """A runs table that is decoded in parts: a column, or the row group that a row is in; rows are kept once made.
+    """A runs table that is decoded in parts: a column, or the row group that a row is in, which is kept as columns.
 
     Raises:
         CorruptDataError: it is no Parquet, or columns are missing or of other types.
@@ -127,7 +131,8 @@ class RunsFile:
         self._data = data
         self._file = _Parquet(data, _RUNS)
         self._first: list[int] = self._file.first_rows
-        self._made: dict[int, list[Run]] = {}
+        self._groups: dict[int, pa.Table] = {}
+        self._made: dict[int, Run] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RunsFile, (self._data,)
@@ -143,16 +148,31 @@ class RunsFile:
 
     def run(self, row: int) -> Run:
         """The run in a row."""
-        group = bisect_right(self._first, row) - 1
-        made = self._made.get(group)
+        made = self._made.get(row)
         if made is None:
-            made = self._made[group] = self._rows_of(group)
-        return made[row - self._first[group]]
+            group = bisect_right(self._first, row) - 1
+            table = self._groups.get(group)
+            if table is None:
+                table = self._groups[group] = self._file.table(row_group=group)
+            (made,) = _runs_of(table.slice(row - self._first[group], 1))
+            if len(self._made) >= _MAX_MADE:  # all at once: threads may be at it, and an order of use would need a lock
+                self._made = {}
+            self._made[row] = made
+        return made
 
-    def _rows_of(self, group: int) -> list[Run]:
-        table = self._file.table(row_group=group)
-        columns = [to_python(table.column(name), name) for name in _RUNS.names]
-        return [Run(**dict(zip(_RUNS.names, values, strict=True))) for values in zip(*columns, strict=True)]
+    def runs(self, start: int, stop: int) -> Iterator[Run]:
+        """The runs in rows [start, stop); nothing is kept."""
+        for group, (first, last) in enumerate(pairwise(self._first)):
+            low, high = max(start, first), min(stop, last)
+            if low < high:
+                table = self._groups.get(group)
+                table = self._file.table(row_group=group) if table is None else table
+                yield from _runs_of(table.slice(low - first, high - low))
+
+
+def _runs_of(table: pa.Table) -> list[Run]:
+    columns = [to_python(table.column(name), name) for name in _RUNS.names]
+    return [Run(**dict(zip(_RUNS.names, values, strict=True))) for values in zip(*columns, strict=True)]
 
 
 def to_python(column: pa.ChunkedArray, name: str) -> list[Any]:
@@ -287,6 +307,29 @@ def encode_participants(participants: Sequence[Participant]) -> bytes:
 def decode_participants(data: bytes) -> list[Participant]:
     """Rows of a participants table."""
     return list(_read(data).to_pylist())
+
+
+def participant_columns(data: bytes) -> Columns:
+    """A participants table by column: what many rows cost least as.
+
+    Raises:
+        CorruptDataError: it is no Parquet, or lacks the column `subject`.
+    """
+    table = _read(data)
+    if "subject" not in table.column_names:
+        raise CorruptDataError("the participants table has no column subject; it was not written by fmristream")
+    return {
+        name: column.to_pylist() if name == "subject" or pa.types.is_string(column.type) else _numbers(column)
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    try:
+        values: NDArray[np.float64] = column.cast(pa.float64()).to_numpy()
+    except pa.ArrowException as error:
+        raise CorruptDataError(f"a column of the participants table holds neither numbers nor text: {error}") from error
+    return values
 
 
 def encode_columns(columns: Columns, facts: Mapping[str, float]) -> bytes:
