@@ -95,6 +95,11 @@ class Condition:
         self._tree = tree
         self.text = _canonical(tree)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The columns that it asks for."""
+        return frozenset(node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)) - {"missing"}
+
     @classmethod
     def parse(cls, source: str) -> Self:
         """Read a condition.
