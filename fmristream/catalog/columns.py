@@ -60,15 +60,16 @@ class JoinedColumns:
         return self._made[name]
 
     def _make(self, name: str) -> Column:
-        is_participants = name in self._participants and name != "subject"
-        if is_participants and name in RUN_COLUMNS:
+        own = set(self._participants) - {"subject"}
+        if name in own and name in RUN_COLUMNS:
             raise UsageError(
                 f"column {name!r} is in the runs table and in the participants table; "
                 f"write `{_OF_RUNS}{name}` or `{_OF_PARTICIPANTS}{name}`, with the backticks in a condition"
             )
-        bare = name.removeprefix(_OF_PARTICIPANTS)
-        if is_participants or (bare != name and name not in RUN_COLUMNS and bare in self._participants):
-            return self._of_participants(bare)
+        if name in own:
+            return self._of_participants(name)
+        if name.startswith(_OF_PARTICIPANTS) and name.removeprefix(_OF_PARTICIPANTS) in own:
+            return self._of_participants(name.removeprefix(_OF_PARTICIPANTS))
         bare = name.removeprefix(_OF_RUNS)
         if bare not in RUN_COLUMNS:
             raise UsageError(f"there is no column {name!r}{nearest(name, self.names)}")
@@ -92,4 +93,5 @@ class JoinedColumns:
         subjects = self.column("subject")
         assert subjects.words is not None
         found = np.array([*(rows.get(word, -1) for word in subjects.words), -1], dtype=np.int64)
-        return found[subjects.values]
+        rows_of_runs: NDArray[np.int64] = found[subjects.values]
+        return rows_of_runs

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fmristream.errors import SplitError, UsageError
@@ -111,7 +111,7 @@ class Split:
     fractions: tuple[float, float, float]
     seed: int
     method: str
-    parts: Mapping[str, str]
+    parts: Mapping[str, str] = field(repr=False)  # labels of subjects stand in no log
     ungrouped: int
 
     @property

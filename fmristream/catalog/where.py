@@ -119,7 +119,7 @@ class Condition:
         except SyntaxError as error:
             _refuse(source, (error.offset or 1) - 1, f"not a condition: {error.msg}")
         except (ValueError, RecursionError, MemoryError) as error:
-            raise UsageError(f"where={source[:80]!r}: not a condition: {error or type(error).__name__}") from error
+            raise UsageError(f"where={source[:80]!r}: not a condition: {str(error) or type(error).__name__}") from error
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and (place := _place(source, plain, node)) in quoted:
                 node.id = quoted[place]
@@ -257,7 +257,9 @@ def _check(node: ast.expr, source: str, plain: str) -> None:
             source, _place(source, plain, node), f"{node.id!r} alone is no condition; compare it, as in {node.id} == 1"
         )
     else:
-        _refuse(source, _place(source, plain, node), f"{_kind(node)} cannot be used; only comparisons, and, or, not can")
+        _refuse(
+            source, _place(source, plain, node), f"{_kind(node)} cannot be used; only comparisons, and, or, not can"
+        )
 
 
 def _check_pair(left: ast.expr, op: ast.cmpop, right: ast.expr, source: str, plain: str) -> None:

@@ -84,7 +84,9 @@ class StreamState:
                     _require_equal(f"{name} content", saved, here)
         if self.selection != other.selection:
             _require_equal("windows", self.windows, other.windows)
-            _require_equal("selection of runs (dataset, split or filter)", _short(self.selection), _short(other.selection))
+            _require_equal(
+                "selection of runs (dataset, split or filter)", _short(self.selection), _short(other.selection)
+            )
         _require_equal("windows", self.windows, other.windows)
 
 

@@ -1,12 +1,10 @@
 """The second view of a sample: another clip of the same run or subject, that shares no frame with the first."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from fmristream.sampling.keys import below
-from fmristream.sampling.window import Numbers, Window
+from fmristream.sampling.window import Frames, Numbers, Window
 
 VIEWS = ("same-run", "same-subject")
 
@@ -20,7 +18,7 @@ class Partners:
         groups: (runs,) number of the run or subject that both views come from.
     """
 
-    def __init__(self, frames: Sequence[int], window: Window, groups: NDArray[np.int64]) -> None:
+    def __init__(self, frames: Frames, window: Window, groups: NDArray[np.int64]) -> None:
         self._span = window.span
         self._legal = np.maximum(0, np.asarray(frames, dtype=np.int64) - window.span + 1)
         self._order = np.argsort(groups, kind="stable")

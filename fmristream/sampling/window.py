@@ -1,4 +1,4 @@
-"""Which frames make clips: windows at equal distances, clips at events, whole runs; how many there are, and what a number means."""
+"""Which frames make clips: windows at equal distances, clips at events, whole runs; and what their numbers mean."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from fmristream.errors import UsageError
 from fmristream.sampling.keys import below
 
 Numbers = NDArray[np.int64]
+Frames = Sequence[int] | Numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class WindowTable:
             are not counted, and shifted ones keep that room.
     """
 
-    def __init__(self, frames: Sequence[int], window: Window, *, is_alone: NDArray[np.bool_] | None = None) -> None:
+    def __init__(self, frames: Frames, window: Window, *, is_alone: NDArray[np.bool_] | None = None) -> None:
         self.window = window
         stored = np.asarray(frames, dtype=np.int64)
         span, stride = window.span, window.stride
@@ -153,7 +154,7 @@ class WholeRuns:
         step: frames from one to the next.
     """
 
-    def __init__(self, frames: Sequence[int], *, step: int = 1) -> None:
+    def __init__(self, frames: Frames, *, step: int = 1) -> None:
         self._lengths = -(-np.asarray(frames, dtype=np.int64) // step)
         self.counts = (self._lengths > 0).astype(np.int64)
         self.first = np.concatenate([[0], np.cumsum(self.counts)])

@@ -149,9 +149,7 @@ class Dataset:
         Raises:
             UsageError: it is no condition, or names a column that is not there.
         """
-        view = Dataset(
-            self.url, self.store, self.generation, filters=(*self.filters, Condition.parse(condition).text)
-        )
+        view = Dataset(self.url, self.store, self.generation, filters=(*self.filters, Condition.parse(condition).text))
         # Tables that are in memory are shared; cached_property keeps them here.
         shared = ("all_runs", "participants", "participant_columns", "array_tables", "content_digest", "_spaces")
         view.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,9 @@ class StreamingDataset:
         self._frames = _window(whole("window", window), whole("stride", stride), whole("step", step))
         self._step, self.split, self.normalize = step, split, normalize
         self._phase, self._views, self._events, self._delay_s = bool(random_phase), views, events, delay_s
-        self._locality = locality if isinstance(locality, Locality | None) else Locality(windows=whole("locality", locality))
+        self._locality = (
+            locality if isinstance(locality, Locality | None) else Locality(windows=whole("locality", locality))
+        )
         self._require_sense(stride, weights)
         self.runs = select_runs(self.dataset, split)
         require_one_grid(self.runs, where=self.dataset.store.name)
@@ -153,11 +156,19 @@ class StreamingDataset:
             raise UsageError(f"delay_s={self._delay_s}: a delay of events, but no events are asked for")
         if self.seed is None and (self._phase or weights is not None or self._locality is not None):
             raise UsageError("random_phase, weights and locality are of a shuffled order; give a seed")
-        kind = "whole runs (window=None)" if self._frames is None else "clips at events" if self._events is not None else ""
+        kind = (
+            "whole runs (window=None)"
+            if self._frames is None
+            else "clips at events"
+            if self._events is not None
+            else ""
+        )
         others = {"stride": stride, "random_phase": self._phase or None, "views": self._views}
         given = [name for name, value in others.items() if value is not None]
         if kind and given:
-            raise UsageError(f"{kind} have no {' and no '.join(given)}; leave {'it' if len(given) == 1 else 'them'} away")
+            raise UsageError(
+                f"{kind} have no {' and no '.join(given)}; leave {'it' if len(given) == 1 else 'them'} away"
+            )
         if self._frames is None and self._events is not None:
             raise UsageError("events with window=None: clips at events need a length; give window")
 
@@ -168,9 +179,7 @@ class StreamingDataset:
             return WholeRuns(frames, step=self._step)
         self.left_out["runs shorter than the window"] = int((frames < self._frames.span).sum())
         if self._events is not None:
-            found = event_starts(
-                self.dataset, self.runs, self._events, window=self._frames, delay_s=self._delay_s
-            )
+            found = event_starts(self.dataset, self.runs, self._events, window=self._frames, delay_s=self._delay_s)
             del self.left_out["runs shorter than the window"]  # told by their events
             self.left_out.update(found.left_out)
             return EventTable(found.starts, self._frames)
@@ -200,7 +209,7 @@ class StreamingDataset:
         if self.left_out:
             told = ", ".join(f"{count} {what}" for what, count in self.left_out.items())
             warnings.warn(
-                f"{self.dataset.store.name}: of {len(self.runs)} selected runs are not streamed: {told}", stacklevel=4
+                f"{self.dataset.store.name}: left out of {len(self.runs)} selected runs: {told}", stacklevel=3
             )
 
     @cached_property
@@ -276,7 +285,9 @@ class StreamingDataset:
         if self._views is not None:
             told["views"] = self._views
         if isinstance(self._table, EventTable):
-            told["events"] = sha256(self._table.first.astype("<i8").tobytes() + self._table.starts.astype("<i8").tobytes())
+            told["events"] = sha256(
+                self._table.first.astype("<i8").tobytes() + self._table.starts.astype("<i8").tobytes()
+            )
         if self._quotas is not None:
             told["weights"] = self._quotas.digest
         if self._locality is not None:
@@ -364,7 +375,7 @@ class StreamingDataset:
         found: list[list[Row]] = [[] for _ in range(self.views)]
         # Positions of an epoch lie together.
         edges = [0, *(np.flatnonzero(np.diff(draws.epoch)) + 1).tolist(), len(draws.epoch)]
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             if stop > start:
                 mine = slice(start, stop)
                 for view, rows in enumerate(self._rows(draws.number[mine], draws.slot[mine], int(draws.epoch[start]))):
@@ -380,7 +391,12 @@ class StreamingDataset:
             views.append(self._partners.draw(runs, starts, slots, key=self._key("view", epoch)))
         return [
             [
-                Row(clips=self, run=self.runs[run], clip=Clip(run=run, start=start, length=length, step=self._step), number=n)
+                Row(
+                    clips=self,
+                    run=self.runs[run],
+                    clip=Clip(run=run, start=start, length=length, step=self._step),
+                    number=n,
+                )
                 for run, start, length, n in zip(
                     some.tolist(), first.tolist(), lengths.tolist(), numbers.tolist(), strict=True
                 )

@@ -49,7 +49,7 @@ def event_starts(dataset: Dataset, runs: RunTable, condition: str, *, window: Wi
         UsageError: the condition is none, no run has such a column, or the delay is no number.
         CorruptDataError: a table of events has changed.
     """
-    if not isinstance(delay_s, int | float) or not math.isfinite(delay_s):
+    if not math.isfinite(delay_s):
         raise UsageError(f"delay_s={delay_s!r}: expected seconds")
     wanted = Condition.parse(condition)
     left_out: Counter[str] = Counter()
@@ -60,7 +60,9 @@ def event_starts(dataset: Dataset, runs: RunTable, condition: str, *, window: Wi
         starts.append(_starts(run, columns, wanted, window, delay_s, left_out))
     unknown = sorted(wanted.names - names)
     if names and unknown:
-        raise UsageError(f"events={condition!r}: no run's events have a column {unknown[0]!r}{nearest(unknown[0], sorted(names))}")
+        raise UsageError(
+            f"events={condition!r}: no run's events have a column {unknown[0]!r}{nearest(unknown[0], sorted(names))}"
+        )
     return EventStarts(starts=tuple(starts), left_out=left_out)
 
 

@@ -46,7 +46,9 @@ class Mixture:
 
     def _require_fit(self, number: int, clips: StreamingDataset) -> None:
         if clips.seed is None:
-            raise UsageError(f"member {number} of the mixture has no seed; stored order is one pass, which cannot be mixed")
+            raise UsageError(
+                f"member {number} of the mixture has no seed; stored order is one pass, which cannot be mixed"
+            )
         if not clips.num_windows:
             raise UsageError(f"member {number} of the mixture holds no window; leave it out or choose a shorter one")
         first = self.members[0]
@@ -133,7 +135,8 @@ class Mixture:
     @property
     def seed(self) -> int | None:
         """Of the first member; each has its own."""
-        return self.members[0].seed
+        seed: int | None = self.members[0].seed
+        return seed
 
     @property
     def window(self) -> int:
