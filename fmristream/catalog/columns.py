@@ -78,7 +78,7 @@ class JoinedColumns:
     def _of_runs(self, name: str) -> Column:
         kind = str(type_of_column(name))
         if kind == "string" or kind.startswith("fixed_size_binary"):
-            return Column.of_words(self._runs.column(name))
+            return Column.of_words(self._runs.cells(name))
         return Column(values=self._runs.numbers(name).astype(np.float64))
 
     def _of_participants(self, name: str) -> Column:

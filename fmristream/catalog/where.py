@@ -53,8 +53,8 @@ class Column:
     def of_words(cls, cells: Iterable[str | None]) -> Self:
         """From text; None and empty text are missing."""
         places: dict[str, int] = {}
-        codes = [places.setdefault(cell, len(places)) if cell else -1 for cell in cells]
-        return cls(values=np.array(codes, dtype=np.int64), words=tuple(places))
+        codes = (places.setdefault(cell, len(places)) if cell else -1 for cell in cells)
+        return cls(values=np.fromiter(codes, dtype=np.int64), words=tuple(places))
 
     @property
     def is_known(self) -> Mask:

@@ -153,7 +153,7 @@ class Dataset:
         # Tables that are in memory are shared; cached_property keeps them here.
         shared = ("all_runs", "participants", "participant_columns", "array_tables", "content_digest", "_spaces")
         view.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
-        columns = self.columns
+        columns = JoinedColumns(self.runs, self.participant_columns)
         mask = Condition.parse(condition).mask(columns.column, known=columns.names, rows=columns.rows)
         view.__dict__["runs"] = self.runs.select(mask)
         return view

@@ -132,7 +132,7 @@ COLUMNS = columns_of([{"age": 20.0, "body mass": 1.0, "site": "a", "class": None
         ("age", 1, "alone is no condition"),
         ("not age", 5, "alone is no condition"),
         ("3 < 4", 1, "no column stands on either side"),
-        ("age >", 5, "not a condition"),
+        ("age >", 1, "not a condition"),
         ("age > 1; age < 2", 8, "not a condition"),
         ("age > 1 # really", 9, "'#' cannot be used"),
         ("age in 3", 8, "a list of values"),
