@@ -113,8 +113,8 @@ def measure(out: Path, count: int) -> dict[str, Any]:
     probes = {
         "nothing": "import pyarrow.parquet, numpy",
         "open": OPEN,
-        "plan": PLAN.replace("{more}", ""),
-        "plan_all": PLAN.replace("{more}", MORE),
+        "first_batch": PLAN.replace("{more}", ""),
+        "first_batch_all": PLAN.replace("{more}", MORE),
         "info": INFO,
     }
     for name, body in probes.items():
