@@ -9,23 +9,44 @@ if TYPE_CHECKING:
     from fmristream.ingest.convert import convert
     from fmristream.ingest.gc import gc
     from fmristream.ingest.withdraw import withdraw
+    from fmristream.report.leaks import audit
+    from fmristream.sampling.order import Locality
     from fmristream.shards.dataset import Dataset
     from fmristream.shards.dataset import open_dataset as open
     from fmristream.stream.clips import StreamingDataset
     from fmristream.stream.loader import StreamingLoader
+    from fmristream.stream.mixture import Mixture
+    from fmristream.stream.selection import split
 
 # Public name -> the module that defines it; imported on first use, so that `import fmristream` stays light.
 _HOMES = {
     "Dataset": "fmristream.shards.dataset",
+    "Locality": "fmristream.sampling.order",
+    "Mixture": "fmristream.stream.mixture",
     "StreamingDataset": "fmristream.stream.clips",
     "StreamingLoader": "fmristream.stream.loader",
+    "audit": "fmristream.report.leaks",
     "convert": "fmristream.ingest.convert",
     "gc": "fmristream.ingest.gc",
     "open": "fmristream.shards.dataset:open_dataset",
+    "split": "fmristream.stream.selection",
     "withdraw": "fmristream.ingest.withdraw",
 }
 
-__all__ = ["Dataset", "StreamingDataset", "StreamingLoader", "__version__", "convert", "gc", "open", "withdraw"]
+__all__ = [
+    "Dataset",
+    "Locality",
+    "Mixture",
+    "StreamingDataset",
+    "StreamingLoader",
+    "__version__",
+    "audit",
+    "convert",
+    "gc",
+    "open",
+    "split",
+    "withdraw",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from fmristream.catalog.run import StoredArray, StoredFile
+from fmristream.catalog.tables import Participant
 from fmristream.ingest.commit import Addition, Converted, commit_addition
 from fmristream.ingest.execute import Engine
 from fmristream.ingest.fingerprint import Fingerprint
@@ -50,6 +51,18 @@ private = sum(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") i
 print(json.dumps({{"s": seconds, "private_mb": private / 1000}}))
 """
 OPEN = "import fmristream; ds = fmristream.open({url!r}); ds.run(len(ds.runs) // 2); ds.arrays_of(0)"
+# Everything up to which frames of which run each sample of the first batch is; torch and kernels are not in it.
+PLAN = """import fmristream
+from fmristream.sampling.deal import Schedule, World
+from fmristream.sampling.order import Locality
+ds = fmristream.open({url!r})
+clips = fmristream.StreamingDataset(
+    ds, window=20, stride=1, seed=7, where="age > 40 and task == 'rest' and site in ('a', 'b')"{more}
+)
+rows = clips.rows(Schedule(order=clips.order, batch_size=64).batch(10**9, World()))
+assert len(rows) == 64 * clips.views
+"""
+MORE = ", random_phase=True, weights='column:sex', views='same-subject', locality=8"
 INFO = "from fmristream.report.info import describe; import fmristream; describe(fmristream.open({url!r}))"
 
 
@@ -87,7 +100,7 @@ def measure(out: Path, count: int) -> dict[str, Any]:
     addition = Addition(
         converted=converted, parts=parts, spaces=plan.spaces, split=split_record("hash", ConvertOptions()),
         mask={"frames": 0, "kind": "none"}, parameters=ConvertOptions().parameters, headers={}, codec={"name": "lossless"},
-        bulk_digest=NEW_BULK_DIGEST,
+        bulk_digest=NEW_BULK_DIGEST, participants=[_participant(run.source.subject, draw) for run in surveyed[::2]],
     )  # fmt: skip
     with _timed(figures, "commit_s"):
         commit_addition(open_store(url), None, addition)
@@ -97,7 +110,14 @@ def measure(out: Path, count: int) -> dict[str, Any]:
         "tables_bytes_a_run": sizes["tables"] / count,
         "index_bytes_a_frame": sizes["index"] / (count * FRAMES),
     }
-    for name, body in (("nothing", "import pyarrow.parquet, numpy"), ("open", OPEN), ("info", INFO)):
+    probes = {
+        "nothing": "import pyarrow.parquet, numpy",
+        "open": OPEN,
+        "first_batch": PLAN.replace("{more}", ""),
+        "first_batch_all": PLAN.replace("{more}", MORE),
+        "info": INFO,
+    }
+    for name, body in probes.items():
         runs = [_probe(body.format(url=url)) for _ in range(3)]
         figures |= {f"{name}_s": sorted(run["s"] for run in runs)[1], f"{name}_private_mb": runs[-1]["private_mb"]}
     return figures
@@ -133,6 +153,12 @@ def _surveyed(number: int, draw: random.Random) -> SurveyedRun:
     )
     size = draw.randint(300_000_000, 500_000_000)
     return SurveyedRun(source=source, header=header, space=source.space, tr_s=0.735, source_bytes=size)
+
+
+def _participant(subject: str, draw: random.Random) -> Participant:
+    """A row of the participants table; an age in ten is missing."""
+    age = None if draw.random() < 0.1 else float(draw.randint(20, 80))
+    return {"subject": subject, "age": age, "sex": draw.choice("FM"), "site": draw.choice("abc")}
 
 
 def _finished(space_digest: str, draw: random.Random) -> FinishedRun:

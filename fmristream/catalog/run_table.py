@@ -1,5 +1,6 @@
 """Runs and arrays of a dataset as columns: what 100,000 of them cost to hold, and rows made when they are asked for."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fmristream.catalog.run import IDENTITY, Run, StoredArray
-from fmristream.catalog.tables import ArraysFile, RunsFile, to_python, type_of_column
+from fmristream.catalog.tables import ArraysFile, RunsFile, release_memory, to_numbers, to_python, type_of_column
 
 # Rows that are handled at once.
 _BATCH_ROWS = 4096
@@ -37,25 +38,28 @@ class RunTable(Sequence[Run]):
             CorruptDataError: one of them is no runs table.
         """
         source = _Segments([RunsFile(data) for data in segments])
-        return cls(source, source.base_order())
+        rows = source.base_order()  # decodes ten columns
+        release_memory()
+        return cls(source, rows)
 
     def column(self, name: str) -> list[Any]:
         """A column of every run, as the values that `Run` has."""
         return to_python(self._chunks(name), name)
 
+    def cells(self, name: str) -> Iterator[Any]:
+        """The same one after the other, made some thousands at a time."""
+        return (row[0] for row in _tuples({name: self._chunks(name)}))
+
     def numbers(self, name: str) -> NDArray[Any]:
         """A column of numbers; NaN where there is none."""
-        values: NDArray[Any] = self._chunks(name).to_numpy()
-        return values
+        return to_numbers(self._chunks(name))
 
     def counts(self, *names: str) -> dict[Any, int]:
         """How many runs have each value (of one column), or each tuple of values; the most frequent first."""
-        table = pa.table({name: self._chunks(name) for name in names})
-        groups = table.group_by(list(names), use_threads=False).aggregate([([], "count_all")])
-        columns = [to_python(groups.column(name), name) for name in names]
-        keys = columns[0] if len(names) == 1 else list(zip(*columns, strict=True))
-        found = zip(keys, groups.column("count_all").to_pylist(), strict=True)
-        return dict(sorted(found, key=lambda pair: (-pair[1], str(pair[0]))))
+        # Some thousands of rows at a time: grouping by pyarrow takes tens of megabytes for 100,000 of them.
+        rows = _tuples({name: self._chunks(name) for name in names})
+        found = Counter(row[0] for row in rows) if len(names) == 1 else Counter(rows)
+        return dict(sorted(found.items(), key=lambda pair: (-pair[1], str(pair[0]))))
 
     def distinct(self, name: str) -> int:
         """How many values a column has."""
@@ -64,9 +68,13 @@ class RunTable(Sequence[Run]):
     @property
     def repeated_name(self) -> str | None:
         """A name that two runs have, if there is one: no dataset is so."""
-        if len(set(self.column("name"))) == len(self):  # pyarrow's count_distinct takes 68 MB for 100,000 names
+        # By hashes first: pyarrow's count_distinct takes 68 MB for 100,000 names, a set of them 20 MB.
+        hashes = np.fromiter((hash(row) for row in _tuples({"name": self._chunks("name", kept=False)})), dtype=np.int64)
+        release_memory()
+        if len(np.unique(hashes)) == len(self):
             return None
-        return str(next(iter(self.counts("name"))))
+        name, count = next(iter(self.counts("name").items()))
+        return str(name) if count > 1 else None
 
     def alike(self, name: str) -> list[list[int]]:
         """Positions of the runs that share a value of a column of digests: each group, in base order."""
@@ -90,7 +98,7 @@ class RunTable(Sequence[Run]):
 
     def where(self, name: str, value: str) -> "RunTable":
         """The runs that have this value in a column of text."""
-        return self.select(pc.equal(self._chunks(name), value).to_numpy())
+        return self.select(np.array([cell == value for cell in self.column(name)], dtype=bool))
 
     def place(self, position: int) -> tuple[int, int]:
         """(segment, row in it) of the run at a position."""
@@ -113,11 +121,20 @@ class RunTable(Sequence[Run]):
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Run]:
-        return (self._source.run(row) for row in self._rows.tolist())
+        # Rows that follow one another are made together, some thousands at a time.
+        edges = np.flatnonzero(np.diff(self._rows, prepend=-2) != 1)
+        for start, stop in pairwise([*edges.tolist(), len(self._rows)]):
+            if stop > start:
+                yield from self._source.runs(int(self._rows[start]), int(self._rows[start]) + stop - start)
 
-    def _chunks(self, name: str) -> pa.ChunkedArray:
-        column = self._source.column(name)
-        return column if self._source.is_in_order(self._rows) else column.take(pa.array(self._rows))
+    def _chunks(self, name: str, *, kept: bool = True) -> pa.ChunkedArray:
+        column = self._source.column(name, kept=kept)
+        return column if self._source.is_in_order(self._rows) else column.take(self._places)
+
+    @cached_property
+    def _places(self) -> pa.Array:
+        """The rows for pyarrow; not by `pa.array`, which imports pandas wherever that is installed."""
+        return pa.Array.from_buffers(pa.int64(), len(self._rows), [None, pa.py_buffer(self._rows.astype("<i8"))])
 
 
 class _Segments:
@@ -128,12 +145,14 @@ class _Segments:
         self._first = np.concatenate([[0], np.cumsum([file.rows for file in files])]).astype(np.int64)
         self._columns: dict[str, pa.ChunkedArray] = {}
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        """A column of all of them."""
+    def column(self, name: str, *, kept: bool = True) -> pa.ChunkedArray:
+        """A column of all of them; decoded anew the next time unless it is kept."""
         found = self._columns.get(name)
         if found is None:
             chunks = [chunk for file in self._files for chunk in file.column(name).chunks]
-            found = self._columns[name] = pa.chunked_array(chunks, type_of_column(name))
+            found = pa.chunked_array(chunks, type_of_column(name))
+            if kept:
+                self._columns[name] = found
         return found
 
     def place(self, row: int) -> tuple[int, int]:
@@ -146,13 +165,20 @@ class _Segments:
         number, row = self.place(row)
         return self._files[number].run(row)
 
+    def runs(self, start: int, stop: int) -> Iterator[Run]:
+        """The runs in rows [start, stop)."""
+        for file, first in zip(self._files, self._first.tolist(), strict=False):
+            if start < first + file.rows and stop > first:
+                yield from file.runs(max(0, start - first), min(file.rows, stop - first))
+
     def base_order(self) -> Positions:
         """The rows, sorted as runs are everywhere: by labels, by code point, then by digest."""
-        columns = {name: self.column(name) for name in IDENTITY}
+        columns = {name: self.column(name, kept=False) for name in IDENTITY}
         if all(before <= after for before, after in pairwise(_tuples(columns))):  # so our writer leaves one segment
             return np.arange(self._first[-1], dtype=np.int64)
         keys = [(name, "ascending") for name in IDENTITY]
-        order: Positions = pc.sort_indices(pa.table(columns), sort_keys=keys).to_numpy().astype(np.int64)
+        found = pa.chunked_array([pc.sort_indices(pa.table(columns), sort_keys=keys)])
+        order: Positions = to_numbers(found).astype(np.int64)
         return order
 
     def is_in_order(self, rows: Positions) -> bool:

@@ -4,7 +4,7 @@ import io
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from threading import Lock
 from typing import Any
 
@@ -88,6 +88,9 @@ _FROM_COLUMN: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
+_NUMPY_TYPES = {"double": "f8", "int32": "i4", "int64": "i8", "uint8": "u1", "uint64": "u8"}
+
+
 class RunsEncoder:
     """A runs table, written in batches."""
 
@@ -113,11 +116,15 @@ def encode_runs(runs: Sequence[Run]) -> bytes:
 def decode_runs(data: bytes) -> list[Run]:
     """Rows of a runs table."""
     file = RunsFile(data)
-    return [file.run(row) for row in range(file.rows)]
+    return list(file.runs(0, file.rows))
+
+
+# Rows of runs that are kept as such, of each table: a row is some 2 kB of Python values, and 60 us to make.
+_MAX_MADE = 4096
 
 
 class RunsFile:
-    """A runs table that is decoded in parts: a column, or the row group that a row is in; rows are kept once made.
+    """A runs table that is decoded in parts: a column, or the row group that a row is in, which is kept as columns.
 
     Raises:
         CorruptDataError: it is no Parquet, or columns are missing or of other types.
@@ -127,7 +134,8 @@ class RunsFile:
         self._data = data
         self._file = _Parquet(data, _RUNS)
         self._first: list[int] = self._file.first_rows
-        self._made: dict[int, list[Run]] = {}
+        self._groups: dict[int, pa.Table] = {}
+        self._made: dict[int, Run] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RunsFile, (self._data,)
@@ -143,16 +151,32 @@ class RunsFile:
 
     def run(self, row: int) -> Run:
         """The run in a row."""
-        group = bisect_right(self._first, row) - 1
-        made = self._made.get(group)
+        made = self._made.get(row)
         if made is None:
-            made = self._made[group] = self._rows_of(group)
-        return made[row - self._first[group]]
+            group = bisect_right(self._first, row) - 1
+            table = self._groups.get(group)
+            if table is None:
+                table = self._groups[group] = self._file.table(row_group=group)
+                release_memory()
+            (made,) = _runs_of(table.slice(row - self._first[group], 1))
+            if len(self._made) >= _MAX_MADE:  # all at once: threads may be at it, and an order of use would need a lock
+                self._made = {}
+            self._made[row] = made
+        return made
 
-    def _rows_of(self, group: int) -> list[Run]:
-        table = self._file.table(row_group=group)
-        columns = [to_python(table.column(name), name) for name in _RUNS.names]
-        return [Run(**dict(zip(_RUNS.names, values, strict=True))) for values in zip(*columns, strict=True)]
+    def runs(self, start: int, stop: int) -> Iterator[Run]:
+        """The runs in rows [start, stop); nothing is kept."""
+        for group, (first, last) in enumerate(pairwise(self._first)):
+            low, high = max(start, first), min(stop, last)
+            if low < high:
+                table = self._groups.get(group)
+                table = self._file.table(row_group=group) if table is None else table
+                yield from _runs_of(table.slice(low - first, high - low))
+
+
+def _runs_of(table: pa.Table) -> list[Run]:
+    columns = [to_python(table.column(name), name) for name in _RUNS.names]
+    return [Run(**dict(zip(_RUNS.names, values, strict=True))) for values in zip(*columns, strict=True)]
 
 
 def to_python(column: pa.ChunkedArray, name: str) -> list[Any]:
@@ -160,6 +184,31 @@ def to_python(column: pa.ChunkedArray, name: str) -> list[Any]:
     values = column.to_pylist()
     convert = _FROM_COLUMN.get(name)
     return values if convert is None else [convert(value) for value in values]
+
+
+def to_numbers(column: pa.ChunkedArray) -> NDArray[Any]:
+    """A column of numbers or truth values as numpy has them; NaN where there is none.
+
+    From its buffers: pyarrow's `to_numpy`, and whatever takes a Python value, imports pandas wherever that is installed,
+    which costs a second and 30 MB.
+    """
+    if pa.types.is_boolean(column.type):
+        truths: NDArray[np.bool_] = to_numbers(column.cast(pa.uint8())).astype(bool)
+        return truths
+    array = column.combine_chunks()
+    if not len(array):
+        return np.zeros(0, dtype=_NUMPY_TYPES[str(column.type)])
+    valid, data = array.buffers()
+    values = np.frombuffer(data, dtype=_NUMPY_TYPES[str(column.type)])[array.offset :][: len(array)]
+    if array.null_count:
+        known = np.unpackbits(np.frombuffer(valid, dtype=np.uint8), bitorder="little")[array.offset :][: len(array)]
+        values = np.where(known, values, np.nan)
+    return values
+
+
+def release_memory() -> None:
+    """Give back what decoding needed for a moment: columns of 100,000 runs take tens of megabytes."""
+    pa.default_memory_pool().release_unused()
 
 
 def type_of_column(name: str) -> pa.DataType:
@@ -239,7 +288,7 @@ class ArraysFile:
     @cached_property
     def run_rows(self) -> NDArray[np.int32]:
         """Row of its run of every array."""
-        values: NDArray[np.int32] = self._file.table(["run_row"]).column("run_row").to_numpy()
+        values: NDArray[np.int32] = to_numbers(self._file.table(["run_row"]).column("run_row"))
         return values
 
     def encodings(self) -> frozenset[str]:
@@ -289,6 +338,30 @@ def decode_participants(data: bytes) -> list[Participant]:
     return list(_read(data).to_pylist())
 
 
+def participant_columns(data: bytes) -> Columns:
+    """A participants table by column: what many rows cost least as.
+
+    Raises:
+        CorruptDataError: it is no Parquet, or lacks the column `subject`.
+    """
+    table = _read(data)
+    if "subject" not in table.column_names:
+        raise CorruptDataError("the participants table has no column subject; it was not written by fmristream")
+    columns = {
+        name: column.to_pylist() if name == "subject" or pa.types.is_string(column.type) else _numbers(column)
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+    release_memory()
+    return columns
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    try:
+        return to_numbers(column.cast(pa.float64()))
+    except pa.ArrowException as error:
+        raise CorruptDataError(f"a column of the participants table holds neither numbers nor text: {error}") from error
+
+
 def encode_columns(columns: Columns, facts: Mapping[str, float]) -> bytes:
     """A table of a run: columns of numbers or of text, and numbers about all of it."""
     arrays = {name: pa.array(values, _type_of(values)) for name, values in columns.items()}
@@ -313,7 +386,7 @@ def decode_columns(data: bytes) -> tuple[Columns, dict[str, float]]:
         if not name.startswith(b"ARROW:")
     }
     columns = {
-        name: column.to_numpy() if pa.types.is_float64(column.type) else column.to_pylist()
+        name: to_numbers(column) if pa.types.is_float64(column.type) else column.to_pylist()
         for name, column in zip(table.column_names, table.columns, strict=True)
     }
     return columns, facts

@@ -1,7 +1,9 @@
 """Which runs of a dataset are copies of each other, by their sketches."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fmristream.catalog.run import Run
 from fmristream.report.threads import Counter, in_threads
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.run_reader import RunReader
@@ -43,17 +45,10 @@ def find_duplicates(dataset: Dataset, *, threshold: float = 0.5) -> tuple[Duplic
     Raises:
         CorruptDataError: a sketch is not what was committed.
     """
-    runs = list(dataset.runs)
-    readers = [
-        RunReader(dataset.store, run, arrays, key, dataset.bulk_digest)
-        for run in runs
-        for key, arrays in [dataset.arrays_of(run)]
-    ]
-    with_sketch = [reader for reader in readers if "sketch" in reader.arrays]
-    sketches = list(in_threads(_sketch, with_sketch, Counter(None)))
+    with_sketch, sketches = sketches_of(dataset, dataset.runs)
     found = []
     for first, second, alike in near_duplicates(sketches, threshold=threshold):
-        one, other = with_sketch[first].run, with_sketch[second].run
+        one, other = with_sketch[first], with_sketch[second]
         found.append(
             Duplicate(
                 runs=(one.name, other.name),
@@ -65,6 +60,21 @@ def find_duplicates(dataset: Dataset, *, threshold: float = 0.5) -> tuple[Duplic
             )
         )
     return tuple(found)
+
+
+def sketches_of(dataset: Dataset, runs: Iterable[Run]) -> tuple[list[Run], list[Sketch]]:
+    """(those of the runs that have a sketch, their sketches).
+
+    Raises:
+        CorruptDataError: a sketch is not what was committed.
+    """
+    readers = [
+        RunReader(dataset.store, run, arrays, key, dataset.bulk_digest)
+        for run in runs
+        for key, arrays in [dataset.arrays_of(run)]
+    ]
+    found = [reader for reader in readers if "sketch" in reader.arrays]
+    return [reader.run for reader in found], list(in_threads(_sketch, found, Counter(None)))
 
 
 def _sketch(reader: RunReader) -> Sketch:

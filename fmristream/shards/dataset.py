@@ -2,16 +2,24 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fmristream.catalog.columns import JoinedColumns
 from fmristream.catalog.run import Run, StoredArray
 from fmristream.catalog.run_table import ArrayTable, RunTable
-from fmristream.catalog.tables import Columns, Participant, decode_participants, decode_skipped
+from fmristream.catalog.tables import (
+    Columns,
+    Participant,
+    decode_participants,
+    decode_skipped,
+    participant_columns,
+)
+from fmristream.catalog.where import Condition
 from fmristream.errors import CorruptDataError, SpaceError, UsageError
 from fmristream.shards.digest import PREFIX, content_digest, matches, sha256
 from fmristream.shards.generation import Generation, listed_generations, newest_generation
@@ -65,17 +73,22 @@ def open_dataset(url: str, *, digest: str | None = None) -> "Dataset":
 
 
 class Dataset:
-    """One version of a dataset. Made by `fmristream.open`; picklable, safe to share between threads."""
+    """One version of a dataset, or some of its runs. Made by `fmristream.open`; picklable, safe to share between threads.
 
-    def __init__(self, url: str, store: Store, generation: Generation) -> None:
+    Attributes:
+        filters: the conditions that its runs meet; empty for all of them.
+    """
+
+    def __init__(self, url: str, store: Store, generation: Generation, *, filters: tuple[str, ...] = ()) -> None:
         self.url = url
         self.store = store
         self.generation = generation
+        self.filters = filters
         self._readers: OrderedDict[str, RunReader] = OrderedDict()
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Dataset, (self.url, self.store, self.generation)
+        return partial(Dataset, filters=self.filters), (self.url, self.store, self.generation)
 
     def __repr__(self) -> str:
         return f"<Dataset {self.store.name}: {len(self.runs)} runs, content {self.content_digest[:12]}>"
@@ -88,7 +101,7 @@ class Dataset:
     @cached_property
     def content_digest(self) -> str:
         """Hex sha256 of what the dataset says: what order and resume depend on."""
-        computed = content_digest(self.runs.identities(), parameters=self.parameters)
+        computed = content_digest(self.all_runs.identities(), parameters=self.parameters)
         recorded = self.generation.document["content_digest"]
         if computed != recorded:
             raise CorruptDataError(
@@ -114,7 +127,40 @@ class Dataset:
 
     @cached_property
     def runs(self) -> RunTable:
-        """Every run, in base order (subject, session, task, acq, run, echo, space, digest)."""
+        """The runs, in base order (subject, session, task, acq, run, echo, space, digest)."""
+        found = self.all_runs
+        for condition in self.filters:
+            columns = JoinedColumns(found, self.participant_columns)
+            mask = Condition.parse(condition).mask(columns.column, known=columns.names, rows=columns.rows)
+            found = found.select(mask)
+        return found
+
+    @cached_property
+    def columns(self) -> JoinedColumns:
+        """Columns of the runs and, by subject, of the participants."""
+        return JoinedColumns(self.runs, self.participant_columns)
+
+    def where(self, condition: str) -> "Dataset":
+        """The same dataset with those runs only that meet a condition, such as `age > 60 and task == 'rest'`.
+
+        Columns are those of the runs and of the participants; what is missing never matches. Digests stay those of the
+        whole dataset.
+
+        Raises:
+            UsageError: it is no condition, or names a column that is not there.
+        """
+        view = Dataset(self.url, self.store, self.generation, filters=(*self.filters, Condition.parse(condition).text))
+        # Tables that are in memory are shared; cached_property keeps them here.
+        shared = ("all_runs", "participants", "participant_columns", "array_tables", "content_digest", "_spaces")
+        view.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
+        columns = JoinedColumns(self.runs, self.participant_columns)
+        mask = Condition.parse(condition).mask(columns.column, known=columns.names, rows=columns.rows)
+        view.__dict__["runs"] = self.runs.select(mask)
+        return view
+
+    @cached_property
+    def all_runs(self) -> RunTable:
+        """Every run of this version, whatever the filters."""
         found = RunTable.of_segments([self._table(segment["runs"]) for segment in self._segments])
         if repeated := found.repeated_name:
             raise CorruptDataError(
@@ -127,6 +173,12 @@ class Dataset:
         """One row per participant, `subject` and the columns of the source."""
         entry = self.generation.document["participants"]
         return tuple(decode_participants(self._table(entry))) if entry else ()
+
+    @cached_property
+    def participant_columns(self) -> Columns:
+        """The participants table by column; empty where there is none."""
+        entry = self.generation.document["participants"]
+        return participant_columns(self._table(entry)) if entry else {}
 
     @cached_property
     def skipped(self) -> tuple[tuple[str, str], ...]:

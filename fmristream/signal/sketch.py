@@ -30,6 +30,8 @@ IMAGE_BLOCKS = 8
 MIN_BITS = 64
 # Blocks whose courses are handled at once.
 _GROUP = 64
+# Sketches of which all signs are in memory at once, 16 kB each.
+_STACKED = 4096
 # In robust SDs: what is beyond is motion or a first frame, which many runs share.
 _CLIP = 3.0
 
@@ -183,35 +185,74 @@ def near_duplicates(
     usable = [place for place, sketch in enumerate(sketches) if sketch.signs.size >= MIN_BITS]
     if len(usable) < 2:
         return
-    courses = min(len(sketches[place].signs) for place in usable)
-    lengths = np.array([sketches[place].signs.shape[1] for place in usable])
-    signs = np.zeros((len(usable), courses, int(lengths.max()) + 2 * max_lag), dtype=np.float32)
+    stack = _Stack([sketches[place] for place in usable], max_lag=max_lag)
+    least = _least(threshold)
     for row, place in enumerate(usable):
-        signs[row, :, max_lag : max_lag + lengths[row]] = sketches[place].signs[:courses] * 2.0 - 1.0
-    least = _agreement(threshold) - 3 / math.sqrt(MIN_BITS)  # of few courses; the full comparison decides
-    for row, place in enumerate(usable):
-        for other in _candidates(signs, lengths, row, least=least, max_lag=max_lag):
+        for other in stack.candidates(sketches[place], first=row + 1, least=least):
             found = similarity(sketches[place], sketches[usable[other]], max_lag=max_lag)
             if found.time >= threshold:
                 yield place, usable[other], found
 
 
-def _candidates(
-    signs: NDArray[np.float32], lengths: NDArray[np.int64], row: int, *, least: float, max_lag: int
-) -> list[int]:
-    """Later rows that agree with this one at some lag; `signs` has `max_lag` zeros before and behind."""
-    others, courses = signs[row + 1 :], signs.shape[1]
-    if not len(others):
-        return []
-    flat = others.reshape(len(others), -1)
-    found = np.zeros(len(others), dtype=bool)
-    for lag in range(-max_lag, max_lag + 1):
-        moved = np.roll(signs[row], -lag, axis=1).reshape(-1)
-        first = lengths[row] - lag if lag > 0 else lengths[row]
-        second = lengths[row + 1 :] + min(lag, 0)
-        overlap = courses * np.minimum(first, second)
-        found |= flat @ moved >= least * np.maximum(overlap, 1)
-    return [row + 1 + int(place) for place in np.flatnonzero(found)]
+def duplicates_between(
+    first: Sequence[Sketch], second: Sequence[Sketch], *, threshold: float = 0.5, max_lag: int = 8
+) -> Iterator[tuple[int, int, Similarity]]:
+    """Pairs of runs of two lists that are alike: (place in the first, in the second, how alike).
+
+    Every pair is compared, the second list some thousands at a time: hours for a hundred thousand.
+
+    Args:
+        first: sketches of runs; those without signs are passed over.
+        second: of other runs.
+        threshold: of `Similarity.time`.
+        max_lag: how many first frames one of them may lack.
+    """
+    usable = [place for place, sketch in enumerate(second) if sketch.signs.size >= MIN_BITS]
+    for begin in range(0, len(usable), _STACKED):
+        part = usable[begin : begin + _STACKED]
+        stack = _Stack([second[place] for place in part], max_lag=max_lag)
+        for place, sketch in enumerate(first):
+            if sketch.signs.size < MIN_BITS:
+                continue
+            for other in stack.candidates(sketch, first=0, least=_least(threshold)):
+                found = similarity(sketch, second[part[other]], max_lag=max_lag)
+                if found.time >= threshold:
+                    yield place, part[other], found
+
+
+def _least(threshold: float) -> float:
+    """Agreement of a few courses below which the full comparison need not be asked."""
+    return _agreement(threshold) - 3 / math.sqrt(MIN_BITS)
+
+
+class _Stack:
+    """Signs of many sketches side by side, so that one is compared with all at once."""
+
+    def __init__(self, sketches: Sequence[Sketch], *, max_lag: int) -> None:
+        self._max_lag = max_lag
+        self._courses = min(len(sketch.signs) for sketch in sketches)
+        self._lengths = np.array([sketch.signs.shape[1] for sketch in sketches])
+        self._signs = np.zeros((len(sketches), self._courses, int(self._lengths.max()) + 2 * max_lag), dtype=np.float32)
+        for row, sketch in enumerate(sketches):
+            self._signs[row, :, max_lag : max_lag + self._lengths[row]] = sketch.signs[: self._courses] * 2.0 - 1.0
+
+    def candidates(self, sketch: Sketch, *, first: int, least: float) -> list[int]:
+        """Rows from `first` on that agree with a sketch at some lag."""
+        courses, lag_of_row = min(self._courses, len(sketch.signs)), self._max_lag
+        signs, lengths, width = self._signs[first:, :courses], self._lengths[first:], self._signs.shape[2]
+        if not len(signs):
+            return []
+        flat = signs.reshape(len(signs), -1)
+        length = min(sketch.signs.shape[1], width - 2 * lag_of_row)
+        row = np.zeros((courses, width), dtype=np.float32)
+        row[:, lag_of_row : lag_of_row + length] = sketch.signs[:courses, :length] * 2.0 - 1.0
+        found = np.zeros(len(signs), dtype=bool)
+        for lag in range(-lag_of_row, lag_of_row + 1):
+            moved = np.roll(row, -lag, axis=1).reshape(-1)
+            here = length - lag if lag > 0 else length
+            overlap = courses * np.minimum(here, lengths + min(lag, 0))
+            found |= flat @ moved >= least * np.maximum(overlap, 1)
+        return [first + int(place) for place in np.flatnonzero(found)]
 
 
 def _correlation(agreement: float) -> float:

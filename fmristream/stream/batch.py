@@ -26,6 +26,9 @@ class Batch:
         subject: subject label of each sample.
         run: run name of each sample.
         targets: (b,) float32 by name; NaN where unknown.
+        views: rows of a sample: rows [0, b / views) are first views, the same number after them second ones, and so on.
+        frames_valid: (b,) int64, frames of the clip; those behind are background (whole runs of several lengths).
+        source: (b,) int64, which member of a mixture; 0 where there is none.
         global_size: samples of the batch over all ranks.
         position: samples handed out over all ranks before this batch.
     """
@@ -43,6 +46,9 @@ class Batch:
     global_size: int
     position: int
     placed: torch.Tensor | None = None
+    views: int = 1
+    frames_valid: torch.Tensor | None = None
+    source: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -70,7 +76,7 @@ class Batch:
         """
         moved = {
             name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("packed", "positions", "fill", "valid", "window", "start")
+            for name in ("packed", "positions", "fill", "valid", "window", "start", "frames_valid", "source")
             if getattr(self, name) is not None
         }
         targets = {name: values.to(device, non_blocking=True) for name, values in self.targets.items()}

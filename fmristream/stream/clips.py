@@ -1,43 +1,94 @@
-"""A selection of runs, cut into windows: the map-style dataset under every loader. No torch in here."""
+"""A selection of runs, cut into clips: the map-style dataset under every loader. No torch in here."""
 
-import operator
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmristream.catalog.run import UNALIGNED, Run
-from fmristream.catalog.run_table import RunTable
+from fmristream.catalog.columns import JoinedColumns
+from fmristream.catalog.run import Run
+from fmristream.catalog.split import SplitPart
 from fmristream.errors import SpaceError, UsageError
 from fmristream.sampling.clip import Clip
-from fmristream.sampling.window import Window, WindowTable
+from fmristream.sampling.deal import Draws, Order, ShuffledOrder, StoredOrder
+from fmristream.sampling.keys import key_of
+from fmristream.sampling.order import Locality
+from fmristream.sampling.state import StreamState
+from fmristream.sampling.views import VIEWS, Partners
+from fmristream.sampling.weights import Quotas
+from fmristream.sampling.window import ClipTable, EventTable, WholeRuns, Window, WindowTable
 from fmristream.shards.dataset import Dataset, open_dataset
-from fmristream.shards.digest import sha256_json
+from fmristream.shards.digest import sha256, sha256_json
 from fmristream.signal.grid import Shape3, target_positions
 from fmristream.signal.normalize import fill_of, recipe
+from fmristream.stream.events import event_starts
+from fmristream.stream.selection import (
+    Weights,
+    quotas_of,
+    require_one_grid,
+    require_one_space,
+    select_runs,
+    whole,
+    words_of,
+)
 from fmristream.stream.targets import Target, read_target
 from fmristream.stream.window_reader import Scratch, WindowReader
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row of a batch: which clip of which run.
+
+    Attributes:
+        clips: the selection that it is from.
+        run: its run.
+        clip: its frames.
+        number: window number of its sample; second views have that of the first.
+        source: place of the selection in a mixture; 0 where there is one.
+    """
+
+    clips: "StreamingDataset"
+    run: Run
+    clip: Clip
+    number: int
+    source: int = 0
+
+
 class StreamingDataset:
-    """Windows of consecutive frames, streamed from a converted dataset.
+    """Clips of runs, streamed from a converted dataset.
 
     Give it to `StreamingLoader`, or to any torch DataLoader: it has a length and items.
 
     Args:
-        source: URL of a dataset, or an open `Dataset`.
-        window: frames of a window.
-        stride: frames from one window's start to the next; `window` where not given.
-        split: `train`, `val`, `test`; None for all runs.
+        source: URL of a dataset, or an open `Dataset`, which may be a `where` of one.
+        window: frames of a window; None for whole runs, which come padded to the longest (`Batch.frames_valid`).
+        stride: frames from one window's start to the next; what a window spans where not given.
+        step: frames from one frame of a window to the next (dilation).
+        random_phase: shift the windows of each run by a number of frames below the stride, drawn anew for every epoch.
+        split: `train`, `val`, `test` as stored, or a part of a `fmristream.split`; None for all runs.
+        where: a condition over columns of runs and participants, such as `age > 60 and task == 'rest'`.
         seed: shuffles the windows, each epoch anew; None for stored order, one pass (evaluation).
+        views: `same-run` or `same-subject`: samples have a second view that shares no frame with the first.
+        events: a condition over columns of BIDS events, such as `trial_type == 'face'`: clips begin at these events.
+        delay_s: seconds from an event's onset to the first frame of its clip.
+        weights: `subject` or `column:NAME` for equal shares of each, or a number for each of `runs`: how often its
+            windows come.
+        locality: windows of a run that stay together, to spare reads; a number, or a `Locality`.
         normalize: `none`, `voxel-zscore`, `global-zscore`, ... (fmristream.signal.normalize.RECIPES).
         targets: columns of the participants table that samples carry.
         grid: (x, y, z) to pad or cut the native grid to, centred; the native grid where not given. Grayordinates have
             none: their windows come packed, (c, t, grayordinates), as `packed` of items and batches.
         exact: z-score by float32 moments even where float16 ones are stored.
         mix_spaces: allow runs of one grid and mask whose voxels do not correspond (unaligned subjects).
+
+    Attributes:
+        left_out: what is not streamed, in words, and how many: runs shorter than the window and the like.
 
     Raises:
         UsageError: no run is selected, or an argument makes no sense.
@@ -48,32 +99,45 @@ class StreamingDataset:
         self,
         source: str | Dataset,
         *,
-        window: int = 20,
+        window: int | None = 20,
         stride: int | None = None,
-        split: str | None = None,
+        step: int = 1,
+        random_phase: bool = False,
+        split: str | SplitPart | None = None,
+        where: str | None = None,
         seed: int | None = None,
+        views: str | None = None,
+        events: str | None = None,
+        delay_s: float = 0.0,
+        weights: Weights | None = None,
+        locality: int | Locality | None = None,
         normalize: str = "voxel-zscore",
         targets: Sequence[str] = (),
         grid: Shape3 | None = None,
         exact: bool = False,
         mix_spaces: bool = False,
     ) -> None:
-        self.dataset = source if isinstance(source, Dataset) else open_dataset(source)
-        window, seed, grid = _whole("window", window), _whole("seed", seed), _whole_grid(grid)
-        stride = _whole("stride", stride)
+        dataset = source if isinstance(source, Dataset) else open_dataset(source)
+        self.dataset = dataset if where is None else dataset.where(where)
+        self.seed, grid = whole("seed", seed), _whole_grid(grid)
         if isinstance(targets, str):
             raise UsageError(f"targets={targets!r}: expected a list of columns; write targets=[{targets!r}]")
-        frames = Window(length=window, stride=window if stride is None else stride)
-        self.window = frames.length  # frames
-        self.stride = frames.stride
-        self.split = split
-        self.seed = seed
-        self.normalize = normalize
-        self.runs = _select(self.dataset, split)
+        self._frames = _window(whole("window", window), whole("stride", stride), whole("step", step))
+        self._step, self.split, self.normalize = step, split, normalize
+        self._phase, self._views, self._events, self._delay_s = bool(random_phase), views, events, delay_s
+        self._locality = (
+            locality if isinstance(locality, Locality | None) else Locality(windows=whole("locality", locality))
+        )
+        self._require_sense(stride, weights)
+        self.runs = select_runs(self.dataset, split)
         require_one_grid(self.runs, where=self.dataset.store.name)
         if not mix_spaces:
             require_one_space(self.runs, where=self.dataset.store.name)
-        self._table = WindowTable(self.runs.column("frames"), frames)
+        self.left_out: Counter[str] = Counter()
+        self._partners: Partners | None = None
+        self._table = self._make_table()
+        self._weights, self._quotas = weights, self._make_quotas(weights)
+        self._tell_what_is_left_out()
         self._reader = WindowReader(dataset=self.dataset, normalization=recipe(normalize), exact=exact)
         self._targets = [
             read_target(self.dataset.participants, name, where=self.dataset.store.name) for name in targets
@@ -83,6 +147,89 @@ class StreamingDataset:
         self._grid = grid or self.runs[0].shape
         if grid is not None:
             assert self.grid  # raises where there is none
+
+    def _require_sense(self, stride: int | None, weights: Weights | None) -> None:
+        """Raise UsageError for arguments that exclude each other."""
+        if self._views is not None and self._views not in VIEWS:
+            raise UsageError(f"views={self._views!r}: expected {' or '.join(map(repr, VIEWS))}")
+        if self._events is None and self._delay_s != 0:
+            raise UsageError(f"delay_s={self._delay_s}: a delay of events, but no events are asked for")
+        if self.seed is None and (self._phase or weights is not None or self._locality is not None):
+            raise UsageError("random_phase, weights and locality are of a shuffled order; give a seed")
+        kind = (
+            "whole runs (window=None)"
+            if self._frames is None
+            else "clips at events"
+            if self._events is not None
+            else ""
+        )
+        others = {"stride": stride, "random_phase": self._phase or None, "views": self._views}
+        given = [name for name, value in others.items() if value is not None]
+        if kind and given:
+            raise UsageError(
+                f"{kind} have no {' and no '.join(given)}; leave {'it' if len(given) == 1 else 'them'} away"
+            )
+        if self._frames is None and self._events is not None:
+            raise UsageError("events with window=None: clips at events need a length; give window")
+
+    def _make_table(self) -> ClipTable:
+        """What there is to number: windows, clips at events, or runs."""
+        frames = self.runs.numbers("frames").astype(np.int64)
+        if self._frames is None:
+            return WholeRuns(frames, step=self._step)
+        self.left_out["runs shorter than the window"] = int((frames < self._frames.span).sum())
+        if self._events is not None:
+            found = event_starts(self.dataset, self.runs, self._events, window=self._frames, delay_s=self._delay_s)
+            del self.left_out["runs shorter than the window"]  # told by their events
+            self.left_out.update(found.left_out)
+            return EventTable(found.starts, self._frames)
+        if self._views is None:
+            return WindowTable(frames, self._frames)
+        self._partners = Partners(frames, self._frames, self._groups_of_views())
+        table = WindowTable(frames, self._frames, is_alone=self._partners.is_alone)
+        every = WindowTable(frames, self._frames)
+        self.left_out["windows that leave no room for a second view"] = every.total - table.total
+        self.left_out["runs too short for two views"] = int(((every.counts > 0) & (table.counts == 0)).sum())
+        return table
+
+    def _groups_of_views(self) -> NDArray[np.int64]:
+        if self._views == "same-run":
+            return np.arange(len(self.runs), dtype=np.int64)
+        return self._columns.column("subject").values
+
+    def _make_quotas(self, weights: Weights | None) -> Quotas | None:
+        if weights is None:
+            return None
+        quotas, without = quotas_of(weights, self._columns, self._table)
+        self.left_out["runs without a value to balance by"] = without
+        return quotas
+
+    def _tell_what_is_left_out(self) -> None:
+        self.left_out = Counter({what: count for what, count in self.left_out.items() if count})
+        if self.left_out:
+            told = ", ".join(f"{count} {what}" for what, count in self.left_out.items())
+            warnings.warn(
+                f"{self.dataset.store.name}: left out of {len(self.runs)} selected runs: {told}", stacklevel=3
+            )
+
+    @cached_property
+    def _columns(self) -> JoinedColumns:
+        return JoinedColumns(self.runs, self.dataset.participant_columns)
+
+    @property
+    def window(self) -> int:
+        """Frames of a clip; of whole runs those of the longest."""
+        return self._table.longest
+
+    @property
+    def stride(self) -> int:
+        """Frames from one window's start to the next; 1 where there are no windows."""
+        return 1 if self._frames is None else self._frames.stride
+
+    @property
+    def views(self) -> int:
+        """Rows that a sample has in a batch: 2 for contrastive tasks."""
+        return 1 if self._partners is None else 2
 
     @property
     def num_windows(self) -> int:
@@ -121,9 +268,76 @@ class StreamingDataset:
 
     @cached_property
     def selection_digest(self) -> str:
-        """Digest of the selected runs, in order, and the window: what the order of windows is keyed by."""
-        window = {"length": self.window, "stride": self.stride}
-        return sha256_json({"runs": self.runs.column("digest"), "window": window})
+        """Digest of the selected runs, in order, and of what makes clips of them: what the order is keyed by."""
+        window = {"length": None if self._frames is None else self._frames.length, "stride": self.stride}
+        selection = {"runs": self.runs.column("digest"), "window": window}
+        # Nothing of this where nothing of it was asked for: digests of the first release stay what they were.
+        sampling = self._sampling()
+        return sha256_json({**selection, "sampling": sampling} if sampling else selection)
+
+    def _sampling(self) -> dict[str, Any]:
+        """What decides which samples come, beside runs, length and stride."""
+        told: dict[str, Any] = {}
+        if self._step != 1:
+            told["step"] = self._step
+        if self._phase:
+            told["random_phase"] = True
+        if self._views is not None:
+            told["views"] = self._views
+        if isinstance(self._table, EventTable):
+            told["events"] = sha256(
+                self._table.first.astype("<i8").tobytes() + self._table.starts.astype("<i8").tobytes()
+            )
+        if self._quotas is not None:
+            told["weights"] = self._quotas.digest
+        if self._locality is not None:
+            told["locality"] = [self._locality.windows, self._locality.visits]
+        if isinstance(self.split, SplitPart):
+            told["split"] = [self.split.split.digest, self.split.part]
+        return told
+
+    @cached_property
+    def order(self) -> Order:
+        """What positions of a stream mean."""
+        if self.seed is None:
+            return StoredOrder(samples=self.num_windows)
+        return ShuffledOrder(
+            samples=self.num_windows if self._quotas is None else self._quotas.samples,
+            seed=self.seed,
+            selection_digest=self.selection_digest,
+            quotas=self._quotas,
+            locality=self._locality,
+        )
+
+    def state(self, consumed: int) -> StreamState:
+        """Where a stream is after some samples."""
+        return StreamState(
+            consumed=consumed,
+            seed=self.seed,
+            window=None if self._frames is None else self._frames.length,
+            stride=self.stride,
+            windows=self.num_windows,
+            selection=self.selection_digest,
+            settings=self._settings,
+        )
+
+    @cached_property
+    def _settings(self) -> dict[str, str]:
+        """What was asked for, in words; what was not is not there."""
+        asked = {
+            "split": None if self.split is None else str(self.split),
+            "where": " and ".join(f"({one})" for one in self.dataset.filters) or None,
+            "step": None if self._step == 1 else str(self._step),
+            "random_phase": "yes" if self._phase else None,
+            "views": self._views,
+            "events": None if self._events is None else f"{self._events}, {self._delay_s:g} s later",
+            "weights": None if self._quotas is None or self._weights is None else words_of(self._weights, self._quotas),
+            "locality": None
+            if self._locality is None
+            else f"{self._locality.windows} windows, {self._locality.visits} visits",
+            "dataset": str(self.dataset.generation.document["content_digest"]),
+        }
+        return {name: words for name, words in asked.items() if words is not None}
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -156,15 +370,52 @@ class StreamingDataset:
         grid = self.grid  # raises first, in words about models
         return target_positions(self.dataset.space(self.runs[0]).mask, grid)
 
-    def locate(self, number: int) -> tuple[Run, int]:
-        """(run, first frame) of a window number."""
-        clip = self.clip(number)
-        return self.runs[clip.run], clip.start
+    def rows(self, draws: Draws) -> list[Row]:
+        """The rows of a batch, or of a rank's share: first views of all samples, then the second ones of all."""
+        found: list[list[Row]] = [[] for _ in range(self.views)]
+        # Positions of an epoch lie together.
+        edges = [0, *(np.flatnonzero(np.diff(draws.epoch)) + 1).tolist(), len(draws.epoch)]
+        for start, stop in pairwise(edges):
+            if stop > start:
+                mine = slice(start, stop)
+                for view, rows in enumerate(self._rows(draws.number[mine], draws.slot[mine], int(draws.epoch[start]))):
+                    found[view] += rows
+        return [row for rows in found for row in rows]
 
-    def clip(self, number: int) -> Clip:
-        """The frames that a window number means."""
-        runs, starts = self._table.locate(np.array([number], dtype=np.int64))
-        return Clip(run=int(runs[0]), start=int(starts[0]), length=self.window)
+    def _rows(self, numbers: NDArray[np.int64], slots: NDArray[np.int64], epoch: int) -> list[list[Row]]:
+        """The views of some samples of one epoch."""
+        phase_key = self._key("phase", epoch) if self._phase else None
+        runs, starts, lengths = self._table.locate(numbers, phase_key=phase_key)
+        views = [(runs, starts)]
+        if self._partners is not None:
+            views.append(self._partners.draw(runs, starts, slots, key=self._key("view", epoch)))
+        return [
+            [
+                Row(
+                    clips=self,
+                    run=self.runs[run],
+                    clip=Clip(run=run, start=start, length=length, step=self._step),
+                    number=n,
+                )
+                for run, start, length, n in zip(
+                    some.tolist(), first.tolist(), lengths.tolist(), numbers.tolist(), strict=True
+                )
+            ]
+            for some, first in views
+        ]
+
+    def _key(self, what: str, epoch: int) -> int:
+        return key_of(f"fmristream-{what}-v1", self.selection_digest, self.seed, epoch)
+
+    def clip(self, number: int, epoch: int = 0) -> Clip:
+        """The frames that a window number means in an epoch."""
+        ((row,), *_) = self._rows(*(np.array([number], dtype=np.int64),) * 2, epoch)
+        return row.clip
+
+    def locate(self, number: int, epoch: int = 0) -> tuple[Run, int]:
+        """(run, first frame) of a window number in an epoch."""
+        clip = self.clip(number, epoch)
+        return self.runs[clip.run], clip.start
 
     @property
     def channels(self) -> int:
@@ -175,10 +426,15 @@ class StreamingDataset:
         """(c,) what stands outside the mask under this normalisation."""
         return np.array([fill_of(self._reader.normalization, run)], dtype=np.float32)
 
+    def read_clip(self, run: Run, clip: Clip, packed: NDArray[np.float32], scratch: Scratch) -> None:
+        """Fill `packed` (c, t, v) with a clip's normalised in-mask values; frames behind its last one with background."""
+        self._reader.read(run, clip, packed[:, : clip.length], scratch)
+        packed[:, clip.length :] = self.fill(run)[:, None, None]
+
     def read_packed(self, number: int, packed: NDArray[np.float32], scratch: Scratch) -> None:
         """Fill `packed` (c, t, v) with a window's normalised in-mask values."""
         clip = self.clip(number)
-        self._reader.read(self.runs[clip.run], clip, packed, scratch)
+        self.read_clip(self.runs[clip.run], clip, packed, scratch)
 
     def __len__(self) -> int:
         return self.num_windows
@@ -188,20 +444,30 @@ class StreamingDataset:
 
         Grayordinates come as `packed` (c, t, grayordinates) in place of `bold`.
         """
+        return self.item(number)
+
+    def item(self, number: int, epoch: int = 0) -> dict[str, Any]:
+        """The same of an epoch, which matters to random phases and views; two views have a leading axis (2, c, ...)."""
         if not -len(self) <= number < len(self):
             raise IndexError(f"window {number} was asked for, there are {len(self)}")
         number %= len(self)
-        run, start = self.locate(number)
-        packed = np.empty((self.channels, self.window, self.voxels), dtype=np.float32)
-        self.read_packed(number, packed, Scratch())
+        rows = [row for (row,) in self._rows(*(np.array([number], dtype=np.int64),) * 2, epoch)]
+        read = [self._read_item(row) for row in rows]
+        first, is_one = rows[0], len(rows) == 1
         return {
-            **({"bold": self._placed(packed, run)} if self.has_grid else {"packed": packed}),
-            "run": run.name,
-            "start": start,
-            "subject": run.subject,
-            "targets": {target.name: np.float32(target.of(run.subject)) for target in self._targets},
+            "bold" if self.has_grid else "packed": read[0] if is_one else np.stack(read),
+            "run": first.run.name if is_one else tuple(row.run.name for row in rows),
+            "start": first.clip.start if is_one else tuple(row.clip.start for row in rows),
+            **({} if self._frames is not None else {"frames_valid": first.clip.length}),
+            "subject": first.run.subject,
+            "targets": {target.name: np.float32(target.of(first.run.subject)) for target in self._targets},
             "window": number,
         }
+
+    def _read_item(self, row: Row) -> NDArray[np.float32]:
+        packed = np.empty((self.channels, self.window, self.voxels), dtype=np.float32)
+        self.read_clip(row.run, row.clip, packed, Scratch())
+        return self._placed(packed, row.run) if self.has_grid else packed
 
     def _placed(self, packed: NDArray[np.float32], run: Run) -> NDArray[np.float32]:
         inside = self.positions >= 0
@@ -211,53 +477,18 @@ class StreamingDataset:
         return np.moveaxis(bold.reshape(*packed.shape[:2], *self.grid), 1, -1)
 
 
-def require_one_grid(runs: RunTable, *, where: str) -> None:
-    """Raise SpaceError unless all runs store the same voxels of the same grid: without that there is no batch at all."""
-    grids = runs.counts("space_digest")
-    if len(grids) > 1:
-        raise SpaceError(
-            f"{where}: the selected runs lie on {len(grids)} grids or masks (or lists of grayordinates); select runs of one, "
-            "or convert them with one --mask"
-        )
-
-
-def require_one_space(runs: RunTable, *, where: str) -> None:
-    """Raise SpaceError unless a voxel means the same place in every run's brain."""
-    labels = sorted(runs.counts("space"))
-    if len(labels) > 1:
-        raise SpaceError(
-            f"{where}: the selected runs lie in {len(labels)} spaces ({', '.join(label or 'unknown' for label in labels)}); "
-            "select runs of one, or pass mix_spaces=True if that is what you want"
-        )
-    scanned = runs.counts("subject", "session")
-    if labels[0] in UNALIGNED and len(scanned) > 1:
-        raise SpaceError(
-            f"{where}: the runs are in the space {labels[0] or 'unknown'!r}, in which voxels of {len(scanned)} subjects or "
-            "sessions do not correspond; convert normalised derivatives, declare --space NAME at conversion if they are "
-            "aligned, or pass mix_spaces=True if that is what you want"
-        )
-
-
-def _select(dataset: Dataset, split: str | None) -> RunTable:
-    runs = dataset.runs if split is None else dataset.runs.where("split", split)
-    if not runs:
-        present = ", ".join(sorted(set(dataset.runs.counts("split")) - {""})) or "none: it was not split"
-        raise UsageError(f"{dataset.store.name}: no run in split {split!r}; the dataset has the splits {present}")
-    return runs
-
-
-def _whole(name: str, number: Any) -> Any:
-    """The number as int (None stays None), or UsageError where it is none: 4.5 frames must not become 4."""
-    try:
-        return None if number is None else operator.index(number)
-    except TypeError as error:
-        raise UsageError(f"{name}={number!r}: expected a whole number") from error
+def _window(length: int | None, stride: int | None, step: int) -> Window | None:
+    if length is None:
+        Window(length=1, stride=1, step=step)  # refuses a step below 1
+        return None
+    spanned = Window(length=length, stride=1 if stride is None else stride, step=step)
+    return spanned if stride is not None else Window(length=length, stride=spanned.span, step=step)
 
 
 def _whole_grid(grid: Any) -> Shape3 | None:
     if grid is None:
         return None
-    sizes = tuple(_whole("grid", size) for size in grid) if isinstance(grid, Sequence) else ()
+    sizes = tuple(whole("grid", size) for size in grid) if isinstance(grid, Sequence) else ()
     if len(sizes) != 3 or min(sizes) < 1:
         raise UsageError(f"grid {grid!r}: expected three sizes of 1 or more voxels")
     return sizes

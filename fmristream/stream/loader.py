@@ -1,7 +1,7 @@
 """Batches in a fixed global order, fetched ahead by threads inside the rank's process. One of two importers of torch."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import local
@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from fmristream.errors import UsageError
-from fmristream.sampling.deal import Schedule, World, check_schedule
+from fmristream.sampling.deal import Draws, Schedule, World, check_schedule
 from fmristream.sampling.state import StreamState
 from fmristream.stream.batch import Batch
-from fmristream.stream.clips import StreamingDataset
+from fmristream.stream.clips import Row, StreamingDataset
+from fmristream.stream.mixture import Mixture
 from fmristream.stream.pool import BatchPool
 from fmristream.stream.window_reader import Scratch
 
@@ -29,7 +30,7 @@ class _Ahead:
 
 
 class StreamingLoader:
-    """Iterates over batches of a `StreamingDataset`, one epoch at a time.
+    """Iterates over batches of a `StreamingDataset` or a `Mixture`, one epoch at a time.
 
     Global batch k holds the same windows whatever the number of ranks and threads. With a seed, positions run on from
     epoch to epoch, so every batch is full and every window comes exactly once per epoch; without one, an iteration is
@@ -53,7 +54,7 @@ class StreamingLoader:
 
     def __init__(
         self,
-        clips: StreamingDataset,
+        clips: StreamingDataset | Mixture,
         *,
         batch_size: int,
         rank: int | None = None,
@@ -67,12 +68,7 @@ class StreamingLoader:
             )
         self.clips = clips
         self.world = _world(rank, world_size)
-        self._schedule = Schedule(
-            windows=clips.num_windows,
-            batch_size=batch_size,
-            seed=clips.seed,
-            selection_digest=clips.selection_digest,
-        )
+        self._schedule = Schedule(order=clips.order, batch_size=batch_size)
         check_schedule(self._schedule, [self.world.size])
         self._prefetch = prefetch_batches
         self._pool = BatchPool(pinned=torch.cuda.is_available())
@@ -98,7 +94,7 @@ class StreamingLoader:
         """The rest of this epoch's batches; the next call goes on with the next epoch. Without a seed, always one pass."""
         if self._closed:
             raise UsageError("the loader is closed; make a new one")
-        if self.clips.seed is None and not self._resumed:
+        if not self._schedule.order.is_shuffled and not self._resumed:
             self._restart(0)
         self._resumed = False
         self._iteration = mine = self._iteration + 1
@@ -108,8 +104,28 @@ class StreamingLoader:
             yield batch
             if self._iteration != mine:
                 raise UsageError("another iteration over this loader was started; make a loader for each")
-        if self.clips.seed is None:
+        if not self._schedule.order.is_shuffled:
             self._restart(0)
+
+    def forever(self) -> Iterator[Batch]:
+        """Batches of this epoch and all that follow, without end."""
+        if not self._schedule.order.is_shuffled:
+            raise UsageError("stored order (seed=None) is one pass; give the clips a seed to go on for ever")
+        while True:
+            yield from self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the first batch that starts in an epoch; nothing happens in that epoch itself, wherever in it the stream is.
+
+        Iterations go from epoch to epoch without this. Stored order has one epoch only, which every iteration begins anew.
+
+        Raises:
+            UsageError: it is negative.
+        """
+        if epoch < 0:
+            raise UsageError(f"epoch {epoch}: expected 0 or more")
+        if self._schedule.order.is_shuffled and epoch != self.epoch:
+            self._restart(self._schedule.start_of(epoch, consumed=self._consumed))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is after the last batch handed out: the same on every rank; JSON-able."""
@@ -160,60 +176,55 @@ class StreamingLoader:
             position += self._schedule.batch_size
 
     def _start(self, position: int) -> _Ahead:
-        numbers, valid = self._schedule.batch(position, self.world)
-        array, packed = self._pool.lend((len(numbers), self.clips.channels, self.clips.window, self.clips.voxels))
-        fill = np.empty((len(numbers), self.clips.channels), dtype=np.float32)
+        draws = self._schedule.batch(position, self.world)
+        rows = self.clips.rows(draws)
+        array, packed = self._pool.lend((len(rows), self.clips.channels, self.clips.window, self.clips.voxels))
+        fill = np.empty((len(rows), self.clips.channels), dtype=np.float32)
         filling = [
             # The tensor goes along so that its memory is not lent again before the last thread has written to it.
-            self._threads.submit(self._fill, number, array[row], fill[row], packed)
-            for row, number in enumerate(numbers.tolist())
+            self._threads.submit(self._fill, row, array[place], fill[place], packed)
+            for place, row in enumerate(rows)
         ]
-        return _Ahead(self._describe(numbers, valid, packed, torch.from_numpy(fill), position), filling)
+        return _Ahead(self._describe(rows, draws, packed, torch.from_numpy(fill), position), filling)
 
-    def _fill(self, number: int, packed: NDArray[np.float32], fill: NDArray[np.float32], _lent: torch.Tensor) -> None:
+    def _fill(self, row: Row, packed: NDArray[np.float32], fill: NDArray[np.float32], _lent: torch.Tensor) -> None:
         scratch = getattr(self._scratch, "buffers", None)
         if scratch is None:
             scratch = self._scratch.buffers = Scratch()
-        self.clips.read_packed(number, packed, scratch)
-        fill[:] = self.clips.fill(self.clips.locate(number)[0])
+        row.clips.read_clip(row.run, row.clip, packed, scratch)
+        fill[:] = row.clips.fill(row.run)
 
     def _describe(
-        self,
-        numbers: NDArray[np.int64],
-        valid: NDArray[np.bool_],
-        packed: torch.Tensor,
-        fill: torch.Tensor,
-        position: int,
+        self, rows: list[Row], draws: Draws, packed: torch.Tensor, fill: torch.Tensor, position: int
     ) -> Batch:
-        located = [self.clips.locate(number) for number in numbers.tolist()]
-        runs = [run for run, _ in located]
+        def numbers(values: Iterable[int]) -> torch.Tensor:
+            return torch.tensor(list(values), dtype=torch.int64)
+
         return Batch(
             packed=packed,
             positions=self._positions,
             grid=self.clips.grid if self.clips.has_grid else None,
             fill=fill,
-            valid=torch.from_numpy(valid),
-            window=torch.from_numpy(numbers),
-            start=torch.tensor([start for _, start in located], dtype=torch.int64),
-            subject=[run.subject for run in runs],
-            run=[run.name for run in runs],
+            valid=torch.from_numpy(np.tile(draws.valid, self.clips.views)),
+            window=numbers(row.number for row in rows),
+            start=numbers(row.clip.start for row in rows),
+            frames_valid=numbers(row.clip.length for row in rows),
+            source=numbers(row.source for row in rows),
+            views=self.clips.views,
+            subject=[row.run.subject for row in rows],
+            run=[row.run.name for row in rows],
             targets={
-                target.name: torch.tensor([target.of(run.subject) for run in runs], dtype=torch.float32)
-                for target in self.clips.targets
+                target.name: torch.tensor(
+                    [row.clips.targets[place].of(row.run.subject) for row in rows], dtype=torch.float32
+                )
+                for place, target in enumerate(self.clips.targets)
             },
             global_size=self._schedule.batch_size,
             position=position,
         )
 
     def _state(self, consumed: int) -> StreamState:
-        return StreamState(
-            consumed=consumed,
-            seed=self.clips.seed,
-            window=self.clips.window,
-            stride=self.clips.stride,
-            windows=self.clips.num_windows,
-            selection=self.clips.selection_digest,
-        )
+        return self.clips.state(consumed)
 
     def _restart(self, consumed: int) -> None:
         for ahead in self._ahead:
@@ -226,7 +237,7 @@ class StreamingLoader:
         return self._schedule.epoch_of(position)
 
     def _is_past_end(self, position: int) -> bool:
-        return self.clips.seed is None and position >= self._schedule.windows
+        return self._schedule.is_past_end(position)
 
 
 def _world(rank: int | None, world_size: int | None) -> World:

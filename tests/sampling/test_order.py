@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmristream.sampling.order import order_key, permute
+from fmristream.errors import UsageError
+from fmristream.sampling.order import Locality, order_key, permute, permute_locally
 
 KEYS = st.integers(0, 2**64 - 1)
 MASK = 2**64 - 1
@@ -122,3 +123,42 @@ def test_what_follows_a_number_is_as_good_as_random():
     off_diagonal = pairs[~np.eye(size, dtype=bool)]
     assert pairs.diagonal().sum() == 0
     assert chi_square(off_diagonal) < off_diagonal.size + 5 * np.sqrt(2 * off_diagonal.size)
+
+
+LOCALITIES = st.builds(Locality, windows=st.integers(1, 12), visits=st.integers(1, 9))
+
+
+@given(size=st.integers(1, 400), key=st.integers(0, 2**64 - 1), locality=LOCALITIES)
+def test_with_blocks_kept_together_it_is_still_a_permutation(size, key, locality):
+    images = permute_locally(np.arange(size), size=size, key=key, locality=locality)
+    assert np.array_equal(np.sort(images), np.arange(size))
+
+
+@given(size=st.integers(1, 400), key=st.integers(0, 2**64 - 1), locality=LOCALITIES, data=st.data())
+def test_with_blocks_any_position_alone_has_the_same_image(size, key, locality, data):
+    some = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=5)))
+    every = permute_locally(np.arange(size), size=size, key=key, locality=locality)
+    assert np.array_equal(permute_locally(some, size=size, key=key, locality=locality), every[some])
+
+
+@given(size=st.integers(100, 400), key=st.integers(0, 2**64 - 1), locality=LOCALITIES)
+def test_a_stretch_of_a_superblock_holds_few_blocks_each_of_them_whole(size, key, locality):
+    chunk = locality.windows * locality.visits
+    images = permute_locally(np.arange(size), size=size, key=key, locality=locality)
+    for start in range(0, size - 2 * chunk, chunk):  # the last superblock also takes what fills none
+        part = np.sort(images[start : start + chunk])
+        # Consecutive numbers, wherever blocks begin in this epoch; one stretch may lie across the end.
+        assert int((np.diff(part) != 1).sum()) + 1 <= locality.visits + 1
+
+
+def test_blocks_and_superblocks_differ_between_epochs():
+    locality = Locality(windows=4, visits=3)
+    orders = [permute_locally(np.arange(100), size=100, key=key, locality=locality).tolist() for key in range(5)]
+    assert len({tuple(order) for order in orders}) == 5
+    assert len({tuple(sorted(order[:12])) for order in orders}) == 5
+
+
+@pytest.mark.parametrize("wrong", [{"windows": 0}, {"windows": 3, "visits": 0}])
+def test_a_locality_of_nothing_is_refused(wrong):
+    with pytest.raises(UsageError, match="expected 1 or more each"):
+        Locality(**wrong)

@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from fmristream.errors import ResumeError
 from fmristream.sampling.state import StreamState
 
-STATE = StreamState(consumed=40, seed=7, window=20, stride=10, windows=1000, selection="a" * 64)
+STATE = StreamState(
+    consumed=40,
+    seed=7,
+    window=20,
+    stride=10,
+    windows=1000,
+    selection="a" * 64,
+    settings={"split": "train", "where": "(age > 60)", "dataset": "c" * 64},
+)
+OF_VERSION_1 = {
+    **{name: value for name, value in STATE.as_dict().items() if name != "settings"},
+    "version": 1,
+}
 SEEDS = st.one_of(st.none(), st.integers(-(2**63), 2**63))
 
 
@@ -36,6 +48,9 @@ def test_a_state_fits_its_own_stream_wherever_that_is():
         ("seed", None, ("seed 7", "None")),
         ("windows", 999, ("windows 1000", "999")),
         ("selection", "b" * 64, ("aaaaaaaaaaaa", "bbbbbbbbbbbb")),
+        ("settings", {**STATE.settings, "split": "val"}, ("split train", "val")),
+        ("settings", {**STATE.settings, "where": "(age > 61)"}, ("where (age > 60)", "(age > 61)")),
+        ("settings", {**STATE.settings, "weights": "subject"}, ("weights None", "subject")),
     ],
 )
 def test_a_state_of_another_stream_is_refused_and_both_values_are_named(name, other, shown):
@@ -52,7 +67,12 @@ def test_a_state_of_another_stream_is_refused_and_both_values_are_named(name, ot
         {"consumed": 3},
         {**STATE.as_dict(), "rank": 0},
         {name: value for name, value in STATE.as_dict().items() if name != "selection"},
-        changed(version=2),
+        changed(version=3),
+        changed(version=1),
+        {**OF_VERSION_1, "version": 2},
+        changed(settings=None),
+        changed(settings={"split": 5}),
+        changed(version=True),
         changed(version=0),
         changed(consumed=-1),
         changed(consumed="40"),
@@ -70,6 +90,24 @@ def test_a_state_of_another_stream_is_refused_and_both_values_are_named(name, ot
 def test_what_is_no_state_is_refused(state):
     with pytest.raises(ResumeError):
         StreamState.from_dict(state)
+
+
+def test_another_version_of_a_dataset_is_the_same_stream_while_the_selection_is_the_same():
+    other = StreamState.from_dict(changed(settings={**STATE.settings, "dataset": "d" * 64}))
+    STATE.require_same_stream(other)
+
+
+def test_where_the_selection_differs_contents_of_the_datasets_are_named():
+    other = StreamState.from_dict(changed(selection="b" * 64, settings={**STATE.settings, "dataset": "d" * 64}))
+    with pytest.raises(ResumeError, match=r"dataset content cccccccccccc, this loader streams dddddddddddd"):
+        STATE.require_same_stream(other)
+
+
+def test_a_state_of_the_first_release_is_read_and_fits_by_its_digest():
+    old = StreamState.from_dict(OF_VERSION_1)
+    old.require_same_stream(STATE)
+    with pytest.raises(ResumeError, match="selection of runs"):
+        old.require_same_stream(StreamState.from_dict(changed(selection="b" * 64)))
 
 
 JSON_VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.just([1]))

@@ -198,8 +198,8 @@ def test_a_state_survives_another_batch_size_and_no_window_is_lost_or_repeated(c
         ({"stride": 3}, ("stride 7", "3")),
         ({"seed": 12}, ("seed 11", "12")),
         ({"seed": None}, ("seed 11", "None")),
-        ({"split": None}, ("windows",)),
-        ({"split": "val"}, ("windows",)),
+        ({"split": None}, ("split train", "None")),
+        ({"split": "val"}, ("split train", "val")),
     ],
 )
 def test_a_state_of_another_stream_is_refused_and_says_how_they_differ(cohort_url, clips, changes, shown):
