@@ -18,6 +18,7 @@ from fmristream.storage.filesystem import client_errors
 from fmristream.storage.urls import redacted, scheme_of
 
 T = TypeVar("T")
+Data = TypeVar("Data", bytes, memoryview)
 
 # What a name may consist of: nothing that a file system, a bucket, a client's pattern or a URL gives a meaning to.
 _KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
@@ -119,7 +120,7 @@ def checked_key(key: str) -> str:
     return key
 
 
-def whole_range(data: bytes, *, store: str, key: str, start: int, stop: int) -> bytes:
+def whole_range(data: Data, *, store: str, key: str, start: int, stop: int) -> Data:
     """The data, if it has the length that was asked for."""
     if len(data) != stop - start:
         raise CorruptDataError(
