@@ -3,7 +3,10 @@
 Or without blosc, as `bytes, crc32c` do it; and what stands behind a chunk of codes: the values that codes cannot say.
 """
 
+import ctypes
 import struct
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import google_crc32c
@@ -157,6 +160,27 @@ def checksum(data: bytes | memoryview) -> bytes:
     # google_crc32c takes bytes or an array; an array is made without a copy.
     whole = data if isinstance(data, bytes) else np.frombuffer(data, dtype=np.uint8)
     return int(google_crc32c.value(whole)).to_bytes(CRC_BYTES, "little")
+
+
+@cache
+def entry_points() -> NDArray[np.int64] | None:
+    """(3,) addresses of pread, crc32c_value and blosc_decompress_ctx, for kernels that call them without Python.
+
+    Two of them are in the libraries behind the modules used here, exported by the wheels that we know; None where not.
+    """
+    crc32c = find_spec("google_crc32c._crc32c")
+    if crc32c is None:  # a build without C
+        return None
+    try:
+        libraries = ctypes.CDLL(None), ctypes.CDLL(str(crc32c.origin)), ctypes.CDLL(blosc.__file__)
+        names = "pread", "crc32c_value", "blosc_decompress_ctx"
+        addresses = [
+            ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+            for library, name in zip(libraries, names, strict=True)
+        ]
+        return np.array(addresses, dtype=np.int64)
+    except (AttributeError, OSError, TypeError):  # no such symbol; a system that cannot open itself
+        return None
 
 
 def _single_threaded() -> None:

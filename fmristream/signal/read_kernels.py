@@ -82,6 +82,19 @@ def to_half(values: Any, out: Any) -> None:
         out[v] = _as_stored(out, np.float32(values[v]))
 
 
+@numba.njit(nogil=True, cache=True, error_model="numpy", inline="never")
+def normalize_block(frames: Any, delta: Any, inverse: Any, out: Any) -> None:
+    """See `normalize_voxels`; for kernels."""
+    for start in range(0, delta.size, BLOCK):
+        stop = min(start + BLOCK, delta.size)
+        deltas, inverses = delta[start:stop], inverse[start:stop]
+        for t in range(out.shape[0]):
+            here, there = frames[t, start:stop], out[t, start:stop]
+            for j in range(deltas.size):
+                z = np.float32((here[j] - deltas[j]) * inverses[j])
+                there[j] = _as_stored(there, z if np.isfinite(z) else np.float32(0))
+
+
 @_jit
 def normalize_voxels(frames: Any, delta: Any, inverse: Any, out: Any) -> None:
     """out[t, v] = (frames[t, v] - delta[v]) x inverse[v]; not finite -> 0.
@@ -92,14 +105,7 @@ def normalize_voxels(frames: Any, delta: Any, inverse: Any, out: Any) -> None:
         inverse: (v,) float32.
         out: (t, v) float32, or uint16 for the bits of float16.
     """
-    for start in range(0, delta.size, BLOCK):
-        stop = min(start + BLOCK, delta.size)
-        deltas, inverses = delta[start:stop], inverse[start:stop]
-        for t in range(out.shape[0]):
-            here, there = frames[t, start:stop], out[t, start:stop]
-            for j in range(deltas.size):
-                z = np.float32((here[j] - deltas[j]) * inverses[j])
-                there[j] = _as_stored(there, z if np.isfinite(z) else np.float32(0))
+    normalize_block(frames, delta, inverse, out)
 
 
 @_jit
@@ -165,13 +171,14 @@ def place(row: Any, stretches: Any, fill: Any, out: Any) -> None:
 
     Args:
         row: (v,).
-        stretches: (n, 3) int64: first voxel, its place in the grid, how many follow each other in both; rising places.
+        stretches: (n, 3) uint32: first voxel, its place in the grid, how many follow each other in both; rising places.
         fill: one element of the row's dtype.
         out: (x*y*z,) of the row's dtype.
     """
     end = np.int64(0)
     for n in range(stretches.shape[0]):
-        voxel, place, length = stretches[n, 0], stretches[n, 1], stretches[n, 2]
+        # From unsigned: an index that might be negative costs three times as much.
+        voxel, place, length = np.int64(stretches[n, 0]), np.int64(stretches[n, 1]), np.int64(stretches[n, 2])
         out[end:place] = fill
         for k in range(length):
             out[place + k] = row[voxel + k]

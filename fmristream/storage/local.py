@@ -145,7 +145,7 @@ class LocalObject:
         self._store = store
         self._key = key
         path = store.root / checked_key(key)
-        self._descriptor = translated(store.name, key, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        self.descriptor = translated(store.name, key, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def read_into(self, start: int, view: memoryview) -> None:
         """Fill memory with the bytes from `start` on.
@@ -157,7 +157,7 @@ class LocalObject:
         def read() -> int:
             done = 0
             while done < len(view):
-                count = os.preadv(self._descriptor, [view[done:] if done else view], start + done)
+                count = os.preadv(self.descriptor, [view[done:] if done else view], start + done)
                 if not count:
                     break
                 done += count
@@ -171,7 +171,7 @@ class LocalObject:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
 class LocalNewObject:

@@ -10,12 +10,14 @@ from fmristream.errors import UsageError
 from fmristream.sampling.clip import Clip
 from fmristream.shards import codec
 from fmristream.shards.run_reader import RunReader, misfit
-from fmristream.signal import read_kernels
+from fmristream.signal import chunk_kernels, read_kernels
 from fmristream.signal.prepared import Prepared
 
 # Of decoded frames that are worked on at a time: with their scale and what becomes of them they fill a second-level cache.
 GROUP_BYTES = 2**20
 _LONGEST_GROUP = 8
+
+_PACKED = np.empty((0, 3), dtype=np.uint32)
 
 
 class Scratch:
@@ -44,11 +46,39 @@ class Target:
     """
 
     values: NDArray[Any]
-    stretches: NDArray[np.int64] | None = None
+    stretches: NDArray[np.uint32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive chunks, all of them in memory or all in one file.
+
+    Attributes:
+        lengths: of each chunk in bytes.
+        first: frame of the first one.
+        row: of the target that the first one is for.
+        data: memory that holds them, from byte `start` on; None where the file does.
+        start: of the first chunk, in `data` or in the file.
+        descriptor: of the file; negative where they are in memory.
+    """
+
+    lengths: tuple[int, ...]
+    first: int
+    row: int
+    data: memoryview | None
+    start: int
+    descriptor: int = -1
 
 
 class Sink(Protocol):
     """Takes the chunks of one clip, in whatever order."""
+
+    def take_all(self, piece: Piece) -> int:
+        """Take chunks without Python between them; returns how many were taken: none where it cannot, or where they differ.
+
+        What was not taken is for `take`, which says what is wrong with it.
+        """
+        ...
 
     @property
     def rows(self) -> int:
@@ -56,7 +86,7 @@ class Sink(Protocol):
         ...
 
     def take(self, data: memoryview, lengths: tuple[int, ...], *, first: int, row: int) -> None:
-        """Chunks that lie one after the other: of frames from `first` on, for rows of the target from `row` on."""
+        """Chunks in memory that lie one after the other: of frames from `first` on, for rows of the target from `row` on."""
         ...
 
     def finish(self) -> None:
@@ -116,9 +146,15 @@ class _Chunks:
         self.scratch = scratch
         self.dtype = reader.run.numpy_dtype
         self.voxels = reader.run.voxels
-        self._known = known
+        self.known = known
         shape = reader.run.shape[::-1] if reader.is_volume else (reader.padded_voxels,)
         self.spare = scratch.array("spare", shape, reader.codes_dtype if reader.is_quantized else self.dtype)
+
+    def checks(self, piece: Piece) -> NDArray[np.int64]:
+        """The last four bytes of chunks, as the index has them."""
+        checks = self.reader.index.checks
+        assert checks is not None, "encodings whose lengths do not tell chunks apart have them"
+        return checks[piece.first : piece.first + len(piece.lengths)]
 
     def group(self) -> int:
         """How many frames fit into the cache."""
@@ -126,7 +162,7 @@ class _Chunks:
 
     def decode(self, data: memoryview, frame: int, out: NDArray[Any]) -> None:
         """One chunk into (padded_voxels,): a residual or, for floats, values."""
-        if self._known is None:
+        if self.known is None:
             self.reader.decode_chunk(data, frame, out, self.spare)
             return
         np.copyto(out[: self.voxels], self.raw(data, frame))
@@ -137,11 +173,23 @@ class _Chunks:
     def raw(self, data: memoryview, frame: int) -> NDArray[Any]:
         """(v,) values of an uncompressed chunk where they lie; its checksum is computed where that was not done yet."""
         what = self.reader.require_chunk(data, frame)
-        is_known = self._known is not None and bool(self._known[frame])
+        is_known = self.known is not None and bool(self.known[frame])
         values = codec.raw_view(data, self.dtype, self.reader.padded_voxels, what=what, is_known=is_known)
-        if self._known is not None and not is_known:
-            self._known[frame] = True
+        if self.known is not None and not is_known:
+            self.known[frame] = True
         return values[: self.voxels]
+
+
+class _OneByOne:
+    """Takes chunks from Python only."""
+
+    rows = 1
+
+    def take_all(self, piece: Piece) -> int:
+        return 0
+
+    def finish(self) -> None:
+        pass
 
 
 class _Rows:
@@ -155,6 +203,12 @@ class _Rows:
         self._scratch = scratch
         self._fill = prepared.fill.astype(target.values.dtype).view(self._values.dtype)
         self.channels = len(self._values)
+
+    def whole(self, row: int, count: int, voxels: int, group: int) -> tuple[Any, ...]:
+        """What kernels of whole spans want: rows to work in, rows of the target, stretches, the background."""
+        spare = self._scratch.array("row", (group, voxels), self._values.dtype)
+        stretches = _PACKED if self._stretches is None else self._stretches
+        return spare, self._values[0, row : row + count], stretches, self._fill[0]
 
     def lend(self, row: int, count: int, voxels: int) -> NDArray[Any]:
         """(c, count, v) to write to: float32, or uint16 for float16."""
@@ -197,6 +251,53 @@ class _Voxelwise:
         reader = chunks.reader
         self.rows = 1 if reader.is_raw or reader.is_quantized else chunks.group()
 
+    def take_all(self, piece: Piece) -> int:
+        reader, calls = self._chunks.reader, codec.entry_points()
+        if calls is None or reader.is_volume or not read_kernels.HAS_HALF:
+            return 0
+        group = min(self._chunks.group(), len(piece.lengths))
+        into = self._rows.whole(piece.row, len(piece.lengths), self._chunks.voxels, group)
+        if piece.data is not None:
+            data = np.frombuffer(piece.data, dtype=np.uint8)
+        elif reader.is_raw:
+            return 0
+        else:
+            room = max(sum(piece.lengths[at : at + group]) for at in range(0, len(piece.lengths), group))
+            data = self._chunks.scratch.array("bytes", (room,), np.uint8)
+        if reader.is_raw:
+            return self._fill_from_raw(calls, piece, data, group, into)
+        start, lengths = piece.start, np.array(piece.lengths, dtype=np.int64)
+        if reader.is_quantized:
+            return self._fill_from_codes(calls, piece, data, lengths, group, into)
+        stored = self._chunks.scratch.array("stored", (group, reader.padded_voxels), self._chunks.dtype)
+        return chunk_kernels.fill_from_residuals(
+            calls, piece.descriptor, start, data, lengths, _signed(stored), self._delta, self._inverse, *into
+        )
+
+    def _fill_from_codes(
+        self, calls: Any, piece: Piece, data: Any, lengths: Any, group: int, into: tuple[Any, ...]
+    ) -> int:
+        reader, checks = self._chunks.reader, self._chunks.checks(piece)
+        codes = self._chunks.scratch.array("stored", (group, reader.padded_voxels), reader.codes_dtype)
+        step, offset = reader.quantization
+        return chunk_kernels.fill_from_codes(
+            calls, piece.descriptor, piece.start, data, lengths, checks, codes, step, offset, self._delta,
+            self._inverse, int(np.iinfo(codes.dtype).min), *into,
+        )  # fmt: skip
+
+    def _fill_from_raw(self, calls: Any, piece: Piece, data: Any, group: int, into: tuple[Any, ...]) -> int:
+        chunks, reader = self._chunks, self._chunks.reader
+        length = reader.padded_voxels * chunks.dtype.itemsize + codec.CRC_BYTES
+        if any(found != length for found in piece.lengths) or piece.start % chunks.dtype.itemsize:
+            return 0
+        reference = reader.reference if reader.is_difference else np.empty(0, dtype=chunks.dtype)
+        frames = slice(piece.first, piece.first + len(piece.lengths))
+        known = np.zeros(len(piece.lengths), np.bool_) if chunks.known is None else chunks.known[frames]
+        return chunk_kernels.fill_from_raw(
+            calls, piece.start, data, length, chunks.checks(piece), known, np.empty((group, 0), chunks.dtype),
+            reference, self._delta, self._inverse, *into,
+        )  # fmt: skip
+
     def take(self, data: memoryview, lengths: tuple[int, ...], *, first: int, row: int) -> None:
         reader = self._chunks.reader
         out = self._rows.lend(row, len(lengths), self._chunks.voxels)
@@ -221,9 +322,7 @@ class _Voxelwise:
         for number, length in enumerate(lengths):
             chunks.decode(data[at : at + length], first + number, stored[number])
             at += length
-        # Residuals of unsigned sources wrap below zero; seen as signed they are the differences.
-        signed = stored.view(f"i{stored.itemsize}") if chunks.dtype.kind == "u" else stored
-        read_kernels.normalize_voxels(signed, self._delta, self._inverse, out)
+        read_kernels.normalize_voxels(_signed(stored), self._delta, self._inverse, out)
 
     def _take_codes(self, data: memoryview, frame: int, out: NDArray[Any]) -> None:
         reader, codes = self._chunks.reader, self._chunks.spare
@@ -240,10 +339,13 @@ class _Voxelwise:
             raise misfit(what)
 
 
-class _Framewise:
-    """Any recipe that takes frames one by one."""
+def _signed(stored: NDArray[Any]) -> NDArray[Any]:
+    """Residuals of unsigned sources wrap below zero; seen as signed they are the differences."""
+    return stored.view(f"i{stored.itemsize}") if stored.dtype.kind == "u" else stored
 
-    rows = 1
+
+class _Framewise(_OneByOne):
+    """Any recipe that takes frames one by one."""
 
     def __init__(self, chunks: _Chunks, rows: _Rows, prepared: Prepared, scratch: Scratch) -> None:
         self._chunks = chunks
@@ -263,14 +365,9 @@ class _Framewise:
         self._prepared(stored, range(first, first + 1), out)
         self._rows.done(row, out)
 
-    def finish(self) -> None:
-        pass
 
-
-class _Whole:
+class _Whole(_OneByOne):
     """Any recipe that wants the whole clip."""
-
-    rows = 1
 
     def __init__(self, chunks: _Chunks, rows: _Rows, prepared: Prepared, clip: Clip, scratch: Scratch) -> None:
         self._chunks = chunks
@@ -288,10 +385,8 @@ class _Whole:
         self._rows.put(0, self._wide)
 
 
-class _Residuals:
+class _Residuals(_OneByOne):
     """Residuals as they are stored, for a device to scale."""
-
-    rows = 1
 
     def __init__(self, chunks: _Chunks, prepared: Prepared, target: Target) -> None:
         dtype, name = chunks.dtype, chunks.reader.run.name
@@ -311,6 +406,3 @@ class _Residuals:
         self._chunks.decode(data, first, stored)
         signed = stored.view(f"i{stored.itemsize}")  # true differences: none wraps where the recipe is affine
         self._target.values[0, row] = signed[: self._chunks.voxels]
-
-    def finish(self) -> None:
-        pass

@@ -1,11 +1,10 @@
 """One clip of frames, from bytes to normalised values: planned by byte range, checked, decoded, normalised. numpy only."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from fmristream.signal.normalize import Normalization, prepare
 from fmristream.signal.prepared import Prepared
 from fmristream.storage.local import LocalStore
 from fmristream.stream.kept import Kept
-from fmristream.stream.rows import Scratch, Target, sink_of
+from fmristream.stream.rows import Piece, Scratch, Sink, Target, sink_of
 
 __all__ = ["Request", "Scratch", "Target", "WindowReader"]
 
@@ -27,9 +26,6 @@ __all__ = ["Request", "Scratch", "Target", "WindowReader"]
 PREPARED_BYTES = 48 * 2**20
 # Uncompressed runs of which is known which chunks were looked at: a byte a frame.
 _KNOWN_RUNS = 4096
-
-# Bytes [start, stop) of an object, valid until the next call.
-_Read = Callable[[int, int], memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +102,8 @@ class WindowReader:
         try:
             row = 0
             for number, span in enumerate(request.spans):
-                with _source(reader, span, scratch, data[number] if data is not None else None) as read:
-                    _pour(span, read, sink, row)
+                with _source(reader, span, scratch, data[number] if data is not None else None) as source:
+                    _pour(span, source, sink, row)
                 row += len(span.lengths)
         except CorruptDataError:
             if is_mapped:  # what is restored from a copy is another file
@@ -127,28 +123,61 @@ class WindowReader:
         self.fill(self.request(run, clip), Target(packed), scratch)
 
 
-def _pour(span: Span, read: _Read, sink: Any, row: int) -> None:
-    """Every chunk of a span, as many at a time as the sink takes."""
-    start = span.start
-    for at in range(0, len(span.lengths), sink.rows):
+def _pour(span: Span, source: "_Source", sink: Sink, row: int) -> None:
+    """Every chunk of a span: at once where that goes, else as many at a time as the sink takes from Python."""
+    start, at = span.start, 0
+    at = sink.take_all(source.piece(span, row))
+    start += sum(span.lengths[:at])
+    while at < len(span.lengths):
         lengths = span.lengths[at : at + sink.rows]
         stop = start + sum(lengths)
-        sink.take(read(start, stop), lengths, first=span.first + at, row=row + at)
-        start = stop
+        sink.take(source.read(start, stop), lengths, first=span.first + at, row=row + at)
+        start, at = stop, at + len(lengths)
 
 
-def _source(
-    reader: RunReader, span: Span, scratch: Scratch, data: memoryview | None
-) -> AbstractContextManager[_Read]:  # fmt: skip
+def _source(reader: RunReader, span: Span, scratch: Scratch, data: memoryview | None) -> "_Source":
     """Where a span's bytes come from."""
     store = reader.store
     if data is None and isinstance(store, LocalStore):
         if reader.is_raw:
-            mapped = store.map_object(span.key, span.stop)
-            return nullcontext(lambda start, stop: mapped[start:stop])
+            return _MemorySource(store.map_object(span.key, span.stop), 0)
         return _LocalSource(store, span.key, scratch)
     held = data if data is not None else memoryview(store.read_range(span.key, span.start, span.stop))
-    return nullcontext(lambda start, stop: held[start - span.start : stop - span.start])
+    return _MemorySource(held, span.start)
+
+
+class _Source(Protocol):
+    """Bytes of one object."""
+
+    def piece(self, span: Span, row: int) -> Piece: ...
+
+    def read(self, start: int, stop: int) -> memoryview:
+        """Bytes [start, stop) of the object, valid until the next call."""
+        ...
+
+    def __enter__(self) -> "_Source": ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class _MemorySource:
+    """Bytes that are in memory, the first of them byte `begin` of the object."""
+
+    def __init__(self, held: memoryview, begin: int) -> None:
+        self._held = held
+        self._begin = begin
+
+    def piece(self, span: Span, row: int) -> Piece:
+        return Piece(span.lengths, span.first, row, self._held, span.start - self._begin)
+
+    def read(self, start: int, stop: int) -> memoryview:
+        return self._held[start - self._begin : stop - self._begin]
+
+    def __enter__(self) -> "_MemorySource":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
 
 
 class _LocalSource:
@@ -158,16 +187,19 @@ class _LocalSource:
         self._file = store.open_object(key)
         self._scratch = scratch
 
-    def __enter__(self) -> _Read:
-        return self._read
+    def piece(self, span: Span, row: int) -> Piece:
+        return Piece(span.lengths, span.first, row, None, span.start, self._file.descriptor)
 
-    def __exit__(self, *exc: object) -> None:
-        self._file.__exit__(*exc)
-
-    def _read(self, start: int, stop: int) -> memoryview:
+    def read(self, start: int, stop: int) -> memoryview:
         view = self._scratch.array("bytes", (stop - start,), np.uint8).data
         self._file.read_into(start, view)
         return view
+
+    def __enter__(self) -> "_LocalSource":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.__exit__(*exc)
 
 
 class _KnownChunks:
