@@ -14,7 +14,7 @@ from numba import carray
 from numba.core import types
 from numba.extending import intrinsic
 
-from fmristream.signal.read_kernels import normalize_block, place
+from fmristream.signal.read_kernels import BLOCK, normalize_voxels, normalized, place
 
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
@@ -150,51 +150,46 @@ def fill_from_residuals(
                 return first
             at += lengths[first + k]
         if is_placed:
-            normalize_block(stored[:count], delta, inverse, rows[:count])
+            normalize_voxels(stored[:count], delta, inverse, rows[:count])
             for k in range(count):
                 place(rows[k], stretches, fill, out[first + k])
         else:
-            normalize_block(stored[:count], delta, inverse, out[first : first + count])
+            normalize_voxels(stored[:count], delta, inverse, out[first : first + count])
         offset += total
     return lengths.size
 
 
 @_jit
 def _normalize_code_group(
-    codes: Any, step: Any, offset: Any, delta: Any, inverse: Any, escape: int, values: Any, out: Any, escapes: Any
+    codes: Any, step: Any, offset: Any, delta: Any, inverse: Any, escape: int, out: Any, escapes: Any
 ) -> None:
     """(g, v) codes by way of the values that `kernels.dequantize` gives; counts the escapes of each frame."""
     for k in range(out.shape[0]):
         escapes[k] = 0
-    for first in range(0, delta.size, values.size):
-        last = min(first + values.size, delta.size)
+    for first in range(0, delta.size, BLOCK):
+        last = min(first + BLOCK, delta.size)
         steps, offsets, deltas, inverses = step[first:last], offset[first:last], delta[first:last], inverse[first:last]
         for k in range(out.shape[0]):
-            here = codes[k, first:last]
+            here, into = codes[k, first:last], out[k, first:last]
             number = np.int32(0)
-            for j in range(here.size):
+            for j in range(deltas.size):
                 number = np.int32(number + np.int32(np.int32(here[j]) == np.int32(escape)))
-                values[j] = np.float64(here[j]) * np.float64(steps[j]) + np.float64(offsets[j])
             escapes[k] += number
-            normalize_block(
-                values[: last - first].reshape(1, last - first), deltas, inverses,
-                out[k, first:last].reshape(1, last - first),
-            )  # fmt: skip
+            for j in range(deltas.size):
+                value = np.float32(np.float64(here[j]) * np.float64(steps[j]) + np.float64(offsets[j]))
+                into[j] = normalized(into, value, deltas[j], inverses[j])
 
 
 @_jit
 def _put_escapes(
-    data: Any, begin: Any, count: Any, codes: Any, delta: Any, inverse: Any, escape: int, value: Any, row: Any
+    data: Any, begin: Any, count: Any, codes: Any, delta: Any, inverse: Any, escape: int, row: Any
 ) -> bool:
     """Normalised values where codes are escapes: `count` positions, then as many float32, from byte `begin` on."""
     for n in range(count):
         voxel = np.int64(_word(data, begin + 4 * n))
         if voxel >= delta.size or codes[voxel] != escape:
             return False
-        value[0, 0] = _as_float(_word(data, begin + 4 * (count + n)))
-        normalize_block(
-            value, delta[voxel : voxel + 1], inverse[voxel : voxel + 1], row[voxel : voxel + 1].reshape(1, 1)
-        )
+        row[voxel] = normalized(row, _as_float(_word(data, begin + 4 * (count + n))), delta[voxel], inverse[voxel])
     return True
 
 
@@ -226,8 +221,6 @@ def fill_from_codes(
     """
     is_placed = stretches.shape[0] > 0
     group = stored.shape[0]
-    values = np.empty(2048, dtype=np.float32)
-    value = np.empty((1, 1), dtype=np.float32)
     escapes, begins, counts = np.empty(group, np.int64), np.empty(group, np.int64), np.empty(group, np.int64)
     place_in_file = np.int64(start)
     for first in range(0, lengths.size, group):
@@ -256,10 +249,10 @@ def fill_from_codes(
                 return first
             at = end
         into = rows[:count] if is_placed else out[first : first + count]
-        _normalize_code_group(stored[:count], step, offset, delta, inverse, escape, values, into, escapes)
+        _normalize_code_group(stored[:count], step, offset, delta, inverse, escape, into, escapes)
         for k in range(count):
             if escapes[k] != counts[k] or not _put_escapes(
-                data, begins[k], counts[k], stored[k], delta, inverse, escape, value, into[k]
+                data, begins[k], counts[k], stored[k], delta, inverse, escape, into[k]
             ):
                 return first
             if is_placed:
@@ -314,20 +307,18 @@ def fill_from_raw(
 def _normalize_raw_group(
     data: Any, start: Any, length: Any, like: Any, reference: Any, delta: Any, inverse: Any, out: Any
 ) -> None:
-    has_reference = reference.size > 0
-    differences = np.empty((1, 2048), dtype=np.float32)
-    for first in range(0, delta.size, 2048):
-        last = min(first + 2048, delta.size)
-        size = last - first
+    for first in range(0, delta.size, BLOCK):
+        last = min(first + BLOCK, delta.size)
+        deltas, inverses = delta[first:last], inverse[first:last]
         for k in range(out.shape[0]):
-            values = carray(_pointer(_address(data) + start + k * length), (delta.size,), like.dtype)[first:last]
-            into = out[k, first:last].reshape(1, size)
-            here = differences[0, :size]
-            if has_reference:
+            address = _address(data) + start + k * length + first * like.itemsize
+            values = carray(_pointer(address), (last - first,), like.dtype)
+            into = out[k, first:last]
+            if reference.size > 0:
                 references = reference[first:last]
-                for j in range(size):
-                    here[j] = np.int32(values[j]) - np.int32(references[j])
+                for j in range(deltas.size):
+                    difference = np.float32(np.int32(np.int32(values[j]) - np.int32(references[j])))
+                    into[j] = normalized(into, difference, deltas[j], inverses[j])
             else:
-                for j in range(size):
-                    here[j] = values[j]
-            normalize_block(here.reshape(1, size), delta[first:last], inverse[first:last], into)
+                for j in range(deltas.size):
+                    into[j] = normalized(into, np.float32(values[j]), deltas[j], inverses[j])

@@ -82,17 +82,11 @@ def to_half(values: Any, out: Any) -> None:
         out[v] = _as_stored(out, np.float32(values[v]))
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", inline="never")
-def normalize_block(frames: Any, delta: Any, inverse: Any, out: Any) -> None:
-    """See `normalize_voxels`; for kernels."""
-    for start in range(0, delta.size, BLOCK):
-        stop = min(start + BLOCK, delta.size)
-        deltas, inverses = delta[start:stop], inverse[start:stop]
-        for t in range(out.shape[0]):
-            here, there = frames[t, start:stop], out[t, start:stop]
-            for j in range(deltas.size):
-                z = np.float32((here[j] - deltas[j]) * inverses[j])
-                there[j] = _as_stored(there, z if np.isfinite(z) else np.float32(0))
+@_jit
+def normalized(out: Any, value: Any, delta: Any, inverse: Any) -> Any:
+    """(value - delta) x inverse as an element of `out`; not finite -> 0. For kernels: in their loops it becomes vector code."""
+    z = np.float32((value - delta) * inverse)
+    return _as_stored(out, z if np.isfinite(z) else np.float32(0))
 
 
 @_jit
@@ -105,16 +99,21 @@ def normalize_voxels(frames: Any, delta: Any, inverse: Any, out: Any) -> None:
         inverse: (v,) float32.
         out: (t, v) float32, or uint16 for the bits of float16.
     """
-    normalize_block(frames, delta, inverse, out)
+    for start in range(0, delta.size, BLOCK):
+        stop = min(start + BLOCK, delta.size)
+        deltas, inverses = delta[start:stop], inverse[start:stop]
+        for t in range(out.shape[0]):
+            here, there = frames[t, start:stop], out[t, start:stop]
+            for j in range(deltas.size):
+                there[j] = normalized(there, here[j], deltas[j], inverses[j])
 
 
 @_jit
 def normalize_integers(values: Any, reference: Any, delta: Any, inverse: Any, out: Any) -> None:
     """The same of one frame (v,) of 8- or 16-bit values as the source stored them, reference not yet subtracted."""
     for v in range(delta.size):
-        difference = np.float32(np.int32(values[v]) - np.int32(reference[v]))
-        z = np.float32((difference - delta[v]) * inverse[v])
-        out[v] = _as_stored(out, z if np.isfinite(z) else np.float32(0))
+        difference = np.float32(np.int32(np.int32(values[v]) - np.int32(reference[v])))
+        out[v] = normalized(out, difference, delta[v], inverse[v])
 
 
 @_jit
@@ -144,8 +143,7 @@ def normalize_codes(codes: Any, step: Any, offset: Any, delta: Any, inverse: Any
         escapes += count
         for j in range(deltas.size):
             value = np.float32(np.float64(here[j]) * np.float64(steps[j]) + np.float64(offsets[j]))
-            z = np.float32((value - deltas[j]) * inverses[j])
-            there[j] = _as_stored(there, z if np.isfinite(z) else np.float32(0))
+            there[j] = normalized(there, value, deltas[j], inverses[j])
     return escapes
 
 
@@ -158,8 +156,7 @@ def normalize_escapes(
     for n in range(positions.size):
         v = positions[n]
         fits = fits and codes[v] == escape
-        z = np.float32((values[n] - delta[v]) * inverse[v])
-        out[v] = _as_stored(out, z if np.isfinite(z) else np.float32(0))
+        out[v] = normalized(out, values[n], delta[v], inverse[v])
     return fits
 
 
