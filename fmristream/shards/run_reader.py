@@ -212,9 +212,7 @@ class RunReader:
             stop = min(frames.stop, (shard + 1) * per_shard)
             offsets = self.ends[start : stop + 1] - self.ends[shard * per_shard]
             lengths = self.index.lengths[start:stop]
-            spans.append(
-                Span(self.shard_key(shard), int(offsets[0]), int(offsets[-1]), start, tuple(lengths.tolist()))
-            )
+            spans.append(Span(self.shard_key(shard), int(offsets[0]), int(offsets[-1]), start, tuple(lengths.tolist())))
             start = stop
         return spans
 

@@ -67,9 +67,7 @@ def _as_stored(typing_context: Any, out: Any, value: Any) -> Any:
         if not is_half:
             return value
         if not HAS_HALF:
-            return context.compile_internal(
-                builder, _half_by_integers.py_func, types.uint16(types.float32), (value,)
-            )
+            return context.compile_internal(builder, _half_by_integers.py_func, types.uint16(types.float32), (value,))
         return builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16))
 
     return (types.uint16 if is_half else types.float32)(out, types.float32), generate

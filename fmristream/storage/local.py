@@ -32,6 +32,7 @@ class LocalStore:
     def __init__(self, url: str) -> None:
         self._url = url
         self.root = Path(local_path(url))
+        self._name = str(self.root)
         self._maps: OrderedDict[str, memoryview] = OrderedDict()
         self._lock = Lock()
 
@@ -40,7 +41,7 @@ class LocalStore:
 
     @property
     def name(self) -> str:
-        return str(self.root)
+        return self._name
 
     def put_new(self, key: str, data: bytes) -> None:
         with self.stream_new(key) as new:
@@ -85,7 +86,9 @@ class LocalStore:
         def map_it() -> memoryview:
             with open(self.root / checked_key(key), "rb") as file:
                 length = os.fstat(file.fileno()).st_size
-                return memoryview(mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)) if length else memoryview(b"")
+                return (
+                    memoryview(mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)) if length else memoryview(b"")
+                )
 
         mapped = translated(self.name, key, map_it)
         whole_range(mapped[:size], store=self.name, key=key, start=0, stop=size)
@@ -144,7 +147,7 @@ class LocalObject:
     def __init__(self, store: LocalStore, key: str) -> None:
         self._store = store
         self._key = key
-        path = store.root / checked_key(key)
+        path = f"{store.name}/{checked_key(key)}"
         self.descriptor = translated(store.name, key, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def read_into(self, start: int, view: memoryview) -> None:

@@ -11,6 +11,7 @@ An object is written once, under a name that nobody wrote before, and becomes vi
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, Self, TypeVar
 
 from fmristream.errors import CorruptDataError, ObjectExistsError, ObjectMissingError, StorageError, UsageError
@@ -113,6 +114,7 @@ def is_key(key: str) -> bool:
     return _KEY.fullmatch(key) is not None and not any(part in (".", "..") for part in key.split("/"))
 
 
+@lru_cache(maxsize=4096)
 def checked_key(key: str) -> str:
     """The key itself, after a look that it is one."""
     if not is_key(key):

@@ -1,5 +1,6 @@
 """Decoded frames into rows of a batch, while they are in the second-level cache: normalised, rounded, placed."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from fmristream.signal import chunk_kernels, read_kernels
 from fmristream.signal.prepared import Prepared
 
 # Of decoded frames that are worked on at a time: with their scale and what becomes of them they fill a second-level cache.
-GROUP_BYTES = 2**20
+GROUP_BYTES = 3 * 2**19
 _LONGEST_GROUP = 8
 
 _PACKED = np.empty((0, 3), dtype=np.uint32)
@@ -29,7 +30,7 @@ class Scratch:
     def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """An array whose contents are whatever was there."""
         key = name, np.dtype(dtype)
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         held = self._buffers.get(key)
         if held is None or held.size < size:
             held = self._buffers[key] = np.empty(size, dtype=dtype)
@@ -241,9 +242,7 @@ class _Rows:
 class _Voxelwise:
     """A scale for each voxel, applied by kernels that round on the way: nothing is written twice."""
 
-    def __init__(
-        self, chunks: _Chunks, rows: _Rows, delta: NDArray[np.float32], inverse: NDArray[np.float32]
-    ) -> None:
+    def __init__(self, chunks: _Chunks, rows: _Rows, delta: NDArray[np.float32], inverse: NDArray[np.float32]) -> None:
         self._chunks = chunks
         self._rows = rows
         self._delta = delta
