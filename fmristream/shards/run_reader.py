@@ -150,9 +150,17 @@ class RunReader:
     def index(self) -> ChunkIndex:
         """Lengths, and checks where lengths do not tell chunks apart."""
         array = self.frames_array
-        stop = array.index_offset + array.index_bytes
+        place = array.index_offset, array.index_offset + array.index_bytes
+        try:
+            return self._read_index(array, *place)
+        except CorruptDataError:
+            if not _forget(self.store, self.index_key, *place):
+                raise
+            return self._read_index(array, *place)
+
+    def _read_index(self, array: StoredArray, start: int, stop: int) -> ChunkIndex:
         return decode_index(
-            self.store.read_range(self.index_key, array.index_offset, stop),
+            self.store.read_range(self.index_key, start, stop),
             encoding=array.encoding,
             frames=self.run.frames,
             chunk_bytes=self.padded_voxels * self.run.numpy_dtype.itemsize + codec.CRC_BYTES,
@@ -430,13 +438,25 @@ class RunReader:
     def _whole(self, array: StoredArray, name: str) -> bytes:
         """An object that is read whole, checked to be the one that was committed: another run's would decode as well."""
         key = f"{array.object}/{name}" if name else array.object
-        data = self.store.read(key)
-        found = bulk_hexdigest(data, self.bulk_digest)
-        if not any(file.name == name and found.startswith(file.digest) for file in array.files):
-            raise CorruptDataError(
-                f"{self.store.name}/{key}: not the object that was committed for {self.run.name}; restore it from a copy"
-            )
-        return data
+        for _ in range(2):
+            data = self.store.read(key)
+            found = bulk_hexdigest(data, self.bulk_digest)
+            if any(file.name == name and found.startswith(file.digest) for file in array.files):
+                return data
+            if not _forget(self.store, key):
+                break
+        raise CorruptDataError(
+            f"{self.store.name}/{key}: not the object that was committed for {self.run.name}; restore it from a copy"
+        )
+
+
+def _forget(store: Store, key: str, *place: int) -> bool:
+    """Whether a store keeps copies, and has dropped this one: what came damaged was kept damaged."""
+    forget = getattr(store, "forget", None)
+    if forget is None:
+        return False
+    forget(key, *place)
+    return True
 
 
 def misfit(what: object) -> CorruptDataError:

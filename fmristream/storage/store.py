@@ -106,6 +106,8 @@ def open_store(url: str) -> Store:
         return remote.MemoryStore(url)
     if scheme == "s3":
         return s3.S3Store(url)
+    if scheme in ("http", "https"):
+        return remote.HttpStore(url)
     return remote.ReadOnlyStore(url)
 
 

@@ -1,6 +1,7 @@
 """A selection of runs, cut into windows: the map-style dataset under every loader. No torch in here."""
 
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,7 @@ from fmristream.shards.dataset import Dataset, open_dataset
 from fmristream.shards.digest import sha256_json
 from fmristream.signal.grid import Shape3, target_positions
 from fmristream.signal.normalize import fill_of, recipe
+from fmristream.storage.cache import CachedStore, DiskCache
 from fmristream.stream.targets import Target, read_target
 from fmristream.stream.window_reader import Scratch, WindowReader
 
@@ -38,6 +40,9 @@ class StreamingDataset:
             none: their windows come packed, (c, t, grayordinates), as `packed` of items and batches.
         exact: z-score by float32 moments even where float16 ones are stored.
         mix_spaces: allow runs of one grid and mask whose voxels do not correspond (unaligned subjects).
+        cache: folder in which chunks that were fetched are kept for the next epoch, or for other processes; for remote
+            datasets. None: nothing is ever written to a disk.
+        cache_bytes: what the folder may hold.
 
     Raises:
         UsageError: no run is selected, or an argument makes no sense.
@@ -57,8 +62,11 @@ class StreamingDataset:
         grid: Shape3 | None = None,
         exact: bool = False,
         mix_spaces: bool = False,
+        cache: str | os.PathLike[str] | None = None,
+        cache_bytes: int = 64 * 2**30,
     ) -> None:
-        self.dataset = source if isinstance(source, Dataset) else open_dataset(source)
+        dataset = source if isinstance(source, Dataset) else open_dataset(source)
+        self.dataset = dataset if cache is None else _behind_cache(dataset, cache, cache_bytes)
         window, seed, grid = _whole("window", window), _whole("seed", seed), _whole_grid(grid)
         stride = _whole("stride", stride)
         if isinstance(targets, str):
@@ -167,6 +175,11 @@ class StreamingDataset:
         return Clip(run=int(runs[0]), start=int(starts[0]), length=self.window)
 
     @property
+    def reader(self) -> WindowReader:
+        """What reads clips of the dataset."""
+        return self._reader
+
+    @property
     def channels(self) -> int:
         """Channels of a window: what the normalisation makes of one signal."""
         return 1
@@ -209,6 +222,11 @@ class StreamingDataset:
         bold[:] = self.fill(run)[:, None, None]
         bold[..., self.positions[inside]] = packed[..., inside]
         return np.moveaxis(bold.reshape(*packed.shape[:2], *self.grid), 1, -1)
+
+
+def _behind_cache(dataset: Dataset, path: str | os.PathLike[str], limit_bytes: int) -> Dataset:
+    store = CachedStore(dataset.store, DiskCache(path, limit_bytes))
+    return Dataset(dataset.url, store, dataset.generation)
 
 
 def require_one_grid(runs: RunTable, *, where: str) -> None:

@@ -1,9 +1,12 @@
 """Batches in a fixed global order, fetched ahead by threads inside the rank's process. One of two importers of torch."""
 
+import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import local
 from typing import Any, Self
 
@@ -11,21 +14,37 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmristream.errors import UsageError
+from fmristream.errors import CorruptDataError, UsageError
 from fmristream.sampling.deal import Schedule, World, check_schedule
 from fmristream.sampling.state import StreamState
+from fmristream.signal.grid import stretches_of
+from fmristream.signal.prepared import Prepared
+from fmristream.storage.fetch import Counts
+from fmristream.storage.retry import RetryPolicy
 from fmristream.stream.batch import Batch
 from fmristream.stream.clips import StreamingDataset
+from fmristream.stream.feed import Feeding, Ready, feed_of
 from fmristream.stream.pool import BatchPool
-from fmristream.stream.window_reader import Scratch
+from fmristream.stream.window_reader import Scratch, Target
+
+# What may be fetched ahead of decoding: 40 windows of 20 frames of an MNI brain at 2 mm.
+PREFETCH_BYTES = 256 * 2**20
+
+_DTYPES = ("float32", "float16", "int16")
+_OUTPUTS = ("packed", "placed")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Ahead:
-    """A batch being fetched."""
+    """A batch under way: planned, its bytes perhaps on their way, then memory lent to it and threads filling it."""
 
-    batch: Batch
-    filling: list[Future[None]]
+    numbers: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+    position: int
+    feeding: Feeding | None = None
+    batch: Batch | None = None
+    filling: list[Future[None]] = field(default_factory=list)
+    scales: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
 
 
 class StreamingLoader:
@@ -44,11 +63,18 @@ class StreamingLoader:
         batch_size: samples of one batch over all ranks.
         rank: this process; with world_size from torch.distributed where it is initialised and neither is given.
         world_size: how many processes share each batch.
-        threads: fetching and decoding threads of this process.
-        prefetch_batches: how many batches may be under way.
+        threads: decoding threads of this process; local files are read by them, too.
+        prefetch_batches: how many batches may have memory and be filled.
+        dtype: of values: `float32`; `float16`, rounded as numpy rounds it; `int16`: residuals as they are stored, with
+            `scale` and `offset` beside them, where the recipe is just that.
+        output: `packed` in-mask values, or `placed` on the grid by the loader's threads, which a host without a GPU wants.
+        prefetch_bytes: of remote datasets, what may be asked for or waiting to be decoded; one window alone may be more.
+        retry: bounds of a remote read with all its attempts; those of `RetryPolicy` where not given. S3's own client has
+            its own.
 
     Raises:
-        UsageError: no window, or a batch smaller than the world.
+        UsageError: no window, a batch smaller than the world, or an unknown dtype or output.
+        SpaceError: grayordinates are to be placed.
     """
 
     def __init__(
@@ -60,7 +86,12 @@ class StreamingLoader:
         world_size: int | None = None,
         threads: int = 1,
         prefetch_batches: int = 2,
+        dtype: str = "float32",
+        output: str = "packed",
+        prefetch_bytes: int = PREFETCH_BYTES,
+        retry: RetryPolicy | None = None,
     ) -> None:
+        _require_form(dtype, output)
         if batch_size < 1 or threads < 1 or prefetch_batches < 1:
             raise UsageError(
                 f"batch_size {batch_size}, threads {threads}, prefetch_batches {prefetch_batches}: expected 1 or more each"
@@ -79,6 +110,10 @@ class StreamingLoader:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fmristream-loader")
         self._scratch = local()
         self._positions = torch.from_numpy(clips.positions) if clips.has_grid else None
+        self._dtype = dtype
+        self._grid = clips.grid if output == "placed" or clips.has_grid else None
+        self._stretches = stretches_of(clips.positions) if output == "placed" else None
+        self._feed = feed_of(clips.reader, limit_bytes=prefetch_bytes, policy=retry)
         self._consumed = 0  # samples handed out over all ranks
         self._ahead: deque[_Ahead] = deque()
         self._resumed = False  # a state was loaded, and no batch was asked for since
@@ -130,7 +165,9 @@ class StreamingLoader:
         """End the threads; batches handed out stay valid."""
         if not self._closed:
             self._closed = True
-            self._ahead.clear()
+            self._restart(self._consumed)
+            if self._feed is not None:
+                self._feed.close()
             self._threads.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -138,6 +175,11 @@ class StreamingLoader:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def counts(self) -> Counts | None:
+        """Requests and bytes so far; None where files are read in place."""
+        return None if self._feed is None else self._feed.counts
 
     def _next(self) -> Batch:
         self._fetch_ahead()
@@ -149,50 +191,97 @@ class StreamingLoader:
             self._restart(self._consumed)
             raise
         self._ahead.popleft()
-        self._consumed = ahead.batch.position + self._schedule.batch_size
+        self._consumed = ahead.position + self._schedule.batch_size
         self._fetch_ahead()
-        return ahead.batch
+        assert ahead.batch is not None, "the first batches have memory"
+        return _with_scales(ahead.batch, ahead.scales) if self._dtype == "int16" else ahead.batch
 
     def _fetch_ahead(self) -> None:
-        position = self._ahead[-1].batch.position + self._schedule.batch_size if self._ahead else self._consumed
-        while len(self._ahead) < self._prefetch and not self._is_past_end(position):
+        position = self._ahead[-1].position + self._schedule.batch_size if self._ahead else self._consumed
+        while len(self._ahead) < self._batches_ahead() and not self._is_past_end(position):
             self._ahead.append(self._start(position))
             position += self._schedule.batch_size
+        for number, ahead in enumerate(self._ahead):
+            if number < self._prefetch and ahead.batch is None:
+                self._begin_filling(ahead)
+
+    def _batches_ahead(self) -> int:
+        """How many may be under way: of remote ones, as many as keep the requests going that latency asks for."""
+        if self._feed is None:
+            return self._prefetch
+        share = max(1, self._schedule.batch_size // self.world.size)
+        return self._prefetch + -(-self._feed.depth // share)
 
     def _start(self, position: int) -> _Ahead:
         numbers, valid = self._schedule.batch(position, self.world)
-        array, packed = self._pool.lend((len(numbers), self.clips.channels, self.clips.window, self.clips.voxels))
-        fill = np.empty((len(numbers), self.clips.channels), dtype=np.float32)
-        filling = [
-            # The tensor goes along so that its memory is not lent again before the last thread has written to it.
-            self._threads.submit(self._fill, number, array[row], fill[row], packed)
-            for row, number in enumerate(numbers.tolist())
-        ]
-        return _Ahead(self._describe(numbers, valid, packed, torch.from_numpy(fill), position), filling)
+        ahead = _Ahead(numbers, valid, position)
+        if self._feed is not None:
+            clips = [self.clips.clip(number) for number in numbers.tolist()]
+            ahead.feeding = self._feed.begin([(self.clips.runs[clip.run], clip) for clip in clips])
+        return ahead
 
-    def _fill(self, number: int, packed: NDArray[np.float32], fill: NDArray[np.float32], _lent: torch.Tensor) -> None:
+    def _begin_filling(self, ahead: _Ahead) -> None:
+        clips = self.clips
+        last = clips.voxels if self._stretches is None else math.prod(clips.grid)
+        shape = (len(ahead.numbers), clips.channels, clips.window, last)
+        array, values = self._pool.lend(shape, self._dtype)
+        fill = np.empty((len(ahead.numbers), clips.channels), dtype=np.float32)
+        ahead.batch = self._describe(ahead, values, torch.from_numpy(fill))
+        for row, number in enumerate(ahead.numbers.tolist()):
+            # The tensor goes along so that its memory is not lent again before the last thread has written to it.
+            work = partial(self._fill, ahead.scales, number, array[row], fill[row], values)
+            if ahead.feeding is None:
+                ahead.filling.append(self._threads.submit(work))
+            else:
+                ahead.filling.append(_after(ahead.feeding.clips[row], work, self._threads))
+
+    def _fill(
+        self,
+        scales: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+        number: int,
+        values: NDArray[Any],
+        fill: NDArray[np.float32],
+        _lent: torch.Tensor,
+        ready: Ready | None = None,
+    ) -> None:
         scratch = getattr(self._scratch, "buffers", None)
         if scratch is None:
             scratch = self._scratch.buffers = Scratch()
-        self.clips.read_packed(number, packed, scratch)
-        fill[:] = self.clips.fill(self.clips.locate(number)[0])
+        reader, target = self.clips.reader, Target(values, self._stretches)
+        if ready is not None:
+            prepared = self._fill_from(ready, target, scratch)
+        else:
+            clip = self.clips.clip(number)
+            prepared = reader.fill(reader.request(self.clips.runs[clip.run], clip), target, scratch)
+        fill[:] = prepared.fill
+        if values.dtype == np.int16:
+            name = self.clips.locate(number)[0].name
+            scales[name] = prepared.affine  # type: ignore[attr-defined] # who filled looked at it
 
-    def _describe(
-        self,
-        numbers: NDArray[np.int64],
-        valid: NDArray[np.bool_],
-        packed: torch.Tensor,
-        fill: torch.Tensor,
-        position: int,
-    ) -> Batch:
+    def _fill_from(self, ready: Ready, target: Target, scratch: Scratch) -> Prepared:
+        reader = self.clips.reader
+        try:
+            try:
+                return reader.fill(ready.request, target, scratch, data=ready.data, prepared=ready.prepared)
+            finally:
+                ready.release()
+        except CorruptDataError:
+            # What is damaged on the way, or was kept damaged, comes whole the second time; what is stored damaged does not.
+            assert self._feed is not None
+            data = self._feed.again(ready)
+            return reader.fill(ready.request, target, scratch, data=data, prepared=ready.prepared)
+
+    def _describe(self, ahead: _Ahead, values: torch.Tensor, fill: torch.Tensor) -> Batch:
+        numbers = ahead.numbers
         located = [self.clips.locate(number) for number in numbers.tolist()]
         runs = [run for run, _ in located]
         return Batch(
-            packed=packed,
+            packed=values if self._stretches is None else None,
+            placed=None if self._stretches is None else values.view(*values.shape[:3], *self.clips.grid),
             positions=self._positions,
-            grid=self.clips.grid if self.clips.has_grid else None,
+            grid=self._grid,
             fill=fill,
-            valid=torch.from_numpy(valid),
+            valid=torch.from_numpy(ahead.valid),
             window=torch.from_numpy(numbers),
             start=torch.tensor([start for _, start in located], dtype=torch.int64),
             subject=[run.subject for run in runs],
@@ -202,7 +291,7 @@ class StreamingLoader:
                 for target in self.clips.targets
             },
             global_size=self._schedule.batch_size,
-            position=position,
+            position=ahead.position,
         )
 
     def _state(self, consumed: int) -> StreamState:
@@ -219,6 +308,8 @@ class StreamingLoader:
         for ahead in self._ahead:
             for filling in ahead.filling:
                 filling.cancel()
+            if ahead.feeding is not None:
+                ahead.feeding.cancel()
         self._ahead.clear()
         self._consumed = consumed
 
@@ -227,6 +318,54 @@ class StreamingLoader:
 
     def _is_past_end(self, position: int) -> bool:
         return self.clips.seed is None and position >= self._schedule.windows
+
+
+def _require_form(dtype: str, output: str) -> None:
+    if dtype not in _DTYPES or output not in _OUTPUTS:
+        raise UsageError(
+            f"dtype={dtype!r}, output={output!r}: expected one of {', '.join(_DTYPES)} and one of {', '.join(_OUTPUTS)}"
+        )
+    if dtype == "int16" and output == "placed":
+        raise UsageError("dtype='int16', output='placed': residuals have no background; use output='packed'")
+
+
+def _with_scales(batch: Batch, scales: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]) -> Batch:
+    """The batch with what its residuals are scaled by, a row for each run."""
+    rows = {name: row for row, name in enumerate(dict.fromkeys(batch.run))}
+    return replace(
+        batch,
+        scale=torch.from_numpy(np.stack([scales[name][0] for name in rows])),
+        offset=torch.from_numpy(np.stack([scales[name][1] for name in rows])),
+        scale_row=torch.tensor([rows[name] for name in batch.run], dtype=torch.int64),
+    )
+
+
+def _after(ready: Future[Ready], work: Callable[..., None], threads: ThreadPoolExecutor) -> Future[None]:
+    """Work that a thread does as soon as the bytes are here; fails as they do."""
+    result: Future[None] = Future()
+
+    def run() -> None:
+        if not result.set_running_or_notify_cancel():
+            return
+        try:
+            work(ready=ready.result())
+        except BaseException as error:
+            result.set_exception(error)
+        else:
+            result.set_result(None)
+
+    def arrived(_: Future[Ready]) -> None:
+        if ready.cancelled():
+            result.cancel()
+        elif (error := ready.exception()) is not None:
+            if result.set_running_or_notify_cancel():
+                result.set_exception(error)
+        else:
+            with suppress(RuntimeError):  # the loader is being closed: nobody waits
+                threads.submit(run)
+
+    ready.add_done_callback(arrived)
+    return result
 
 
 def _world(rank: int | None, world_size: int | None) -> World:

@@ -80,15 +80,22 @@ class WindowReader:
         return Request(run, clip, reader, tuple(reader.plan(clip.frames)))
 
     def fill(
-        self, request: Request, target: Target, scratch: Scratch, data: Sequence[memoryview] | None = None
-    ) -> None:
-        """Write what becomes of a clip.
+        self,
+        request: Request,
+        target: Target,
+        scratch: Scratch,
+        *,
+        data: Sequence[memoryview] | None = None,
+        prepared: Prepared | None = None,
+    ) -> Prepared:
+        """Write what becomes of a clip; returns the recipe that made it.
 
         Args:
             request: of the clip.
             target: where it goes.
             scratch: of this thread.
             data: the bytes of each of the request's spans; None to read them now.
+            prepared: the recipe made ready for the run, where somebody holds it.
 
         Raises:
             CorruptDataError: stored bytes have changed, or the run cannot be normalised.
@@ -98,7 +105,8 @@ class WindowReader:
         reader = request.reader
         is_mapped = data is None and reader.is_raw and isinstance(reader.store, LocalStore)
         known = self._known.of(request.run) if is_mapped else None
-        sink = sink_of(reader, self.prepared(request.run), request.clip, target, scratch, known)
+        recipe = self.prepared(request.run) if prepared is None else prepared
+        sink = sink_of(reader, recipe, request.clip, target, scratch, known)
         try:
             row = 0
             for number, span in enumerate(request.spans):
@@ -112,6 +120,7 @@ class WindowReader:
                     reader.store.unmap(span.key)  # type: ignore[attr-defined]
             raise
         sink.finish()
+        return recipe
 
     def read(self, run: Run, clip: Clip, packed: NDArray[Any], scratch: Scratch) -> None:
         """Fill `packed` (c, t, v) with the clip's frames of a run.
