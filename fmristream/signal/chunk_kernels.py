@@ -42,7 +42,7 @@ def _caller(result: Any, arguments: tuple[Any, ...]) -> Any:
             value = builder.call(function, passed)
             return value if result.width == 64 else builder.sext(value, ir.IntType(64))
 
-        return types.int64(types.int64, types.UniTuple(types.int64, len(arguments))), generate
+        return types.int64(types.int64, numba.types.UniTuple(types.int64, len(arguments))), generate
 
     return intrinsic(typed)
 
@@ -94,7 +94,7 @@ def _has_checksum(calls: Any, data: Any, start: Any, stop: Any) -> Any:
 
 
 @_jit
-def _decode(calls: Any, data: Any, start: Any, stop: Any, out: Any) -> bool:
+def _decode(calls: Any, data: Any, start: Any, stop: Any, out: Any) -> Any:
     """One blosc chunk with its checksum, bytes [start, stop), into an array of its exact size; False where it is not that."""
     length = stop - CRC_BYTES - start
     if length < _HEADER_BYTES or not _has_checksum(calls, data, start, stop):
@@ -107,7 +107,7 @@ def _decode(calls: Any, data: Any, start: Any, stop: Any, out: Any) -> bool:
 
 
 @_jit
-def _fetched(calls: Any, descriptor: Any, offset: Any, data: Any, length: Any) -> bool:
+def _fetched(calls: Any, descriptor: Any, offset: Any, data: Any, length: Any) -> Any:
     """Fill the beginning of `data` with bytes of a file; False where that takes another call or is an error."""
     return _call_pread(calls[_PREAD], (np.int64(descriptor), _address(data), length, offset)) == length
 
@@ -116,7 +116,7 @@ def _fetched(calls: Any, descriptor: Any, offset: Any, data: Any, length: Any) -
 def fill_from_residuals(
     calls: Any, descriptor: int, start: int, data: Any, lengths: Any, stored: Any,
     delta: Any, inverse: Any, rows: Any, out: Any, stretches: Any, fill: Any,
-) -> int:  # fmt: skip
+) -> Any:  # fmt: skip
     """Compressed residuals or floats, `read_kernels.normalize_voxels` of them; returns how many rows are done.
 
     Args:
@@ -181,9 +181,7 @@ def _normalize_code_group(
 
 
 @_jit
-def _put_escapes(
-    data: Any, begin: Any, count: Any, codes: Any, delta: Any, inverse: Any, escape: int, row: Any
-) -> bool:
+def _put_escapes(data: Any, begin: Any, count: Any, codes: Any, delta: Any, inverse: Any, escape: int, row: Any) -> Any:
     """Normalised values where codes are escapes: `count` positions, then as many float32, from byte `begin` on."""
     for n in range(count):
         voxel = np.int64(_word(data, begin + 4 * n))
@@ -198,7 +196,7 @@ def fill_from_codes(
     calls: Any, descriptor: int, start: int, data: Any, lengths: Any, checks: Any, stored: Any,
     step: Any, offset: Any, delta: Any, inverse: Any, escape: int,
     rows: Any, out: Any, stretches: Any, fill: Any,
-) -> int:  # fmt: skip
+) -> Any:  # fmt: skip
     """The same of codes of float32 values, with what stands behind each chunk: values that codes cannot say.
 
     Args:
@@ -265,7 +263,7 @@ def fill_from_codes(
 def fill_from_raw(
     calls: Any, start: int, data: Any, length: int, checks: Any, known: Any, like: Any, reference: Any,
     delta: Any, inverse: Any, rows: Any, out: Any, stretches: Any, fill: Any,
-) -> int:  # fmt: skip
+) -> Any:  # fmt: skip
     """The same of chunks that were not compressed, where they lie.
 
     Args:

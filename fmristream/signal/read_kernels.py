@@ -115,7 +115,7 @@ def normalize_integers(values: Any, reference: Any, delta: Any, inverse: Any, ou
 
 
 @_jit
-def normalize_codes(codes: Any, step: Any, offset: Any, delta: Any, inverse: Any, escape: int, out: Any) -> int:
+def normalize_codes(codes: Any, step: Any, offset: Any, delta: Any, inverse: Any, escape: int, out: Any) -> Any:
     """The same of one frame of codes, by way of exactly the values that `kernels.dequantize` gives.
 
     Args:
@@ -130,7 +130,7 @@ def normalize_codes(codes: Any, step: Any, offset: Any, delta: Any, inverse: Any
     Returns:
         How many codes are escapes.
     """
-    escapes = 0
+    escapes: Any = 0
     for start in range(0, delta.size, BLOCK):
         stop = min(start + BLOCK, delta.size)
         here, there = codes[start:stop], out[start:stop]

@@ -208,8 +208,8 @@ class S3Reads:
                 f"{self._name}/{key}: bytes {start} to {stop} were asked for and {len(data)} came, {said or 'all'}; the object "
                 "is cut short, or the server does not give ranges: restore it from a copy"
             )
-        return data
+        return bytes(data)
 
 
 def _tag(response: Any) -> str:
-    return response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+    return str(response.headers.get("ETag") or response.headers.get("Last-Modified") or "")

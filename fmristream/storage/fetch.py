@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from fmristream.errors import FmriStreamError, StorageError
 from fmristream.storage.async_reads import AsyncReads, wait_for
@@ -284,7 +285,7 @@ class RangeFetcher:
     async def _cached(self, part: _Part, cache: DiskCache) -> bytes:
         """Chunks from the cache, and what it lacks from the store, neighbours together."""
         edges = sorted(part.edges | {part.start, part.stop})
-        chunks = list(zip(edges, edges[1:], strict=False))
+        chunks = list(pairwise(edges))
         loop, name = self._reads.loop, self._store.name
         found = await loop.run_in_executor(None, lambda: [cache.get(name, part.key, *chunk) for chunk in chunks])
         buffer = bytearray(part.bytes)
@@ -332,7 +333,7 @@ class RangeFetcher:
             if what in str(error):
                 raise
             raise type(error)(f"{error} (of {run})") from error
-        except (FileNotFoundError, PermissionError, *client_errors()) as error:
+        except client_errors() as error:
             raise _named(error, what) from error
         self.counts.bytes_fetched += len(data)
         return data

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from threading import Lock
 from typing import Any
 
@@ -45,7 +46,7 @@ def feed_of(reader: WindowReader, *, limit_bytes: int, policy: RetryPolicy | Non
     store: Store = reader.dataset.store
     cache: DiskCache | None = None
     if isinstance(store, CachedStore):
-        store, cache = store.inner, store.cache
+        cache, store = store.cache, store.inner
     reads = reads_of(store)
     if reads is None and cache is not None:
         reads = blocking_reads(store)
@@ -83,7 +84,7 @@ class Feed:
         """The bytes of a clip once more, past the cache: what came was damaged, on the way perhaps."""
         spans = ready.request.spans
         for span in spans if self._cache is not None else ():
-            for start, stop in zip(edges_of(span), edges_of(span)[1:], strict=False):
+            for start, stop in pairwise(edges_of(span)):
                 self._cache.drop(self._store.name, span.key, start, stop)  # type: ignore[union-attr]
         return [memoryview(self._store.read_range(span.key, span.start, span.stop)) for span in spans]
 

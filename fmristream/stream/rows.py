@@ -269,8 +269,10 @@ class _Voxelwise:
         if reader.is_quantized:
             return self._fill_from_codes(calls, piece, data, lengths, group, into)
         stored = self._chunks.scratch.array("stored", (group, reader.padded_voxels), self._chunks.dtype)
-        return chunk_kernels.fill_from_residuals(
-            calls, piece.descriptor, start, data, lengths, _signed(stored), self._delta, self._inverse, *into
+        return int(
+            chunk_kernels.fill_from_residuals(
+                calls, piece.descriptor, start, data, lengths, _signed(stored), self._delta, self._inverse, *into
+            )
         )
 
     def _fill_from_codes(
@@ -279,10 +281,10 @@ class _Voxelwise:
         reader, checks = self._chunks.reader, self._chunks.checks(piece)
         codes = self._chunks.scratch.array("stored", (group, reader.padded_voxels), reader.codes_dtype)
         step, offset = reader.quantization
-        return chunk_kernels.fill_from_codes(
+        return int(chunk_kernels.fill_from_codes(
             calls, piece.descriptor, piece.start, data, lengths, checks, codes, step, offset, self._delta,
             self._inverse, int(np.iinfo(codes.dtype).min), *into,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def _fill_from_raw(self, calls: Any, piece: Piece, data: Any, group: int, into: tuple[Any, ...]) -> int:
         chunks, reader = self._chunks, self._chunks.reader
@@ -292,10 +294,10 @@ class _Voxelwise:
         reference = reader.reference if reader.is_difference else np.empty(0, dtype=chunks.dtype)
         frames = slice(piece.first, piece.first + len(piece.lengths))
         known = np.zeros(len(piece.lengths), np.bool_) if chunks.known is None else chunks.known[frames]
-        return chunk_kernels.fill_from_raw(
+        return int(chunk_kernels.fill_from_raw(
             calls, piece.start, data, length, chunks.checks(piece), known, np.empty((group, 0), chunks.dtype),
             reference, self._delta, self._inverse, *into,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def take(self, data: memoryview, lengths: tuple[int, ...], *, first: int, row: int) -> None:
         reader = self._chunks.reader
