@@ -128,6 +128,8 @@ def _scatter_on_host(packed: torch.Tensor, positions: torch.Tensor, size: int, f
     placed = torch.empty((*packed.shape[:3], size), dtype=packed.dtype)
     placed[:] = fill[:, :, None, None]
     target, source, where = placed.numpy(), packed.numpy(), positions.numpy()
+    if packed.dtype == torch.float16:  # numba has none: elements are moved, whatever they are
+        target, source = target.view("u2"), source.view("u2")
     for sample in range(len(packed)):  # ten times torch's index_copy_, which does not run along the last axis
         for channel in range(packed.shape[1]):
             kernels.place(source[sample, channel], where, target[sample, channel])

@@ -108,7 +108,10 @@ class RangeServer:
             body = body[: len(body) // 2]
         elif fault == "whole":
             body, is_range = data, False
-        status, place = ("206 Partial Content", f"Content-Range: bytes {begin}-{begin + (stop - start) - 1}/{len(data)}\r\n")
+        status, place = (
+            "206 Partial Content",
+            f"Content-Range: bytes {begin}-{begin + (stop - start) - 1}/{len(data)}\r\n",
+        )
         if not is_range:
             status, place = "200 OK", ""
         head = f"HTTP/1.1 {status}\r\nETag: {tag}\r\n{place}Content-Length: {len(body)}\r\n\r\n"
