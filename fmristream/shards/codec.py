@@ -3,7 +3,10 @@
 Or without blosc, as `bytes, crc32c` do it; and what stands behind a chunk of codes: the values that codes cannot say.
 """
 
+import ctypes
 import struct
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import google_crc32c
@@ -54,14 +57,14 @@ def raw_parts(chunk: NDArray[Any]) -> tuple[memoryview, bytes]:
     return data, checksum(data)
 
 
-def decode_into(data: bytes | memoryview, out: NDArray[Any], *, what: str) -> None:
+def decode_into(data: bytes | memoryview, out: NDArray[Any], *, what: object) -> None:
     """Check and decode one chunk into a contiguous array of its exact size.
 
     Raises:
         CorruptDataError: checksum or size is not what was written; `what` names the chunk.
         FormatError: an array of something else than numbers, which a table from elsewhere may claim.
     """
-    payload = _checked(data, out, what)
+    payload = _checked(data, out.dtype, what)
     _single_threaded()
     # blosc's header: version, lz version, flags, typesize, then decoded size, block size and encoded size as u32.
     size, _, stored = struct.unpack_from("<3I", payload, 4) if len(payload) >= 16 else (0, 0, 0)
@@ -76,17 +79,38 @@ def decode_into(data: bytes | memoryview, out: NDArray[Any], *, what: str) -> No
         raise CorruptDataError(f"{what}: cannot be decoded ({error}); convert the run again") from error
 
 
-def decode_raw_into(data: bytes | memoryview, out: NDArray[Any], *, what: str) -> None:
+def decode_raw_into(data: bytes | memoryview, out: NDArray[Any], *, what: object) -> None:
     """The same of a chunk that was stored as it is.
 
     Raises:
         CorruptDataError: checksum or size is not what was written; `what` names the chunk.
         FormatError: an array of something else than numbers.
     """
-    payload = _checked(data, out, what)
-    if len(payload) != out.nbytes:
-        raise CorruptDataError(f"{what}: {len(payload)} bytes, expected {out.nbytes}; the tables do not fit the data")
-    np.copyto(out, np.frombuffer(payload, dtype=out.dtype).reshape(out.shape))
+    np.copyto(out, raw_view(data, out.dtype, out.size, what=what).reshape(out.shape))
+
+
+def raw_view(
+    data: bytes | memoryview, dtype: "np.dtype[Any]", count: int, *, what: object, is_known: bool = False
+) -> NDArray[Any]:
+    """(count,) values of a chunk that was stored as it is, in the memory where it lies.
+
+    Args:
+        data: the chunk.
+        dtype: of its values.
+        count: how many there are.
+        what: names the chunk, once it is a string: only an error asks for that.
+        is_known: its checksum was found right before; then only its size is looked at.
+
+    Raises:
+        CorruptDataError: checksum or size is not what was written.
+        FormatError: an array of something else than numbers.
+    """
+    payload = memoryview(data)[:-CRC_BYTES] if is_known else _checked(data, dtype, what)
+    if len(payload) != count * dtype.itemsize:
+        raise CorruptDataError(
+            f"{what}: {len(payload)} bytes, expected {count * dtype.itemsize}; the tables do not fit the data"
+        )
+    return np.frombuffer(payload, dtype=dtype)
 
 
 def escape_block(positions: NDArray[np.uint32], values: NDArray[Any], *, chunk_check: bytes) -> bytes:
@@ -96,7 +120,7 @@ def escape_block(positions: NDArray[np.uint32], values: NDArray[Any], *, chunk_c
 
 
 def split_escapes(
-    data: memoryview, *, dtype: "np.dtype[Any]", voxels: int, what: str
+    data: memoryview, *, dtype: "np.dtype[Any]", voxels: int, what: object
 ) -> tuple[memoryview, NDArray[np.uint32], NDArray[Any]]:
     """A chunk of codes, and the positions and values (dtype) that stand behind it.
 
@@ -119,14 +143,12 @@ def split_escapes(
     return data[:begin], positions, values
 
 
-def _checked(data: bytes | memoryview, out: NDArray[Any], what: str) -> memoryview:
+def _checked(data: bytes | memoryview, dtype: "np.dtype[Any]", what: object) -> memoryview:
     """A chunk without its checksum, which is right."""
-    if out.dtype.kind not in "iuf":  # decoding into Python objects would be decoding into pointers
-        raise FormatError(
-            f"{what}: has the dtype {out.dtype}, expected whole numbers or floats; do not use this dataset"
-        )
+    if dtype.kind not in "iuf":  # decoding into Python objects would be decoding into pointers
+        raise FormatError(f"{what}: has the dtype {dtype}, expected whole numbers or floats; do not use this dataset")
     view = memoryview(data)
-    if len(view) <= CRC_BYTES or checksum(view[:-CRC_BYTES]) != bytes(view[-CRC_BYTES:]):
+    if len(view) <= CRC_BYTES or checksum(view[:-CRC_BYTES]) != view[-CRC_BYTES:]:
         raise CorruptDataError(
             f"{what}: checksum differs, the stored bytes have changed; restore the object from a copy or convert the run again"
         )
@@ -138,6 +160,27 @@ def checksum(data: bytes | memoryview) -> bytes:
     # google_crc32c takes bytes or an array; an array is made without a copy.
     whole = data if isinstance(data, bytes) else np.frombuffer(data, dtype=np.uint8)
     return int(google_crc32c.value(whole)).to_bytes(CRC_BYTES, "little")
+
+
+@cache
+def entry_points() -> NDArray[np.int64] | None:
+    """(3,) addresses of pread, crc32c_value and blosc_decompress_ctx, for kernels that call them without Python.
+
+    Two of them are in the libraries behind the modules used here, exported by the wheels that we know; None where not.
+    """
+    crc32c = find_spec("google_crc32c._crc32c")
+    if crc32c is None:  # a build without C
+        return None
+    try:
+        libraries = ctypes.CDLL(None), ctypes.CDLL(str(crc32c.origin)), ctypes.CDLL(blosc.__file__)
+        names = "pread", "crc32c_value", "blosc_decompress_ctx"
+        addresses = [
+            ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+            for library, name in zip(libraries, names, strict=True)
+        ]
+        return np.array(addresses, dtype=np.int64)
+    except (AttributeError, OSError, TypeError):  # no such symbol; a system that cannot open itself
+        return None
 
 
 def _single_threaded() -> None:

@@ -21,7 +21,7 @@ from fmristream.shards import (
     codec,
 )
 from fmristream.shards.hashing import bulk_hexdigest
-from fmristream.shards.index import ChunkIndex, decode_index, ranges_of
+from fmristream.shards.index import ChunkIndex, decode_index
 from fmristream.signal.grid import volume_of
 from fmristream.storage import Store
 
@@ -35,6 +35,40 @@ FRAMES_ARRAYS = (
     (CODES, QUANTIZED_ENCODING),
     (VOLUMES, VOLUME_ENCODING),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Chunks that lie one after the other in one object: its bytes [start, stop) hold consecutive frames.
+
+    Attributes:
+        key: the object.
+        start: first byte.
+        stop: the byte after the last one.
+        first: the first frame.
+        lengths: of each chunk in bytes.
+    """
+
+    key: str
+    start: int
+    stop: int
+    first: int
+    lengths: tuple[int, ...]
+
+
+class ChunkName:
+    """What to call a chunk, made only where an error says it."""
+
+    __slots__ = ("_frame", "_reader")
+
+    def __init__(self, reader: "RunReader", frame: int) -> None:
+        self._reader = reader
+        self._frame = frame
+
+    def __str__(self) -> str:
+        reader = self._reader
+        key = reader.shard_key(self._frame // reader.frames_array.frames_per_shard)
+        return f"{reader.store.name}/{key}, frame {self._frame} of {reader.run.name}"
 
 
 class _kept(Generic[T]):
@@ -67,7 +101,7 @@ class RunReader:
     index_key: str
     bulk_digest: str  # that the generation names
 
-    @property
+    @_kept
     def frames_array(self) -> StoredArray:
         """The array that holds the frames: `residual`, `bold`, `codes`, or `0` where they are whole volumes."""
         for name, encoding in FRAMES_ARRAYS:
@@ -79,7 +113,7 @@ class RunReader:
             f"{self._what}: no array in an encoding that this release reads ({known}); install a newer one"
         )
 
-    @property
+    @_kept
     def is_difference(self) -> bool:
         """Whether `read_chunks` gives residuals against a reference: for integers, in either layout."""
         encoding = self.frames_array.encoding
@@ -116,9 +150,17 @@ class RunReader:
     def index(self) -> ChunkIndex:
         """Lengths, and checks where lengths do not tell chunks apart."""
         array = self.frames_array
-        stop = array.index_offset + array.index_bytes
+        place = array.index_offset, array.index_offset + array.index_bytes
+        try:
+            return self._read_index(array, *place)
+        except CorruptDataError:
+            if not _forget(self.store, self.index_key, *place):
+                raise
+            return self._read_index(array, *place)
+
+    def _read_index(self, array: StoredArray, start: int, stop: int) -> ChunkIndex:
         return decode_index(
-            self.store.read_range(self.index_key, array.index_offset, stop),
+            self.store.read_range(self.index_key, start, stop),
             encoding=array.encoding,
             frames=self.run.frames,
             chunk_bytes=self.padded_voxels * self.run.numpy_dtype.itemsize + codec.CRC_BYTES,
@@ -157,6 +199,31 @@ class RunReader:
         """(v,) which of the stored voxels lie in the run's own brain mask; None where it has none."""
         return self._vector("mask").astype(np.bool_) if "mask" in self.arrays else None
 
+    @_kept
+    def ends(self) -> NDArray[np.int64]:
+        """(t + 1,) total bytes of all chunks before each frame; differences within a shard are offsets in its object."""
+        return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.index.lengths)])
+
+    def shard_key(self, shard: int) -> str:
+        """The object that holds a shard of the frames."""
+        array = self.frames_array
+        return f"{array.object}/c/{shard}" + "/0" * (len(array.shape) - 1)
+
+    def plan(self, frames: range) -> list[Span]:
+        """Where the chunks of frames lie, and nothing between them; one span a shard where frames are consecutive."""
+        per_shard = self.frames_array.frames_per_shard
+        if frames.step != 1:
+            return [span for frame in frames for span in self.plan(range(frame, frame + 1))]
+        spans, start = [], frames.start
+        while start < frames.stop:
+            shard = start // per_shard
+            stop = min(frames.stop, (shard + 1) * per_shard)
+            offsets = self.ends[start : stop + 1] - self.ends[shard * per_shard]
+            lengths = self.index.lengths[start:stop]
+            spans.append(Span(self.shard_key(shard), int(offsets[0]), int(offsets[-1]), start, tuple(lengths.tolist())))
+            start = stop
+        return spans
+
     def read_chunks(self, start: int, stop: int, out: NDArray[Any]) -> NDArray[Any]:
         """Decode frames [start, stop) into `out`, (t, padded_voxels), and return it: residuals or, for floats, values.
 
@@ -167,23 +234,57 @@ class RunReader:
             CorruptDataError: stored bytes have changed.
             ObjectMissingError: a shard is gone.
         """
-        if self.is_volume:
-            self._read_packed(start, stop, out)
-            if self.is_difference:
-                with np.errstate(over="ignore"):
-                    out[:, : self.run.voxels] -= self.reference
-            return out
-        if self.is_quantized:
-            return self._read_codes(start, stop, out)
-        if self.is_raw:
-            self._read_raw(start, stop, out)
-            if self.is_difference:
-                with np.errstate(over="ignore"):
-                    out[:, : self.run.voxels] -= self.reference
-            return out
-        for row, (data, what) in enumerate(self._chunks(start, stop)):
-            codec.decode_into(data, out[row], what=what)
+        spare = self.spare()
+        for row, (data, frame) in enumerate(self._chunks(start, stop)):
+            self.decode_chunk(data, frame, out[row], spare)
         return out
+
+    def spare(self) -> NDArray[Any]:
+        """An array for `decode_chunk` to work in: a chunk as it was coded, where that is not what comes out."""
+        if self.is_quantized:
+            return np.empty(self.padded_voxels, dtype=self.codes_dtype)
+        return np.empty(self.run.shape[::-1] if self.is_volume else 0, dtype=self.run.dtype)
+
+    def decode_chunk(self, data: memoryview, frame: int, out: NDArray[Any], spare: NDArray[Any]) -> None:
+        """Decode one chunk into `out`, (padded_voxels,), checked: a residual or, for floats, values.
+
+        Args:
+            data: the chunk as it is stored.
+            frame: which frame it is.
+            out: what stands in its padding is nothing to go by.
+            spare: what `spare` gave; one for each thread.
+
+        Raises:
+            CorruptDataError: stored bytes have changed, or are another frame's.
+        """
+        what = self.require_chunk(data, frame)
+        if self.is_quantized:
+            self._decode_codes(data, out, spare, what)
+            return
+        if self.is_raw:
+            codec.decode_raw_into(data, out, what=what)
+        elif self.is_volume:
+            self._decode_volume(data, out, spare, what)
+        else:
+            codec.decode_into(data, out, what=what)
+            return
+        if self.is_difference:
+            with np.errstate(over="ignore"):
+                out[: self.run.voxels] -= self.reference
+
+    def require_chunk(self, data: memoryview, frame: int) -> ChunkName:
+        """What to call a frame's chunk, if the index says that this is it.
+
+        Raises:
+            CorruptDataError: it is another one.
+        """
+        what, checks = ChunkName(self, frame), self.index.checks
+        if checks is not None and int.from_bytes(data[-codec.CRC_BYTES :], "little") != checks[frame]:
+            raise CorruptDataError(
+                f"{what}: not the chunk that was committed here, whatever it is; restore the object from a copy "
+                "or convert the run again"
+            )
+        return what
 
     def read_volumes(self, start: int, stop: int) -> NDArray[Any]:
         """Frames [start, stop) of a run that is stored as volumes: (t, z, y, x) as the source stored them, unscaled.
@@ -196,8 +297,8 @@ class RunReader:
         if not self.is_volume:
             raise UsageError(f"{self._what}: its voxels are stored, not volumes; read the frames and place them")
         out = np.empty((stop - start, *self.run.shape[::-1]), dtype=self.run.dtype)
-        for row, (data, what) in enumerate(self._chunks(start, stop)):
-            codec.decode_into(data, out[row], what=what)
+        for row, (data, frame) in enumerate(self._chunks(start, stop)):
+            codec.decode_into(data, out[row], what=self.require_chunk(data, frame))
         return out
 
     @property
@@ -252,10 +353,15 @@ class RunReader:
                 "give 0 <= start < stop <= frames"
             )
         out = np.empty((stop - start, self.padded_voxels), dtype=self.run.dtype)
-        if self.is_volume:
-            return self._read_packed(start, stop, out)[:, : self.run.voxels]
-        if self.is_raw:
-            return self._read_raw(start, stop, out)[:, : self.run.voxels]
+        if self.is_volume or self.is_raw:
+            spare = self.spare()
+            for row, (data, frame) in enumerate(self._chunks(start, stop)):
+                what = self.require_chunk(data, frame)
+                if self.is_raw:
+                    codec.decode_raw_into(data, out[row], what=what)
+                else:
+                    self._decode_volume(data, out[row], spare, what)
+            return out[:, : self.run.voxels]
         values = self.read_chunks(start, stop, out)[:, : self.run.voxels]
         if self.is_difference:
             with np.errstate(over="ignore"):  # wrap-around is how residuals of a full-range source add up
@@ -266,62 +372,58 @@ class RunReader:
     def _what(self) -> str:
         return f"{self.store.name}: run {self.run.name}"
 
-    def _chunks(self, start: int, stop: int) -> Iterator[tuple[memoryview, str]]:
-        """The encoded chunks of frames [start, stop), and what to call them."""
-        array, checks = self.frames_array, self.index.checks
-        frame = start
-        for part in ranges_of(self.lengths, start=start, stop=stop, frames_per_shard=array.frames_per_shard):
-            key = f"{array.object}/c/{part.shard}" + "/0" * (len(array.shape) - 1)
-            data = memoryview(self.store.read_range(key, part.start, part.stop))
+    def _chunks(self, start: int, stop: int) -> Iterator[tuple[memoryview, int]]:
+        """The encoded chunks of frames [start, stop), and which frame each is."""
+        for span in self.plan(range(start, stop)):
+            data = memoryview(self.store.read_range(span.key, span.start, span.stop))
             at = 0
-            for length in part.lengths:
-                chunk, what = data[at : at + length], f"{self.store.name}/{key}, frame {frame} of {self.run.name}"
-                if checks is not None and int.from_bytes(chunk[-codec.CRC_BYTES :], "little") != checks[frame]:
-                    raise CorruptDataError(
-                        f"{what}: not the chunk that was committed here, whatever it is; restore the object from a copy "
-                        "or convert the run again"
-                    )
-                yield chunk, what
+            for number, length in enumerate(span.lengths):
+                yield data[at : at + length], span.first + number
                 at += length
-                frame += 1
 
-    def _read_raw(self, start: int, stop: int, out: NDArray[Any]) -> NDArray[Any]:
-        """Stored values of frames [start, stop) that are not compressed."""
-        for row, (data, what) in enumerate(self._chunks(start, stop)):
-            codec.decode_raw_into(data, out[row], what=what)
-        return out
+    @property
+    def codes_dtype(self) -> "np.dtype[Any]":
+        """What codes are stored as.
 
-    def _read_codes(self, start: int, stop: int, out: NDArray[Any]) -> NDArray[Any]:
-        """Values of frames [start, stop) that are stored as codes."""
+        Raises:
+            FormatError: this release does not know such codes.
+        """
+        dtype = np.dtype(self.frames_array.dtype)
+        if dtype.kind != "i" or self.run.numpy_dtype.kind != "f":
+            raise FormatError(
+                f"{self._what}: codes of {dtype} for values of {self.run.numpy_dtype}; install a newer release"
+            )
+        return dtype
+
+    def read_codes(
+        self, data: memoryview, codes: NDArray[Any], what: object
+    ) -> tuple[NDArray[np.uint32], NDArray[Any]]:
+        """Write the codes of a chunk, (padded_voxels,); returns the voxels that they cannot say, and their values."""
+        dtype = self.run.numpy_dtype
+        chunk, positions, values = codec.split_escapes(data, dtype=dtype, voxels=self.run.voxels, what=what)
+        codec.decode_into(chunk, codes, what=what)
+        return positions, values
+
+    def _decode_codes(self, data: memoryview, out: NDArray[Any], codes: NDArray[Any], what: object) -> None:
         # Imported here: whoever reads other runs needs no compiler for it.
         from fmristream.signal.quantize import dequantize
 
-        dtype = np.dtype(self.frames_array.dtype)
-        if dtype.kind != "i" or out.dtype.kind != "f":
-            raise FormatError(f"{self._what}: codes of {dtype} for values of {out.dtype}; install a newer release")
-        voxels, quantization = self.run.voxels, self.quantization
-        codes, escape = np.empty(self.padded_voxels, dtype=dtype), np.iinfo(dtype).min
-        for row, (data, what) in enumerate(self._chunks(start, stop)):
-            chunk, positions, values = codec.split_escapes(data, dtype=out.dtype, voxels=voxels, what=what)
-            codec.decode_into(chunk, codes, what=what)
-            if int(np.count_nonzero(codes[:voxels] == escape)) != len(positions) or (codes[positions] != escape).any():
-                raise CorruptDataError(f"{what}: codes and the values beside them do not fit; convert the run again")
-            dequantize(codes[:voxels], quantization, out[row, :voxels])
-            out[row, positions] = values
-        return out
+        voxels, escape = self.run.voxels, np.iinfo(codes.dtype).min
+        positions, values = self.read_codes(data, codes, what)
+        if int(np.count_nonzero(codes[:voxels] == escape)) != len(positions) or (codes[positions] != escape).any():
+            raise misfit(what)
+        dequantize(codes[:voxels], self.quantization, out[:voxels])
+        out[positions] = values
 
-    def _read_packed(self, start: int, stop: int, out: NDArray[Any]) -> NDArray[Any]:
-        """Volumes [start, stop) with their values in the order of the space's voxels, into `out` (t, padded_voxels)."""
+    def _decode_volume(self, data: memoryview, out: NDArray[Any], volume: NDArray[Any], what: object) -> None:
+        """A volume with its values in the order of the space's voxels."""
         if self.run.voxels != int(np.prod(self.run.shape)):
             raise CorruptDataError(
                 f"{self._what}: stored as whole volumes of {self.run.shape}, but its row says {self.run.voxels} voxels; "
                 "restore the tables from a copy"
             )
-        decoded = np.empty(self.run.shape[::-1], dtype=self.run.dtype)
-        for row, (data, what) in enumerate(self._chunks(start, stop)):
-            codec.decode_into(data, decoded, what=what)
-            volume_of(out[row, : self.run.voxels], self.run.shape)[...] = decoded
-        return out
+        codec.decode_into(data, volume, what=what)
+        volume_of(out[: self.run.voxels], self.run.shape)[...] = volume
 
     def _vector(self, name: str) -> NDArray[Any]:
         array = self.arrays.get(name)
@@ -336,10 +438,27 @@ class RunReader:
     def _whole(self, array: StoredArray, name: str) -> bytes:
         """An object that is read whole, checked to be the one that was committed: another run's would decode as well."""
         key = f"{array.object}/{name}" if name else array.object
-        data = self.store.read(key)
-        found = bulk_hexdigest(data, self.bulk_digest)
-        if not any(file.name == name and found.startswith(file.digest) for file in array.files):
-            raise CorruptDataError(
-                f"{self.store.name}/{key}: not the object that was committed for {self.run.name}; restore it from a copy"
-            )
-        return data
+        for _ in range(2):
+            data = self.store.read(key)
+            found = bulk_hexdigest(data, self.bulk_digest)
+            if any(file.name == name and found.startswith(file.digest) for file in array.files):
+                return data
+            if not _forget(self.store, key):
+                break
+        raise CorruptDataError(
+            f"{self.store.name}/{key}: not the object that was committed for {self.run.name}; restore it from a copy"
+        )
+
+
+def _forget(store: Store, key: str, *place: int) -> bool:
+    """Whether a store keeps copies, and has dropped this one: what came damaged was kept damaged."""
+    forget = getattr(store, "forget", None)
+    if forget is None:
+        return False
+    forget(key, *place)
+    return True
+
+
+def misfit(what: object) -> CorruptDataError:
+    """Codes and escapes that contradict each other."""
+    return CorruptDataError(f"{what}: codes and the values beside them do not fit; convert the run again")

@@ -123,3 +123,18 @@ def target_positions(mask: NDArray[np.bool_], target: Shape3) -> NDArray[np.int6
     x, y, z = coordinates
     positions: NDArray[Any] = (x * target[1] + y) * target[2] + z
     return np.where(inside, positions, -1).astype(np.int64)
+
+
+def stretches_of(positions: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """(n, 3) first voxel, place, length: voxels that follow each other in a frame and in the grid; places rise.
+
+    Args:
+        positions: (v,) where each voxel lies in the grid; negative: cut off.
+    """
+    inside = np.flatnonzero(positions >= 0)
+    voxels = inside[np.argsort(positions[inside], kind="stable")]
+    places = positions[voxels]
+    starts = np.flatnonzero(np.diff(voxels, prepend=-2) != 1) if len(voxels) else np.zeros(0, dtype=np.int64)
+    starts = np.union1d(starts, np.flatnonzero(np.diff(places, prepend=-2) != 1)).astype(np.int64)
+    lengths = np.diff(starts, append=len(voxels))
+    return np.ascontiguousarray(np.stack([voxels[starts], places[starts], lengths], axis=1).astype(np.uint32))

@@ -141,6 +141,19 @@ class VoxelwisePrepared:
         self._source = source
         self._delta, self._inverse = voxel_scale(moments, source.run)
 
+    @property
+    def voxelwise(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """(delta, inverse), each (v,): output is (residual or float - delta) x inverse; None where residuals wrap."""
+        is_plain = not (self._source.is_difference and self._source.run.residual_wraps)
+        return (self._delta, self._inverse) if is_plain else None
+
+    @property
+    def affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """(scale, offset), each (v,), from residual to output, for integers whose residuals do not wrap."""
+        if not self._source.is_difference or self.voxelwise is None:
+            return None
+        return self._inverse.astype(np.float32), (-self._delta * self._inverse).astype(np.float32)
+
     def __call__(self, stored: NDArray[Any], frames: range, out: NDArray[np.float32]) -> None:
         """The reference is not needed: moments are told relative to it."""
         kernels.normalize_voxelwise(_differences(self._source, stored), self._delta, self._inverse, out[0])

@@ -1,5 +1,6 @@
 """The one place where an fsspec file system is made."""
 
+import asyncio
 import sys
 from typing import Any
 
@@ -73,6 +74,14 @@ def _s3(url: str, options: dict[str, Any]) -> tuple[Any, str]:
 
     fs = S3Client(**options, **client_options(), default_block_size=PART_BYTES)
     return fs, str(fs._strip_protocol(f"s3://{url.partition('://')[2]}"))
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """The one loop of this process on which asynchronous clients work, in a thread of its own."""
+    from fsspec.asyn import get_loop
+
+    loop: asyncio.AbstractEventLoop = get_loop()
+    return loop
 
 
 def client_errors() -> tuple[type[Exception], ...]:

@@ -1,13 +1,16 @@
 """A dataset in a local folder: exclusive creation by link(2), durable before visible."""
 
+import mmap
 import os
 import secrets
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Self
+from threading import Lock
+from typing import Any, Self
 
 from fmristream.storage.store import Unfinished, checked_key, translated, whole_range
 from fmristream.storage.urls import local_path
@@ -18,6 +21,9 @@ SCRATCH = "tmp"
 # After so many bytes the kernel is asked to begin writing them to the disk: the fsync at the end then finds little to do.
 _WRITE_BEHIND_BYTES = 8 * 2**20
 
+# Files that are mapped at a time: each holds a descriptor.
+_MAPS = 64
+
 # How often a folder is made again that another writer removes before something is in it.
 _ATTEMPTS = 100
 
@@ -26,11 +32,18 @@ class LocalStore:
     """A folder on a file system with hard links (every POSIX one, NFS and Lustre too)."""
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self.root = Path(local_path(url))
+        self._name = str(self.root)
+        self._maps: OrderedDict[str, memoryview] = OrderedDict()
+        self._lock = Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LocalStore, (self._url,)  # maps are this process's
 
     @property
     def name(self) -> str:
-        return str(self.root)
+        return self._name
 
     def put_new(self, key: str, data: bytes) -> None:
         with self.stream_new(key) as new:
@@ -63,6 +76,48 @@ class LocalStore:
                 os.close(descriptor)
 
         return whole_range(translated(self.name, key, read), store=self.name, key=key, start=start, stop=stop)
+
+    def open_object(self, key: str) -> "LocalObject":
+        """An object to read pieces of into memory that is there already."""
+        return LocalObject(self, key)
+
+    def map_object(self, key: str, size: int) -> memoryview:
+        """An object's bytes as they lie in the page cache; the maps used last are kept.
+
+        To read memory behind the end of a file kills the process, so what is mapped is looked at first.
+
+        Args:
+            key: the object.
+            size: bytes that it has to have at least.
+
+        Raises:
+            CorruptDataError: it is shorter.
+        """
+        with self._lock:
+            held = self._maps.get(key)
+            if held is not None and len(held) >= size:
+                self._maps.move_to_end(key)
+                return held
+
+        def map_it() -> memoryview:
+            with open(self.root / checked_key(key), "rb") as file:
+                length = os.fstat(file.fileno()).st_size
+                return (
+                    memoryview(mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)) if length else memoryview(b"")
+                )
+
+        mapped = translated(self.name, key, map_it)
+        whole_range(mapped[:size], store=self.name, key=key, start=0, stop=size)
+        with self._lock:
+            self._maps[key] = mapped
+            while len(self._maps) > _MAPS:
+                self._maps.popitem(last=False)
+        return mapped
+
+    def unmap(self, key: str) -> None:
+        """Let go of a map: what it shows was damaged, and may be another file by the next time."""
+        with self._lock:
+            self._maps.pop(key, None)
 
     def read(self, key: str) -> bytes:
         return translated(self.name, key, (self.root / checked_key(key)).read_bytes)
@@ -100,6 +155,42 @@ class LocalStore:
 
     def keeps_removed(self) -> bool | None:
         return False
+
+
+class LocalObject:
+    """An open file; closed by the `with` block."""
+
+    def __init__(self, store: LocalStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        path = f"{store.name}/{checked_key(key)}"
+        self.descriptor = translated(store.name, key, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def read_into(self, start: int, view: memoryview) -> None:
+        """Fill memory with the bytes from `start` on.
+
+        Raises:
+            CorruptDataError: the object ends before.
+        """
+
+        def read() -> int:
+            done = 0
+            while done < len(view):
+                count = os.preadv(self.descriptor, [view[done:] if done else view], start + done)
+                if not count:
+                    break
+                done += count
+            return done
+
+        done = translated(self._store.name, self._key, read)
+        if done != len(view):
+            whole_range(view[:done], store=self._store.name, key=self._key, start=start, stop=start + len(view))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.descriptor)
 
 
 class LocalNewObject:

@@ -2,10 +2,14 @@
 
 import errno
 import threading
+from collections.abc import Awaitable, Callable
+from functools import cached_property
 from typing import Any, Self
 
 from fmristream.errors import ObjectExistsError, UsageError
-from fmristream.storage.filesystem import filesystem
+from fmristream.storage.async_reads import AsyncReads, ClientReads, HttpReads, wait_for
+from fmristream.storage.filesystem import PART_BYTES, filesystem
+from fmristream.storage.retry import RetryPolicy, persistently
 from fmristream.storage.store import NewObject, Unfinished, checked_key, translated, whole_range
 from fmristream.storage.urls import display_url
 
@@ -34,6 +38,12 @@ class ReadOnlyStore:
 
     def replace_hint(self, key: str, data: bytes) -> None:
         raise UsageError(f"{self.name}: datasets are written to local folders and s3:// only; choose such a target")
+
+    def async_reads(self) -> AsyncReads | None:
+        """How ranges are read on the event loop; None where the client knows no such way."""
+        if not getattr(self._fs, "async_impl", False):
+            return None
+        return ClientReads(self._fs, self._root, self.name, retries=False)
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         if start == stop:
@@ -82,6 +92,43 @@ class ReadOnlyStore:
         return f"{self._root}/{checked_key(key)}"
 
 
+class HttpStore(ReadOnlyStore):
+    """A folder behind a web server; every read has an end, and what may pass is tried again.
+
+    Args:
+        url: of the folder.
+        policy: bounds of each read.
+    """
+
+    def __init__(self, url: str, policy: RetryPolicy | None = None) -> None:
+        super().__init__(url)
+        self._policy = RetryPolicy() if policy is None else policy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HttpStore, (self._url, self._policy)
+
+    @cached_property
+    def _reads(self) -> HttpReads:
+        return HttpReads(self._fs, self._root, self.name)
+
+    def async_reads(self) -> AsyncReads:
+        return self._reads
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        if start == stop:
+            return b""
+        checked_key(key)
+        return self._persistently(key, stop - start, lambda: self._reads.read(key, start, stop))
+
+    def read(self, key: str) -> bytes:
+        checked_key(key)
+        return self._persistently(key, PART_BYTES, lambda: self._reads.read_whole(key))
+
+    def _persistently(self, key: str, count: int, action: Callable[[], Awaitable[bytes]]) -> bytes:
+        what = f"{self.name}/{key}"
+        return wait_for(self._reads.loop, persistently(action, policy=self._policy, count=count, what=what))
+
+
 class MemoryStore(ReadOnlyStore):
     """Objects in this process's memory, for the API and tests; nothing outlives the process."""
 
@@ -105,6 +152,9 @@ class MemoryStore(ReadOnlyStore):
         return False
 
     # fsspec walks its dictionary for all of these, and another thread may be writing to it.
+
+    def async_reads(self) -> None:
+        return None
 
     def list(self, prefix: str) -> list[str]:
         with self._lock:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Self
 
 from fmristream.errors import ObjectExistsError, ObjectMissingError, StorageError
+from fmristream.storage.async_reads import AsyncReads, S3Reads
 from fmristream.storage.filesystem import PART_BYTES
 from fmristream.storage.remote import ReadOnlyStore
 from fmristream.storage.store import Unfinished, checked_key, translated, whole_range
@@ -53,6 +54,9 @@ class S3Store(ReadOnlyStore):
                 raise
             data = b""  # it begins behind the end
         return whole_range(data, store=self.name, key=key, start=start, stop=stop)
+
+    def async_reads(self) -> AsyncReads:
+        return S3Reads(self._fs, self._root, self.name)
 
     def size(self, key: str) -> int:
         return int(self.call("head_object", key)["ContentLength"])

@@ -15,6 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumErro
 from botocore.parsers import ResponseParserError
 from botocore.session import Session
 from fsspec.asyn import sync_wrapper
+from s3fs.core import _error_wrapper
 from s3fs.errors import translate_boto_error
 
 # Of one call, with waits of 0.5, 1, 2 and 4 s on average between them: where 1 of 20 answers is an error 3 calls in
@@ -82,6 +83,29 @@ class S3Client(s3fs.S3FileSystem):  # type: ignore[misc]
         raise AssertionError("the last attempt returns or raises")
 
     cat_file = sync_wrapper(_cat_file)
+
+    async def _read_range(self, path: str, start: int, stop: int) -> tuple[bytes, str, str]:
+        """Bytes [start, stop), the object's ETag, and the range that the server says it gave ("" where it gave all)."""
+        bucket, key, _ = self.split_path(path)
+
+        async def call() -> tuple[bytes, str, str]:
+            wanted = f"bytes={start}-{stop - 1}"
+            answer = await self._call_s3("get_object", Bucket=bucket, Key=key, Range=wanted)
+            body = answer["Body"]
+            try:
+                data = await body.read()
+            finally:
+                body.close()
+            return data, answer.get("ETag", ""), answer.get("ContentRange", "")
+
+        # As s3fs reads objects: what breaks off in the body is called again, what `_call_s3` gave up on is not.
+        whole = _error_wrapper(call, retries=BODY_ATTEMPTS)
+        try:
+            return await asyncio.wait_for(whole, timeout=_limit_s(start, stop))
+        except TimeoutError as error:
+            raise OSError(errno.ETIMEDOUT, "the answer did not come to its end in time") from error
+        except HTTPClientError as error:
+            raise OSError(errno.EIO, str(error)) from error
 
 
 def client_options() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, Self, TypeVar
 
 from fmristream.errors import CorruptDataError, ObjectExistsError, ObjectMissingError, StorageError, UsageError
@@ -19,6 +20,7 @@ from fmristream.storage.filesystem import client_errors
 from fmristream.storage.urls import redacted, scheme_of
 
 T = TypeVar("T")
+Data = TypeVar("Data", bytes, memoryview)
 
 # Small objects of one run whose answers are awaited at once.
 _PUTS_AT_ONCE = 8
@@ -124,6 +126,8 @@ def open_store(url: str) -> Store:
         return remote.MemoryStore(url)
     if scheme == "s3":
         return s3.S3Store(url)
+    if scheme in ("http", "https"):
+        return remote.HttpStore(url)
     return remote.ReadOnlyStore(url)
 
 
@@ -132,6 +136,7 @@ def is_key(key: str) -> bool:
     return _KEY.fullmatch(key) is not None and not any(part in (".", "..") for part in key.split("/"))
 
 
+@lru_cache(maxsize=4096)
 def checked_key(key: str) -> str:
     """The key itself, after a look that it is one."""
     if not is_key(key):
@@ -139,7 +144,7 @@ def checked_key(key: str) -> str:
     return key
 
 
-def whole_range(data: bytes, *, store: str, key: str, start: int, stop: int) -> bytes:
+def whole_range(data: Data, *, store: str, key: str, start: int, stop: int) -> Data:
     """The data, if it has the length that was asked for."""
     if len(data) != stop - start:
         raise CorruptDataError(

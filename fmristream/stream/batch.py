@@ -6,7 +6,7 @@ from typing import Self
 
 import torch
 
-from fmristream.errors import SpaceError
+from fmristream.errors import SpaceError, UsageError
 from fmristream.signal import kernels
 from fmristream.signal.grid import Shape3
 
@@ -16,7 +16,8 @@ class Batch:
     """This rank's share of a global batch.
 
     Attributes:
-        packed: (b, c, t, v) float32, normalised in-mask values.
+        packed: (b, c, t, v) normalised in-mask values, float32 or float16; int16: residuals, see `scale`. None where the
+            loader has placed them.
         positions: (v,) int64, where each voxel lies in the C-ordered grid; negative: cut off. None for grayordinates.
         grid: (x, y, z); None for grayordinates, which have none.
         fill: (b, c) float32, what stands outside the mask.
@@ -31,9 +32,13 @@ class Batch:
         source: (b,) int64, which member of a mixture; 0 where there is none.
         global_size: samples of the batch over all ranks.
         position: samples handed out over all ranks before this batch.
+        placed: (b, c, t, x, y, z), the same on the grid; None where nobody has placed them.
+        scale: (n, v) float32 of the n runs of an int16 batch: value = packed x scale[row] + offset[row]; else None.
+        offset: (n, v) float32, see scale.
+        scale_row: (b,) int64, which row of `scale` is each sample's.
     """
 
-    packed: torch.Tensor
+    packed: torch.Tensor | None
     positions: torch.Tensor | None
     grid: Shape3 | None
     fill: torch.Tensor
@@ -49,9 +54,12 @@ class Batch:
     views: int = 1
     frames_valid: torch.Tensor | None = None
     source: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    offset: torch.Tensor | None = None
+    scale_row: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.packed)
+        return len(self.valid)
 
     @property
     def bold(self) -> torch.Tensor:
@@ -60,14 +68,32 @@ class Batch:
         Raises:
             SpaceError: the runs are grayordinates.
         """
+        if self.placed is not None:
+            return self.placed.movedim(2, -1)
+        packed = self.values
         if self.positions is None or self.grid is None:
             raise SpaceError(
-                f"this batch holds {self.packed.shape[-1]} grayordinates (CIFTI-2), which have no grid to be placed in, so no "
+                f"this batch holds {packed.shape[-1]} grayordinates (CIFTI-2), which have no grid to be placed in, so no "
                 "model of volumes such as SwiFT takes them; use batch.packed (b, c, t, grayordinates), or convert the volumes "
                 "of the same runs"
             )
-        frames = place(self.packed, self.positions, self.grid, self.fill) if self.placed is None else self.placed
-        return frames.movedim(2, -1)
+        return place(packed, self.positions, self.grid, self.fill).movedim(2, -1)
+
+    @property
+    def values(self) -> torch.Tensor:
+        """(b, c, t, v) normalised values, packed; residuals are scaled.
+
+        Raises:
+            UsageError: the batch came placed.
+        """
+        if self.packed is None:
+            raise UsageError(
+                "this batch was placed by the loader (output='placed'); use batch.bold, or output='packed'"
+            )
+        if self.scale is None or self.offset is None or self.scale_row is None:
+            return self.packed
+        scale, offset = self.scale[self.scale_row], self.offset[self.scale_row]
+        return self.packed * scale[:, None, None] + offset[:, None, None]
 
     def to(self, device: torch.device | str) -> Self:
         """The batch on a device, its signal placed on the grid there; packed values cross the bus, empty space does not.
@@ -76,14 +102,27 @@ class Batch:
         """
         moved = {
             name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("packed", "positions", "fill", "valid", "window", "start", "frames_valid", "source")
+            for name in (
+                "packed",
+                "positions",
+                "fill",
+                "valid",
+                "window",
+                "start",
+                "placed",
+                "scale",
+                "offset",
+                "scale_row",
+                "frames_valid",
+                "source",
+            )
             if getattr(self, name) is not None
         }
         targets = {name: values.to(device, non_blocking=True) for name, values in self.targets.items()}
-        if self.grid is None:
-            return replace(self, **moved, targets=targets)
-        placed = place(moved["packed"], moved["positions"], self.grid, moved["fill"])
-        return replace(self, **moved, targets=targets, placed=placed)
+        there = replace(self, **moved, targets=targets)
+        if there.grid is None or there.placed is not None or there.positions is None:
+            return there
+        return replace(there, placed=place(there.values, there.positions, there.grid, there.fill))
 
 
 def place(packed: torch.Tensor, positions: torch.Tensor, grid: Shape3, fill: torch.Tensor) -> torch.Tensor:
@@ -97,6 +136,8 @@ def _scatter_on_host(packed: torch.Tensor, positions: torch.Tensor, size: int, f
     placed = torch.empty((*packed.shape[:3], size), dtype=packed.dtype)
     placed[:] = fill[:, :, None, None]
     target, source, where = placed.numpy(), packed.numpy(), positions.numpy()
+    if packed.dtype == torch.float16:  # numba has none: elements are moved, whatever they are
+        target, source = target.view("u2"), source.view("u2")
     for sample in range(len(packed)):  # ten times torch's index_copy_, which does not run along the last axis
         for channel in range(packed.shape[1]):
             kernels.place(source[sample, channel], where, target[sample, channel])

@@ -1,5 +1,6 @@
 """A selection of runs, cut into clips: the map-style dataset under every loader. No torch in here."""
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from fmristream.shards.dataset import Dataset, open_dataset
 from fmristream.shards.digest import sha256, sha256_json
 from fmristream.signal.grid import Shape3, target_positions
 from fmristream.signal.normalize import fill_of, recipe
+from fmristream.storage.cache import CachedStore, DiskCache
 from fmristream.stream.events import event_starts
 from fmristream.stream.selection import (
     Weights,
@@ -86,6 +88,9 @@ class StreamingDataset:
             none: their windows come packed, (c, t, grayordinates), as `packed` of items and batches.
         exact: z-score by float32 moments even where float16 ones are stored.
         mix_spaces: allow runs of one grid and mask whose voxels do not correspond (unaligned subjects).
+        cache: folder in which chunks that were fetched are kept for the next epoch, or for other processes; for remote
+            datasets. None: nothing is ever written to a disk.
+        cache_bytes: what the folder may hold.
 
     Attributes:
         left_out: what is not streamed, in words, and how many: runs shorter than the window and the like.
@@ -116,8 +121,11 @@ class StreamingDataset:
         grid: Shape3 | None = None,
         exact: bool = False,
         mix_spaces: bool = False,
+        cache: str | os.PathLike[str] | None = None,
+        cache_bytes: int = 64 * 2**30,
     ) -> None:
         dataset = source if isinstance(source, Dataset) else open_dataset(source)
+        dataset = dataset if cache is None else _behind_cache(dataset, cache, cache_bytes)
         self.dataset = dataset if where is None else dataset.where(where)
         self.seed, grid = whole("seed", seed), _whole_grid(grid)
         if isinstance(targets, str):
@@ -220,6 +228,11 @@ class StreamingDataset:
     def window(self) -> int:
         """Frames of a clip; of whole runs those of the longest."""
         return self._table.longest
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether all clips have as many frames; those of whole runs have not."""
+        return self._frames is not None
 
     @property
     def stride(self) -> int:
@@ -418,6 +431,11 @@ class StreamingDataset:
         return self.runs[clip.run], clip.start
 
     @property
+    def reader(self) -> WindowReader:
+        """What reads clips of the dataset."""
+        return self._reader
+
+    @property
     def channels(self) -> int:
         """Channels of a window: what the normalisation makes of one signal."""
         return 1
@@ -475,6 +493,11 @@ class StreamingDataset:
         bold[:] = self.fill(run)[:, None, None]
         bold[..., self.positions[inside]] = packed[..., inside]
         return np.moveaxis(bold.reshape(*packed.shape[:2], *self.grid), 1, -1)
+
+
+def _behind_cache(dataset: Dataset, path: str | os.PathLike[str], limit_bytes: int) -> Dataset:
+    store = CachedStore(dataset.store, DiskCache(path, limit_bytes))
+    return Dataset(dataset.url, store, dataset.generation)
 
 
 def _window(length: int | None, stride: int | None, step: int) -> Window | None:

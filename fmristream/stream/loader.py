@@ -1,9 +1,12 @@
 """Batches in a fixed global order, fetched ahead by threads inside the rank's process. One of two importers of torch."""
 
+import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from threading import local
 from typing import Any, Self
 
@@ -11,22 +14,41 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmristream.errors import UsageError
+from fmristream.errors import CorruptDataError, SpaceError, UsageError
 from fmristream.sampling.deal import Draws, Schedule, World, check_schedule
 from fmristream.sampling.state import StreamState
+from fmristream.signal.grid import stretches_of
+from fmristream.signal.prepared import Prepared
+from fmristream.storage.fetch import Counts
+from fmristream.storage.retry import RetryPolicy
 from fmristream.stream.batch import Batch
 from fmristream.stream.clips import Row, StreamingDataset
+from fmristream.stream.feed import Feed, Feeding, Ready, feed_of
 from fmristream.stream.mixture import Mixture
 from fmristream.stream.pool import BatchPool
-from fmristream.stream.window_reader import Scratch
+from fmristream.stream.window_reader import Scratch, Target
+
+# What may be fetched ahead of decoding: 40 windows of 20 frames of an MNI brain at 2 mm.
+PREFETCH_BYTES = 256 * 2**20
+
+_DTYPES = ("float32", "float16", "int16")
+_OUTPUTS = ("packed", "placed")
+
+Scale = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Ahead:
-    """A batch being fetched."""
+    """A batch under way: planned, its bytes perhaps on their way, then memory lent to it and threads filling it."""
 
-    batch: Batch
-    filling: list[Future[None]]
+    draws: Draws
+    rows: list[Row]
+    position: int
+    arriving: list[Future[Ready] | None]  # of each row; None where it is read in place
+    feedings: list[Feeding] = field(default_factory=list)
+    batch: Batch | None = None
+    filling: list[Future[None]] = field(default_factory=list)
+    scales: dict[tuple[int, str], Scale] = field(default_factory=dict)
 
 
 class StreamingLoader:
@@ -45,11 +67,18 @@ class StreamingLoader:
         batch_size: samples of one batch over all ranks.
         rank: this process; with world_size from torch.distributed where it is initialised and neither is given.
         world_size: how many processes share each batch.
-        threads: fetching and decoding threads of this process.
-        prefetch_batches: how many batches may be under way.
+        threads: decoding threads of this process; local files are read by them, too.
+        prefetch_batches: how many batches may have memory and be filled.
+        dtype: of values: `float32`; `float16`, rounded as numpy rounds it; `int16`: residuals as they are stored, with
+            `scale` and `offset` beside them, where the recipe is just that.
+        output: `packed` in-mask values, or `placed` on the grid by the loader's threads, which a host without a GPU wants.
+        prefetch_bytes: of remote datasets, what may be asked for or waiting to be decoded; one window alone may be more.
+        retry: bounds of a remote read with all its attempts; those of `RetryPolicy` where not given. S3's own client has
+            its own.
 
     Raises:
-        UsageError: no window, or a batch smaller than the world.
+        UsageError: no window, a batch smaller than the world, or an unknown dtype or output.
+        SpaceError: grayordinates are to be placed.
     """
 
     def __init__(
@@ -61,7 +90,12 @@ class StreamingLoader:
         world_size: int | None = None,
         threads: int = 1,
         prefetch_batches: int = 2,
+        dtype: str = "float32",
+        output: str = "packed",
+        prefetch_bytes: int = PREFETCH_BYTES,
+        retry: RetryPolicy | None = None,
     ) -> None:
+        _require_form(dtype, output)
         if batch_size < 1 or threads < 1 or prefetch_batches < 1:
             raise UsageError(
                 f"batch_size {batch_size}, threads {threads}, prefetch_batches {prefetch_batches}: expected 1 or more each"
@@ -74,7 +108,16 @@ class StreamingLoader:
         self._pool = BatchPool(pinned=torch.cuda.is_available())
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fmristream-loader")
         self._scratch = local()
-        self._positions = torch.from_numpy(clips.positions) if clips.has_grid else None
+        members = clips.members if isinstance(clips, Mixture) else (clips,)
+        _require_room(clips, dtype=dtype, output=output)
+        self._dtype, self._is_placed = dtype, output == "placed"
+        self._grid = clips.grid if self._is_placed or clips.has_grid else None
+        self._positions = torch.from_numpy(clips.positions) if clips.has_grid and not self._is_placed else None
+        self._stretches = [stretches_of(member.positions) if self._is_placed else None for member in members]
+        # Each member has its share of what may be under way.
+        self._feeds: list[Feed | None] = [
+            feed_of(member.reader, limit_bytes=prefetch_bytes // len(members), policy=retry) for member in members
+        ]
         self._consumed = 0  # samples handed out over all ranks
         self._ahead: deque[_Ahead] = deque()
         self._resumed = False  # a state was loaded, and no batch was asked for since
@@ -146,7 +189,10 @@ class StreamingLoader:
         """End the threads; batches handed out stay valid."""
         if not self._closed:
             self._closed = True
-            self._ahead.clear()
+            self._restart(self._consumed)
+            for feed in self._feeds:
+                if feed is not None:
+                    feed.close()
             self._threads.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -154,6 +200,14 @@ class StreamingLoader:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def counts(self) -> Counts | None:
+        """Requests and bytes so far; None where files are read in place."""
+        found = [feed.counts for feed in self._feeds if feed is not None]
+        if len(found) < 2:
+            return found[0] if found else None
+        return Counts(**{one.name: sum(getattr(counts, one.name) for counts in found) for one in fields(Counts)})
 
     def _next(self) -> Batch:
         self._fetch_ahead()
@@ -165,47 +219,100 @@ class StreamingLoader:
             self._restart(self._consumed)
             raise
         self._ahead.popleft()
-        self._consumed = ahead.batch.position + self._schedule.batch_size
+        self._consumed = ahead.position + self._schedule.batch_size
         self._fetch_ahead()
-        return ahead.batch
+        assert ahead.batch is not None, "the first batches have memory"
+        return _with_scales(ahead.batch, ahead) if self._dtype == "int16" else ahead.batch
 
     def _fetch_ahead(self) -> None:
-        position = self._ahead[-1].batch.position + self._schedule.batch_size if self._ahead else self._consumed
-        while len(self._ahead) < self._prefetch and not self._is_past_end(position):
+        position = self._ahead[-1].position + self._schedule.batch_size if self._ahead else self._consumed
+        while len(self._ahead) < self._batches_ahead() and not self._is_past_end(position):
             self._ahead.append(self._start(position))
             position += self._schedule.batch_size
+        for number, ahead in enumerate(self._ahead):
+            if number < self._prefetch and ahead.batch is None:
+                self._begin_filling(ahead)
+
+    def _batches_ahead(self) -> int:
+        """How many may be under way: of remote ones, as many as keep the requests going that latency asks for."""
+        depth = max((feed.depth for feed in self._feeds if feed is not None), default=0)
+        share = max(1, self._schedule.batch_size * self.clips.views // self.world.size)
+        return self._prefetch + -(-depth // share)
 
     def _start(self, position: int) -> _Ahead:
         draws = self._schedule.batch(position, self.world)
         rows = self.clips.rows(draws)
-        array, packed = self._pool.lend((len(rows), self.clips.channels, self.clips.window, self.clips.voxels))
-        fill = np.empty((len(rows), self.clips.channels), dtype=np.float32)
-        filling = [
-            # The tensor goes along so that its memory is not lent again before the last thread has written to it.
-            self._threads.submit(self._fill, row, array[place], fill[place], packed)
-            for place, row in enumerate(rows)
-        ]
-        return _Ahead(self._describe(rows, draws, packed, torch.from_numpy(fill), position), filling)
+        ahead = _Ahead(draws, rows, position, arriving=[None] * len(rows))
+        for source, feed in enumerate(self._feeds):
+            places = [place for place, row in enumerate(rows) if row.source == source]
+            if feed is None or not places:
+                continue
+            feeding = feed.begin([(rows[place].run, rows[place].clip) for place in places])
+            ahead.feedings.append(feeding)
+            for place, arriving in zip(places, feeding.clips, strict=True):
+                ahead.arriving[place] = arriving
+        return ahead
 
-    def _fill(self, row: Row, packed: NDArray[np.float32], fill: NDArray[np.float32], _lent: torch.Tensor) -> None:
+    def _begin_filling(self, ahead: _Ahead) -> None:
+        clips, count = self.clips, len(ahead.rows)
+        last = math.prod(clips.grid) if self._is_placed else clips.voxels
+        array, values = self._pool.lend((count, clips.channels, clips.window, last), self._dtype)
+        fill = np.empty((count, clips.channels), dtype=np.float32)
+        ahead.batch = self._describe(ahead, values, torch.from_numpy(fill))
+        for place, (row, arriving) in enumerate(zip(ahead.rows, ahead.arriving, strict=True)):
+            # The tensor goes along so that its memory is not lent again before the last thread has written to it.
+            work = partial(self._fill, ahead.scales, row, array[place], fill[place], values)
+            submitted = self._threads.submit(work) if arriving is None else _after(arriving, work, self._threads)
+            ahead.filling.append(submitted)
+
+    def _fill(
+        self,
+        scales: dict[tuple[int, str], Scale],
+        row: Row,
+        values: NDArray[Any],
+        fill: NDArray[np.float32],
+        _lent: torch.Tensor,
+        ready: Ready | None = None,
+    ) -> None:
         scratch = getattr(self._scratch, "buffers", None)
         if scratch is None:
             scratch = self._scratch.buffers = Scratch()
-        row.clips.read_clip(row.run, row.clip, packed, scratch)
-        fill[:] = row.clips.fill(row.run)
+        reader, length = row.clips.reader, row.clip.length
+        target = Target(values[:, :length], self._stretches[row.source])
+        if ready is not None:
+            prepared = self._fill_from(ready, row, target, scratch)
+        else:
+            prepared = reader.fill(reader.request(row.run, row.clip), target, scratch)
+        fill[:] = prepared.fill
+        values[:, length:] = fill[:, None, None]  # whole runs are padded to the longest
+        if values.dtype == np.int16:
+            scales[row.source, row.run.name] = prepared.affine  # type: ignore[attr-defined] # who filled looked at it
 
-    def _describe(
-        self, rows: list[Row], draws: Draws, packed: torch.Tensor, fill: torch.Tensor, position: int
-    ) -> Batch:
-        def numbers(values: Iterable[int]) -> torch.Tensor:
-            return torch.tensor(list(values), dtype=torch.int64)
+    def _fill_from(self, ready: Ready, row: Row, target: Target, scratch: Scratch) -> Prepared:
+        reader, feed = row.clips.reader, self._feeds[row.source]
+        try:
+            try:
+                return reader.fill(ready.request, target, scratch, data=ready.data, prepared=ready.prepared)
+            finally:
+                ready.release()
+        except CorruptDataError:
+            # What is damaged on the way, or was kept damaged, comes whole the second time; what is stored damaged does not.
+            assert feed is not None
+            data = feed.again(ready)
+            return reader.fill(ready.request, target, scratch, data=data, prepared=ready.prepared)
 
+    def _describe(self, ahead: _Ahead, values: torch.Tensor, fill: torch.Tensor) -> Batch:
+        def numbers(found: Iterable[int]) -> torch.Tensor:
+            return torch.tensor(list(found), dtype=torch.int64)
+
+        rows = ahead.rows
         return Batch(
-            packed=packed,
+            packed=None if self._is_placed else values,
+            placed=values.view(*values.shape[:3], *self.clips.grid) if self._is_placed else None,
             positions=self._positions,
-            grid=self.clips.grid if self.clips.has_grid else None,
+            grid=self._grid,
             fill=fill,
-            valid=torch.from_numpy(np.tile(draws.valid, self.clips.views)),
+            valid=torch.from_numpy(np.tile(ahead.draws.valid, self.clips.views)),
             window=numbers(row.number for row in rows),
             start=numbers(row.clip.start for row in rows),
             frames_valid=numbers(row.clip.length for row in rows),
@@ -220,7 +327,7 @@ class StreamingLoader:
                 for place, target in enumerate(self.clips.targets)
             },
             global_size=self._schedule.batch_size,
-            position=position,
+            position=ahead.position,
         )
 
     def _state(self, consumed: int) -> StreamState:
@@ -230,6 +337,8 @@ class StreamingLoader:
         for ahead in self._ahead:
             for filling in ahead.filling:
                 filling.cancel()
+            for feeding in ahead.feedings:
+                feeding.cancel()
         self._ahead.clear()
         self._consumed = consumed
 
@@ -238,6 +347,66 @@ class StreamingLoader:
 
     def _is_past_end(self, position: int) -> bool:
         return self._schedule.is_past_end(position)
+
+
+def _require_form(dtype: str, output: str) -> None:
+    if dtype not in _DTYPES or output not in _OUTPUTS:
+        raise UsageError(
+            f"dtype={dtype!r}, output={output!r}: expected one of {', '.join(_DTYPES)} and one of {', '.join(_OUTPUTS)}"
+        )
+    if dtype == "int16" and output == "placed":
+        raise UsageError("dtype='int16', output='placed': residuals have no background; use output='packed'")
+
+
+def _require_room(clips: StreamingDataset | Mixture, *, dtype: str, output: str) -> None:
+    """Raise where batches of these clips cannot have the form that is asked for."""
+    if dtype == "int16" and not clips.has_windows:
+        raise UsageError("dtype='int16' with window=None: residuals have no background to pad runs with; use float16")
+    if output == "packed" and isinstance(clips, Mixture) and not clips.shares_mask:
+        raise SpaceError(
+            "the members of the mixture lie on different masks, so packed batches cannot hold them; use output='placed' "
+            "with one grid, or convert all with one --mask"
+        )
+
+
+def _with_scales(batch: Batch, ahead: _Ahead) -> Batch:
+    """The batch with what its residuals are scaled by, a row for each run."""
+    keys = [(row.source, row.run.name) for row in ahead.rows]
+    rows = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+    return replace(
+        batch,
+        scale=torch.from_numpy(np.stack([ahead.scales[key][0] for key in rows])),
+        offset=torch.from_numpy(np.stack([ahead.scales[key][1] for key in rows])),
+        scale_row=torch.tensor([rows[key] for key in keys], dtype=torch.int64),
+    )
+
+
+def _after(ready: Future[Ready], work: Callable[..., None], threads: ThreadPoolExecutor) -> Future[None]:
+    """Work that a thread does as soon as the bytes are here; fails as they do."""
+    result: Future[None] = Future()
+
+    def run() -> None:
+        if not result.set_running_or_notify_cancel():
+            return
+        try:
+            work(ready=ready.result())
+        except BaseException as error:
+            result.set_exception(error)
+        else:
+            result.set_result(None)
+
+    def arrived(_: Future[Ready]) -> None:
+        if ready.cancelled():
+            result.cancel()
+        elif (error := ready.exception()) is not None:
+            if result.set_running_or_notify_cancel():
+                result.set_exception(error)
+        else:
+            with suppress(RuntimeError):  # the loader is being closed: nobody waits
+                threads.submit(run)
+
+    ready.add_done_callback(arrived)
+    return result
 
 
 def _world(rank: int | None, world_size: int | None) -> World:

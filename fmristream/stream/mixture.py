@@ -60,10 +60,10 @@ class Mixture:
                 )
 
     def _require_one_space(self, mix_spaces: bool) -> None:
-        if len({(clips.runs[0].space_digest, clips.has_grid and clips.grid) for clips in self.members}) > 1:
+        if not self.shares_mask and len({clips.has_grid and clips.grid for clips in self.members} | {False}) != 2:
             raise SpaceError(
-                "the members of the mixture lie on different grids or masks, so packed batches cannot hold them, and placed "
-                "ones of one target grid are not made by mixtures yet; convert all with one --mask and grid, or leave members out"
+                "the members of the mixture lie on different grids, so no batch can hold them; give all the same target "
+                "grid and let the loader place them (output='placed'), or leave members out"
             )
         labels = sorted({str(clips.runs[0].space) for clips in self.members})
         is_one = len(labels) == 1 and (labels[0] not in UNALIGNED or len(self.members) == 1)
@@ -137,6 +137,16 @@ class Mixture:
         """Of the first member; each has its own."""
         seed: int | None = self.members[0].seed
         return seed
+
+    @property
+    def shares_mask(self) -> bool:
+        """Whether a value of a frame is the same place for all members, as packed batches need it."""
+        return len({(clips.runs[0].space_digest, clips.has_grid and clips.grid) for clips in self.members}) == 1
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether all clips have as many frames; those of whole runs have not."""
+        return all(clips.has_windows for clips in self.members)
 
     @property
     def window(self) -> int:

@@ -3,14 +3,14 @@
 import math
 import weakref
 from collections import deque
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 
 class BatchPool:
-    """Lends (b, c, t, v) float32 buffers; one comes back when the last tensor that shares it is gone.
+    """Lends buffers of batches; one comes back when the last tensor that shares it is gone.
 
     A batch that is kept keeps its memory, so no batch ever changes under its owner's hands.
 
@@ -23,18 +23,19 @@ class BatchPool:
         # No lock: buffers come back whenever garbage is collected, in any thread, even amid lend.
         self._free: deque[torch.Tensor] = deque()
 
-    def lend(self, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], torch.Tensor]:
-        """(array to fill, tensor to hand out) over the same memory."""
+    def lend(self, shape: tuple[int, ...], dtype: str = "float32") -> tuple[NDArray[Any], torch.Tensor]:
+        """(array to fill, tensor to hand out) over the same memory; float32, float16 or int16."""
+        kind: torch.dtype = getattr(torch, dtype)
         if self._pinned:
             # A copy to the GPU may still read memory that Python has let go; torch's own pool waits for it, ours could not.
-            tensor = torch.empty(shape, dtype=torch.float32, pin_memory=True)
+            tensor = torch.empty(shape, dtype=kind, pin_memory=True)
             return tensor.numpy(), tensor
-        size = math.prod(shape)
+        size = math.prod(shape) * kind.itemsize
         buffer = self._take(size)
         if buffer is None:
-            buffer = torch.empty(size, dtype=torch.float32)
+            buffer = torch.empty(size, dtype=torch.uint8)
         # A tensor made of an array keeps that very array alive; its end is the buffer's return.
-        array = buffer.numpy().view()
+        array = buffer.numpy().view(dtype)
         weakref.finalize(array, self._free.append, buffer).atexit = False
         return array.reshape(shape), torch.from_numpy(array).view(shape)
 

@@ -1,0 +1,142 @@
+"""What a network and a busy server do to a stream costs time, never a sample; what stays broken is an error with an end."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmristream.errors import CorruptDataError, FmriStreamError, ObjectMissingError, StorageError
+from fmristream.storage.retry import RetryPolicy
+from fmristream.stream.clips import StreamingDataset
+from fmristream.stream.loader import StreamingLoader
+from tests.stream.range_server import FAULTS, Fault, RangeServer, frames_only, range_server, sometimes
+
+BATCH = 6
+QUICK = RetryPolicy(attempts=10, attempt_s=0.5, deadline_s=8, first_pause_s=0.01, longest_pause_s=0.05)
+PASSING: tuple[Fault, ...] = tuple(fault for fault in FAULTS if fault != "replaced")
+
+
+@pytest.fixture(scope="module")
+def expected(cohort_url) -> list[torch.Tensor]:
+    return batches_of(clips_of(cohort_url))
+
+
+@pytest.fixture
+def server(cohort_url):
+    with range_server(Path(cohort_url)) as server:
+        server.applies = frames_only
+        yield server
+
+
+def clips_of(url: str, **changes) -> StreamingDataset:
+    return StreamingDataset(url, **{"window": 7, "split": "train", "seed": 2, **changes})
+
+
+def batches_of(clips: StreamingDataset, **options) -> list[torch.Tensor]:
+    with StreamingLoader(clips, **{"batch_size": BATCH, "threads": 2, "retry": QUICK, **options}) as loader:
+        return [batch.packed.clone() for batch in loader]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_stream_over_http_is_the_local_one_and_fetches_only_what_it_uses(server: RangeServer, expected):
+    clips = clips_of(server.url)
+    with StreamingLoader(clips, batch_size=BATCH, threads=2) as loader:
+        assert same([batch.packed.clone() for batch in loader], expected)
+        counts = loader.counts
+    assert counts.bytes_fetched <= 1.02 * counts.bytes_wanted
+    assert server.sent_bytes <= 1.02 * counts.bytes_wanted
+    # What is fetched ahead for the next epoch is asked for, too.
+    windows = len(expected) * BATCH
+    assert windows <= counts.requests <= windows + 64
+    assert counts.retries == 0
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_fault_that_passes_changes_no_bit(server: RangeServer, expected, fault):
+    server.choose = lambda number: fault if number in (2, 9) else None
+    assert same(batches_of(clips_of(server.url)), expected)
+
+
+def heavy(rate: float) -> object:
+    return pytest.param(rate, 10, marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize(("rate", "epochs"), [(0.05, 1), (0.2, 1), heavy(0.01), heavy(0.05), heavy(0.2)])
+def test_busy_servers_are_asked_again_and_not_much_more_than_that(server: RangeServer, expected, rate, epochs):
+    server.choose = sometimes(rate, "503", "503 retry-after", "429", "500", "429 retry-after")
+    clips = clips_of(server.url)
+    with StreamingLoader(clips, batch_size=BATCH, threads=2, retry=QUICK) as loader:
+        assert same([batch.packed.clone() for batch in loader], expected)
+        for _ in range(epochs - 1):
+            assert len(list(loader)) == len(loader) or loader.epoch
+        counts = loader.counts
+    assert counts.requests + counts.retries <= 1.5 / (1 - rate) * counts.requests + 5
+
+
+def test_bytes_in_flight_stay_below_their_bound(server: RangeServer, expected):
+    server.latency_s = 0.01
+    clips = clips_of(server.url)
+    limit = 4 * max(clips.reader.request(clips.runs[n], clips.clip(0)).bytes for n in range(len(clips.runs)))
+    with StreamingLoader(clips, batch_size=BATCH, threads=2, prefetch_bytes=limit) as loader:
+        assert same([batch.packed.clone() for batch in loader], expected)
+        assert loader.counts.most_held_bytes <= limit
+    assert 0 < server.most_held_bytes <= limit
+
+
+@pytest.mark.parametrize("fault", ["503", "silent", "stall", "trickle", "reset", "cut", "whole", "shifted"])
+def test_a_server_that_stays_broken_is_an_error_within_its_deadline(server: RangeServer, fault):
+    policy = RetryPolicy(attempts=3, attempt_s=0.3, deadline_s=1.5, first_pause_s=0.01, slowest_bytes_per_s=2**20)
+    clips = clips_of(server.url)
+    clips.reader.request(clips.runs[0], clips.clip(0))
+    server.choose = lambda number: fault
+    begun = time.monotonic()
+    with StreamingLoader(clips, batch_size=BATCH, retry=policy) as loader:
+        with pytest.raises(StorageError) as caught:
+            next(iter(loader))
+        assert "/residual/c/0/0" in str(caught.value)
+        assert "sub-" in str(caught.value)
+        assert time.monotonic() - begun < 2 * policy.deadline_s + 2
+        server.choose = lambda number: None
+        assert next(iter(loader)).position == 0  # and is taken up again
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fmristream")]
+
+
+def test_an_object_that_is_replaced_in_the_middle_is_an_error_and_never_mixed(server: RangeServer, expected):
+    server.choose = lambda number: "replaced" if number > 20 else None
+    arrived = []
+    with StreamingLoader(clips_of(server.url), batch_size=BATCH, retry=QUICK) as loader:
+        with pytest.raises(CorruptDataError, match="replaced while it was read"):
+            for batch in loader:
+                arrived.append(batch.packed.clone())
+    assert all(torch.equal(one, other) for one, other in zip(arrived, expected, strict=False))
+
+
+@pytest.mark.parametrize("status", ["404", "403"])
+def test_what_is_gone_or_forbidden_is_said_at_once(server: RangeServer, status, cohort_url, tmp_path):
+    import shutil
+
+    root = Path(shutil.copytree(cohort_url, tmp_path / "copy"))
+    server.root = root
+    clips = clips_of(server.url)
+    for shard in root.glob("runs/*/residual/c/0/0"):
+        shard.unlink()
+    begun = time.monotonic()
+    with StreamingLoader(clips, batch_size=BATCH) as loader, pytest.raises(ObjectMissingError, match="no such object"):
+        next(iter(loader))
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(10))
+def test_everything_at_once_is_bit_identical_or_a_typed_error(server: RangeServer, expected, seed):
+    server.applies = lambda path: path.startswith("runs/")
+    server.choose = sometimes(0.1, *PASSING, seed=seed)
+    try:
+        assert same(batches_of(clips_of(server.url)), expected)
+    except FmriStreamError as error:
+        assert server.url.removeprefix("http://") in str(error)
