@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fmristream.shards.dataset import Dataset
     from fmristream.shards.dataset import open_dataset as open
     from fmristream.stream.clips import StreamingDataset
+    from fmristream.stream.fitted import fit, load_fitted, save_fitted
     from fmristream.stream.loader import StreamingLoader
 
 # Public name -> the module that defines it; imported on first use, so that `import fmristream` stays light.
@@ -20,12 +21,27 @@ _HOMES = {
     "StreamingDataset": "fmristream.stream.clips",
     "StreamingLoader": "fmristream.stream.loader",
     "convert": "fmristream.ingest.convert",
+    "fit": "fmristream.stream.fitted",
     "gc": "fmristream.ingest.gc",
+    "load_fitted": "fmristream.stream.fitted",
     "open": "fmristream.shards.dataset:open_dataset",
+    "save_fitted": "fmristream.stream.fitted",
     "withdraw": "fmristream.ingest.withdraw",
 }
 
-__all__ = ["Dataset", "StreamingDataset", "StreamingLoader", "__version__", "convert", "gc", "open", "withdraw"]
+__all__ = [
+    "Dataset",
+    "StreamingDataset",
+    "StreamingLoader",
+    "__version__",
+    "convert",
+    "fit",
+    "gc",
+    "load_fitted",
+    "open",
+    "save_fitted",
+    "withdraw",
+]
 
 
 def __getattr__(name: str) -> Any:

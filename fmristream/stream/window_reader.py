@@ -1,6 +1,6 @@
 """One window of frames, from bytes to normalised in-mask values: fetch, check, decode, normalise. numpy only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,13 @@ from numpy.typing import NDArray
 from fmristream.catalog.run import Run
 from fmristream.sampling.clip import Clip
 from fmristream.shards.dataset import Dataset
-from fmristream.signal.normalize import Normalization, prepare
 from fmristream.signal.prepared import Prepared
+from fmristream.signal.recipes import Recipe, prepare
+from fmristream.stream.kept import Kept
+from fmristream.stream.run_source import RunSource
+
+# Recipes made ready that stay in memory.
+PREPARED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,21 +24,24 @@ class WindowReader:
 
     Attributes:
         dataset: where the runs lie.
-        normalization: what becomes of the stored values.
+        recipe: what becomes of the stored values.
         exact: z-score with float32 moments also where float16 ones are stored (another request per run).
     """
 
     dataset: Dataset
-    normalization: Normalization
+    recipe: Recipe
     exact: bool = False
+    _prepared: Kept[Prepared] = field(default_factory=lambda: Kept(PREPARED_BYTES), init=False, repr=False)
 
     def prepared(self, run: Run) -> Prepared:
-        """The normalisation made ready for a run.
+        """The recipe made ready for a run; kept while others do not need its place.
 
         Raises:
             CorruptDataError: the run cannot be normalised.
         """
-        return prepare(self.normalization, self.dataset.reader(run), exact=self.exact)
+        return self._prepared.get(
+            run.name, lambda: prepare(self.recipe, RunSource(self.dataset, run), exact=self.exact)
+        )
 
     def read(self, run: Run, clip: Clip, packed: NDArray[np.float32], scratch: "Scratch") -> None:
         """Fill `packed` (c, t, v) with the clip's frames of a run.
@@ -42,10 +50,14 @@ class WindowReader:
             CorruptDataError: stored bytes have changed, or the run cannot be normalised.
             ObjectMissingError: an object of the run is gone.
         """
+        prepared = self.prepared(run)
+        if not prepared.needs_frames:
+            prepared(np.empty((clip.length, 0), dtype=run.numpy_dtype), clip.frames, packed)
+            return
         reader = self.dataset.reader(run)
         frames = scratch.frames(clip.stop - clip.start, reader.padded_voxels, run.numpy_dtype)
         stored = reader.read_chunks(clip.start, clip.stop, frames)[:: clip.step, : run.voxels]
-        self.prepared(run)(stored, clip.frames, packed)
+        prepared(stored, clip.frames, packed)
 
 
 class Scratch:

@@ -1,0 +1,82 @@
+"""Loops of the recipes that numpy would make several passes of. Sums go frame by frame, whoever calls in which blocks."""
+
+from typing import Any
+
+import numba
+import numpy as np
+
+_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+# Voxels worked on at a time: a block's coefficients stay in the second-level cache while frames go by.
+BLOCK = 2048
+
+
+@_jit
+def accumulate(
+    values: Any, rows: Any, shift: Any, count: Any, sums: Any, squares: Any, products: Any, known: Any, has_missing: bool
+) -> None:  # fmt: skip
+    """Add frames to per-voxel sums of x = value - shift over what is finite.
+
+    Args:
+        values: (t, v) float64.
+        rows: (t, k) float64, a design's rows of these frames.
+        shift: (v,) float64.
+        count: (v,) int64, finite values so far.
+        sums: (v,) float64.
+        squares: (v,) float64.
+        products: (k, v) float64, sums of row x value.
+        known: (k, v) float64 where has_missing: sums of rows of finite values.
+        has_missing: whether values may be NaN or infinite.
+    """
+    for start in range(0, values.shape[1], BLOCK):
+        stop = min(start + BLOCK, values.shape[1])
+        for t in range(values.shape[0]):
+            for v in range(start, stop):
+                x = values[t, v] - shift[v]
+                if x - x == 0:
+                    count[v] += 1
+                    sums[v] += x
+                    squares[v] += x * x
+            for k in range(rows.shape[1]):
+                row = rows[t, k]
+                if has_missing:
+                    for v in range(start, stop):
+                        x = values[t, v] - shift[v]
+                        if x - x == 0:
+                            products[k, v] += row * x
+                            known[k, v] += row
+                else:
+                    for v in range(start, stop):
+                        products[k, v] += row * (values[t, v] - shift[v])
+
+
+@_jit
+def apply_linear(values: Any, center: Any, gain: Any, rows: Any, coefficients: Any) -> None:
+    """values[t, v] = (values[t, v] - center[v]) x gain[v] + sum over k of rows[t, k] x coefficients[k, v], in place.
+
+    Where the gain is 0 and so are the coefficients, the result is exactly 0 for finite values.
+    """
+    for start in range(0, values.shape[1], BLOCK):
+        stop = min(start + BLOCK, values.shape[1])
+        for t in range(values.shape[0]):
+            for v in range(start, stop):
+                values[t, v] = (values[t, v] - center[v]) * gain[v]
+            for k in range(rows.shape[1]):
+                row = rows[t, k]
+                for v in range(start, stop):
+                    values[t, v] += row * coefficients[k, v]
+
+
+@_jit
+def weighted_means(values: Any, indptr: Any, voxels: Any, weights: Any, means: Any) -> None:
+    """means[t, p] = weighted mean of the finite values of parcel p, NaN where there is none; values is (t, v) float64."""
+    for t in range(values.shape[0]):
+        for parcel in range(means.shape[1]):
+            total = 0.0
+            weight = 0.0
+            for k in range(indptr[parcel], indptr[parcel + 1]):
+                value = values[t, voxels[k]]
+                if value - value == 0:
+                    total += np.float64(weights[k]) * value
+                    weight += np.float64(weights[k])
+            means[t, parcel] = total / weight if weight > 0 else np.nan

@@ -1,0 +1,318 @@
+"""Statistics fitted to the training runs: made in one pass, kept as a named object that is never changed, tied to its split.
+
+An object is a safetensors file (numbers only), named by its own digest: with the dataset as `fitted/NAME-DIGEST.safetensors`,
+or anywhere. It says which content and which split it was fitted to, and is used with no other.
+"""
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmristream.catalog.run_table import RunTable
+from fmristream.errors import CorruptDataError, ObjectExistsError, ResumeError, UsageError
+from fmristream.shards.dataset import Dataset
+from fmristream.shards.digest import canonical_json, sha256, sha256_json
+from fmristream.signal.cohort import Accumulator, Components, Moments, Quantiles, Ranges
+from fmristream.signal.prepared import Prepared, RecipeSource
+from fmristream.signal.recipes import FittedValues, Recipe, expand, prepare
+from fmristream.signal.steps import Cohort
+from fmristream.storage import open_store
+from fmristream.storage.store import is_key
+from fmristream.stream.run_source import RunSource
+
+if TYPE_CHECKING:
+    from fmristream.stream.clips import StreamingDataset
+
+FOLDER = "fitted"
+_SUFFIX = ".safetensors"
+_FORMAT = "fmristream-fitted-1"
+# BrainLM's code takes medians and quartiles of the first 200 frames of each recording.
+BRAINLM_FRAMES = 200
+_TRAIN = "train"
+# Of values that are worked on at a time.
+_BLOCK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fitted:
+    """Statistics of a cohort, and what they are of.
+
+    Attributes:
+        name: for people and object names: letters, digits, '.', '_', '-'.
+        values: the statistics, their kind, and the recipe whose output they are of.
+        content_digest: of the dataset.
+        split: that the runs are of; "" where the dataset is not split.
+        split_digest: of the runs of that split (`split_digest`).
+        runs: how many were read.
+        frames: how many of all of them.
+        first_frames: of each run at most; 0 for all.
+    """
+
+    name: str
+    values: FittedValues
+    content_digest: str
+    split: str
+    split_digest: str
+    runs: int
+    frames: int
+    first_frames: int
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of the object."""
+        return sha256(encode_fitted(self))
+
+    @property
+    def key(self) -> str:
+        """Its name with the dataset."""
+        return f"{FOLDER}/{self.name}-{self.digest[:16]}{_SUFFIX}"
+
+
+def fit(
+    clips: "StreamingDataset",
+    step: str,
+    *,
+    name: str | None = None,
+    first_frames: int | None = None,
+    max_bytes: int = 512 * 2**20,
+) -> Fitted:
+    """Fit the statistics that a recipe step needs to what the clips' recipe gives, over whole training runs, read once.
+
+    Args:
+        clips: the training split, with the recipe that comes before the step as `normalize`.
+        step: a step or published recipe that uses such statistics, as `brainlm-robust`, `cohort-zscore` or `pca:32`.
+        name: of the object; the step's where not given.
+        first_frames: take so many of each run at most; all where not given, 200 for `brainlm-robust` as its code does.
+        max_bytes: for medians: exact while the values fit, else with an error that the result states.
+
+    Raises:
+        UsageError: the clips are not the training split, or the step needs no such statistics.
+        CorruptDataError: a run cannot be read or normalised.
+    """
+    split = _training_split(clips)
+    before, cohort = _parted(step)
+    recipe = Recipe(steps=(*clips.recipe.steps, *before), fitted=clips.recipe.fitted, atlases=clips.recipe.atlases)
+    if recipe.channels != 1:
+        raise UsageError(f"fit({step!r}) after {clips.normalize!r}: expected one channel, got {recipe.channels}")
+    if first_frames is None and step.strip().startswith("brainlm-robust"):
+        first_frames = BRAINLM_FRAMES
+    dataset, runs = clips.dataset, clips.runs
+    source = RunSource(dataset, runs[0])
+    longest = max(runs.column("frames"))
+    width = recipe.width(source)
+    accumulator = _accumulator(cohort, width, frames=min(longest, first_frames or longest), max_bytes=max_bytes)
+    frames = 0
+    for place in range(len(runs)):
+        source = RunSource(dataset, runs[place])
+        for numbers, values in _outputs(prepare(recipe, source, exact=True), source, first_frames):
+            accumulator.add(numbers, values)
+            frames += len(numbers)
+    return Fitted(
+        name=_named(name or step.strip().replace(":", "-")),
+        values=FittedValues(kind=cohort.kind, recipe=recipe.text, arrays=accumulator.finish()),
+        content_digest=dataset.content_digest,
+        split=split,
+        split_digest=split_digest(dataset, split),
+        runs=len(runs),
+        frames=frames,
+        first_frames=first_frames or 0,
+    )
+
+
+def split_digest(dataset: Dataset, split: str) -> str:
+    """Hex sha256 over the identities of a split's runs, in base order: changes when any run comes, goes or changes."""
+    runs: RunTable = dataset.runs.where("split", split)
+    return sha256_json({"runs": sorted(runs.identities()), "split": split})
+
+
+def require_fitted(fitted: Sequence[Fitted], dataset: Dataset) -> None:
+    """Raise ResumeError unless statistics were fitted to this dataset and to its split as it is now."""
+    for one in fitted:
+        if one.content_digest != dataset.content_digest:
+            raise ResumeError(
+                f"{dataset.store.name}: the statistics {one.name!r} were fitted to content {one.content_digest[:12]}, this "
+                f"dataset has {dataset.content_digest[:12]}; fit them again, or open the version they belong to"
+            )
+        now = split_digest(dataset, one.split)
+        if one.split_digest != now:
+            raise ResumeError(
+                f"{dataset.store.name}: the statistics {one.name!r} were fitted to a split {one.split!r} of digest "
+                f"{one.split_digest[:12]}, it is {now[:12]} now; fit them again: they may know test subjects"
+            )
+
+
+def save_fitted(fitted: Fitted, target: str | Dataset) -> str:
+    """Write the object; returns its key or URL. What is there already under the name must be the same.
+
+    Args:
+        fitted: the statistics.
+        target: a dataset, with which they are kept, or the URL of a folder.
+    """
+    data = encode_fitted(fitted)
+    store = target.store if isinstance(target, Dataset) else open_store(target)
+    key = fitted.key if isinstance(target, Dataset) else fitted.key.removeprefix(f"{FOLDER}/")
+    with suppress(ObjectExistsError):
+        store.put_new(key, data)
+        return key
+    if store.read(key) != data:
+        raise CorruptDataError(f"{store.name}/{key}: is not what its name says; remove it and save again")
+    return key
+
+
+def load_fitted(source: str | Dataset, name: str) -> Fitted:
+    """Read statistics.
+
+    Args:
+        source: a dataset, or the URL of a folder.
+        name: as given to `fit`, or with the first digits of the digest, or the whole file name.
+
+    Raises:
+        UsageError: there is none of this name, or there are several.
+        CorruptDataError: the object is not what its name says.
+    """
+    is_dataset = isinstance(source, Dataset)
+    store = source.store if isinstance(source, Dataset) else open_store(source)
+    listed = [key for key in store.list(FOLDER if is_dataset else "") if key.endswith(_SUFFIX)]
+    found = [key for key in listed if _is_called(key.rpartition("/")[2], name)]
+    if len(found) != 1:
+        known = ", ".join(key.rpartition("/")[2] for key in (found or listed)) or "none"
+        raise UsageError(
+            f"{store.name}: {len(found)} fitted statistics are called {name!r}, expected one; there are: {known}; give more of "
+            "the file's name, or make them with fmristream.fit and save_fitted"
+        )
+    return decode_fitted(store.read(found[0]), name=found[0].rpartition("/")[2], where=f"{store.name}/{found[0]}")
+
+
+def encode_fitted(fitted: Fitted) -> bytes:
+    """The object: safetensors, float64, arrays in order of their names."""
+    about = {
+        "content_digest": fitted.content_digest,
+        "first_frames": fitted.first_frames,
+        "format": _FORMAT,
+        "frames": fitted.frames,
+        "kind": fitted.values.kind,
+        "name": fitted.name,
+        "recipe": fitted.values.recipe,
+        "runs": fitted.runs,
+        "split": fitted.split,
+        "split_digest": fitted.split_digest,
+    }
+    header: dict[str, Any] = {"__metadata__": {"fmristream": canonical_json(about).decode("ascii")}}
+    body, at = [], 0
+    for name, values in sorted(fitted.values.arrays.items()):
+        data = np.ascontiguousarray(values, dtype="<f8").tobytes()
+        header[name] = {"data_offsets": [at, at + len(data)], "dtype": "F64", "shape": list(values.shape)}
+        body.append(data)
+        at += len(data)
+    text = canonical_json(header)
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + b"".join(body)
+
+
+def decode_fitted(data: bytes, *, name: str, where: str) -> Fitted:
+    """The statistics in an object.
+
+    Raises:
+        CorruptDataError: it is damaged, or not what its file name says.
+    """
+    digest = name.removesuffix(_SUFFIX).rpartition("-")[2]
+    if len(digest) != 16 or not sha256(data).startswith(digest):
+        raise CorruptDataError(
+            f"{where}: sha256 {sha256(data)[:16]}, its name says {digest}; the object was changed or renamed: restore it"
+        )
+    try:
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + length])
+        about = json.loads(header.pop("__metadata__")["fmristream"])
+        arrays = {key: _array(data[8 + length :], entry) for key, entry in header.items()}
+        if about["format"] != _FORMAT:
+            raise CorruptDataError(
+                f"{where}: format {about['format']!r}, expected {_FORMAT!r}; install a newer release"
+            )
+        return Fitted(
+            name=about["name"],
+            values=FittedValues(kind=about["kind"], recipe=about["recipe"], arrays=arrays),
+            **{
+                key: about[key] for key in ("content_digest", "split", "split_digest", "runs", "frames", "first_frames")
+            },
+        )
+    except (struct.error, ValueError, LookupError, TypeError) as error:
+        raise CorruptDataError(f"{where}: no statistics that this release wrote ({error})") from error
+
+
+def _array(body: bytes, entry: Mapping[str, Any]) -> NDArray[np.float64]:
+    start, stop = entry["data_offsets"]
+    return np.frombuffer(body[start:stop], dtype="<f8").reshape(entry["shape"]).astype(np.float64)
+
+
+def _is_called(file: str, name: str) -> bool:
+    stem = file.removesuffix(_SUFFIX)
+    own, _, digest = stem.rpartition("-")
+    asked, dash, digits = name.removesuffix(_SUFFIX).rpartition("-")
+    return name in (file, stem, own) or bool(dash and asked == own and len(digits) >= 4 and digest.startswith(digits))
+
+
+def _named(name: str) -> str:
+    if not is_key(name) or "/" in name:
+        raise UsageError(f"name={name!r}: expected letters, digits, '.', '_' and '-'")
+    return name
+
+
+def _training_split(clips: "StreamingDataset") -> str:
+    splits = set(clips.dataset.runs.counts("split")) - {""}
+    if splits and clips.split != _TRAIN:
+        raise UsageError(
+            f"{clips.dataset.store.name}: statistics are fitted to the split {_TRAIN!r}, these clips are of {clips.split!r} "
+            f"(the dataset has {', '.join(sorted(splits))}); open them with split={_TRAIN!r}, or test subjects get in"
+        )
+    return clips.split or ""
+
+
+def _parted(step: str) -> tuple[tuple[Any, ...], Cohort]:
+    """The steps before the one that uses statistics, and that one."""
+    steps = expand(step)
+    places = [place for place, one in enumerate(steps) if isinstance(one, Cohort)]
+    if len(places) != 1:
+        raise UsageError(
+            f"fit(clips, {step!r}): expected one step that uses statistics of the training runs (brainlm-robust, "
+            f"cohort-zscore, cohort-robust, cohort-minmax, pca:N), got {len(places)}"
+        )
+    cohort = steps[places[0]]
+    assert isinstance(cohort, Cohort)
+    return tuple(steps[: places[0]]), cohort
+
+
+def _accumulator(cohort: Cohort, width: int, *, frames: int, max_bytes: int) -> Accumulator:
+    if cohort.kind == "moments":
+        return Moments(width)
+    if cohort.kind == "robust":
+        return Quantiles(width, max_bytes=max_bytes)
+    if cohort.kind == "pca":
+        return Components(width, components=cohort.components)
+    return Ranges(width, kind=cohort.kind, frames=frames)
+
+
+def _outputs(
+    prepared: Prepared, source: RecipeSource, first_frames: int | None
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """What a recipe makes of a run's first frames, some at a time: (numbers, (t, width))."""
+    run = source.run
+    frames = min(run.frames, first_frames or run.frames)
+    step = max(1, _BLOCK_BYTES // (8 * max(1, run.voxels if prepared.needs_frames else prepared.width)))
+    for start in range(0, frames, step):
+        stop = min(start + step, frames)
+        stored = np.empty((stop - start, 0), dtype=run.dtype)
+        if prepared.needs_frames:
+            stored = source.read_stored(start, stop)
+            if source.is_difference:
+                with np.errstate(over="ignore"):
+                    stored = stored - source.reference
+        out = np.empty((1, stop - start, prepared.width), dtype=np.float32)
+        prepared(stored, range(start, stop), out)
+        yield np.arange(start, stop), out[0]
