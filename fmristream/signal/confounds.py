@@ -170,8 +170,8 @@ def _components(name: str, table: Table, *, frames: int, where: str) -> Confound
     if not noise or len(every) - len(rest) != len(noise):
         raise UsageError(
             f"{where}: confounds:{name}: non-aggressive regression needs the courses of all components "
-            f"({' or '.join(one + 'N' for one in all_prefixes)}) beside those of noise ({prefix}N), the table has {len(every)} and "
-            f"{len(noise)}; store the mixing matrix in the table"
+            f"({' or '.join(one + 'N' for one in all_prefixes)}) beside those of noise ({prefix}N), the table has {len(every)} "
+            f"and {len(noise)}; store the mixing matrix in the table"
             + (", or use aroma-aggressive" if name == "aroma" else "")
         )
     return Confounds(

@@ -105,7 +105,8 @@ class Normalized:
         """What the normalisation gives, float32 in float64."""
         out = np.empty((1, *stored.shape), dtype=np.float32)
         self._prepared(stored, range(0, len(numbers)), out)  # it looks at no frame's number
-        return out[0].astype(np.float64)
+        values: NDArray[np.float64] = out[0].astype(np.float64)
+        return values
 
 
 class Series:

@@ -63,13 +63,13 @@ def add_trend(model: TemporalModel) -> TemporalModel:
 
 
 def add_highpass(model: TemporalModel, *, hz: float, tr_s: float) -> TemporalModel:
-    """Takes out discrete cosines slower than `hz`, as fMRIPrep's `cosine` columns and nilearn's filter of that name.
+    """Takes out discrete cosines of up to `hz`, as fMRIPrep's `cosine` columns and nilearn's filter of that name.
 
     The mean stays.
     """
     frames = len(model.used)
-    order = max(int(np.floor(2 * frames * hz * tr_s)), 1)
-    return add_columns(model, _cosines(frames, np.arange(1, order)))
+    order = min(frames - 1, int(np.floor(2 * frames * hz * tr_s)))
+    return add_columns(model, _cosines(frames, np.arange(1, order + 1)))
 
 
 def add_bandpass(model: TemporalModel, *, low_hz: float, high_hz: float, tr_s: float) -> TemporalModel:
