@@ -148,37 +148,39 @@ def require_fitted(fitted: Sequence[Fitted], dataset: Dataset) -> None:
 
 
 def save_fitted(fitted: Fitted, target: str | Dataset) -> str:
-    """Write the object; returns its key or URL. What is there already under the name must be the same.
+    """Write the object, `fitted/NAME-DIGEST.safetensors`; returns that key. What is there already must be the same.
 
     Args:
         fitted: the statistics.
-        target: a dataset, with which they are kept, or the URL of a folder.
+        target: a dataset, with which they are kept, or the URL of any folder.
+
+    Raises:
+        CorruptDataError: something else has the name.
+        StorageError: the target cannot be written.
     """
     data = encode_fitted(fitted)
     store = target.store if isinstance(target, Dataset) else open_store(target)
-    key = fitted.key if isinstance(target, Dataset) else fitted.key.removeprefix(f"{FOLDER}/")
     with suppress(ObjectExistsError):
-        store.put_new(key, data)
-        return key
-    if store.read(key) != data:
-        raise CorruptDataError(f"{store.name}/{key}: is not what its name says; remove it and save again")
-    return key
+        store.put_new(fitted.key, data)
+        return fitted.key
+    if store.read(fitted.key) != data:
+        raise CorruptDataError(f"{store.name}/{fitted.key}: is not what its name says; remove it and save again")
+    return fitted.key
 
 
 def load_fitted(source: str | Dataset, name: str) -> Fitted:
     """Read statistics.
 
     Args:
-        source: a dataset, or the URL of a folder.
+        source: a dataset, or the URL that they were saved to.
         name: as given to `fit`, or with the first digits of the digest, or the whole file name.
 
     Raises:
         UsageError: there is none of this name, or there are several.
         CorruptDataError: the object is not what its name says.
     """
-    is_dataset = isinstance(source, Dataset)
     store = source.store if isinstance(source, Dataset) else open_store(source)
-    listed = [key for key in store.list(FOLDER if is_dataset else "") if key.endswith(_SUFFIX)]
+    listed = [key for key in store.list(FOLDER) if key.endswith(_SUFFIX)]
     found = [key for key in listed if _is_called(key.rpartition("/")[2], name)]
     if len(found) != 1:
         known = ", ".join(key.rpartition("/")[2] for key in (found or listed)) or "none"
