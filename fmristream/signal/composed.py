@@ -69,9 +69,6 @@ class Op(Protocol):
         """What becomes of what stands outside the mask, (c,)."""
         ...
 
-    @property
-    def nbytes(self) -> int: ...
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
@@ -85,41 +82,53 @@ class Plan:
 
 
 class RunPrepared:
-    """A recipe whose statistics are those of the run, ready for any of its frames."""
+    """A recipe whose statistics are those of the run, for any of its frames; what must be read is read at the first."""
 
     is_framewise = True
     affine = None
 
-    def __init__(self, plan: Plan, source: RecipeSource, *, exact: bool) -> None:
-        used = _used_frames(plan, source)
-        self._head, rest = _head_of(plan, source, whole=bool(used.all()), exact=exact)
-        numbers = np.flatnonzero(used)
-        builder = _Builder(plan, source, self._head, used=used, is_whole=bool(used.all()))
-        self._ops = builder.build(rest, lambda: head_blocks(self._head, source, numbers))
-        self.kept = used  # (t,) bool: frames that were neither skipped nor scrubbed
-        self.width = builder.layout.voxels
-        self.fill = _fill(self._head, self._ops)
-        self.channels = len(self.fill)
+    def __init__(self, plan: Plan, source: RecipeSource, *, exact: bool, channels: int) -> None:
+        self._plan, self._source = plan, source
+        self.kept = _used_frames(plan, source)  # (t,) bool: frames that were neither skipped nor scrubbed
+        self._is_whole = bool(self.kept.all())
+        self._head, self._rest = _head_of(plan, source, whole=self._is_whole, exact=exact)
+        self.width = layout_of(plan, source).voxels
+        self.channels = channels
         self.needs_frames = self._head.needs_frames
+        self._ops: list[Op] = []
+        self._is_ready = False
+        self._lock = Lock()
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of coefficients."""
-        return self._head.nbytes + sum(op.nbytes for op in self._ops)
+    def fill(self) -> NDArray[np.float32]:
+        """(c,) what stands outside the mask; may read the run."""
+        return _fill(self._head, self._made())
+
+    def _made(self) -> list[Op]:
+        """Every step's operation: the first who asks reads the run, others wait for him instead of reading it as well."""
+        if self._is_ready:
+            return self._ops
+        with self._lock:
+            if not self._is_ready:
+                numbers = np.flatnonzero(self.kept)
+                builder = _Builder(self._plan, self._source, self._head, used=self.kept, is_whole=self._is_whole)
+                self._ops = builder.build(self._rest, lambda: head_blocks(self._head, self._source, numbers))
+                self._is_ready = True
+        return self._ops
 
     def __call__(self, stored: NDArray[Any], frames: range, out: NDArray[np.float32]) -> None:
         """A few frames at a time."""
-        numbers = np.array(frames, dtype=np.int64)
-        if isinstance(self._head, Normalized) and all(isinstance(op, ClipOp) for op in self._ops):
+        numbers, ops = np.array(frames, dtype=np.int64), self._made()
+        if isinstance(self._head, Normalized) and all(isinstance(op, ClipOp) for op in ops):
             self._head.write(stored, frames, out)
-            for op in self._ops:
+            for op in ops:
                 op(out, numbers)  # type: ignore[arg-type]  # bounds know no precision
             return
-        step = max(1, _BLOCK_BYTES // (8 * max(1, self._head.voxels)))
+        fill, step = _fill(self._head, ops), max(1, _BLOCK_BYTES // (8 * max(1, self._head.voxels)))
         for start in range(0, len(numbers), step):
             part = slice(start, start + step)
             values = self._head.values(stored[part], numbers[part])
-            _write(_applied(self._ops, values, numbers[part]), self.fill, out[:, part])
+            _write(_applied(ops, values, numbers[part]), fill, out[:, part])
 
 
 class ClipPrepared:
@@ -138,12 +147,6 @@ class ClipPrepared:
         self.channels = 1
         self.width = layout_of(plan, source).voxels
         self.needs_frames = self._head.needs_frames
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of coefficients."""
-        with self._lock:
-            return self._head.nbytes + sum(op.nbytes for ops in self._known.values() for op in ops)
 
     def __call__(self, stored: NDArray[Any], frames: range, out: NDArray[np.float32]) -> None:
         """The whole clip at once: its first frames say what becomes of the others.

@@ -30,9 +30,6 @@ class Head(Protocol):
     @property
     def needs_frames(self) -> bool: ...
 
-    @property
-    def nbytes(self) -> int: ...
-
     def values(self, stored: NDArray[Any], numbers: NDArray[np.int64]) -> NDArray[np.float64]:
         """(t, v), a new array; `stored` are residuals where the run has a reference, and may be overwritten."""
         ...
@@ -42,7 +39,6 @@ class Signal:
     """The signal in its units, at full precision."""
 
     needs_frames = True
-    nbytes = 0
 
     def __init__(self, source: RecipeSource) -> None:
         self._source = source
@@ -92,11 +88,6 @@ class Normalized:
         """As stored."""
         return self._source.run.voxels
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the scale."""
-        return self._prepared.nbytes
-
     def write(self, stored: NDArray[Any], frames: range, out: NDArray[np.float32]) -> None:
         """Straight to float32, (1, t, v)."""
         self._prepared(stored, frames, out)
@@ -123,11 +114,6 @@ class Series:
         self.layout = Layout(voxels=series.shape[1])
         self.voxels = series.shape[1]
         self.fill = np.zeros(1)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the series."""
-        return self._series.nbytes
 
     def values(self, stored: NDArray[Any], numbers: NDArray[np.int64]) -> NDArray[np.float64]:
         """The frames' rows."""

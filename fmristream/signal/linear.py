@@ -42,11 +42,6 @@ class LinearOp:
         """Outside the mask nothing changes over time."""
         return np.zeros_like(fill)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.center.nbytes + self.gain.nbytes + self.rows.nbytes + self.coefficients.nbytes
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sums:

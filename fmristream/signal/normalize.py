@@ -111,7 +111,6 @@ class GlobalPrepared:
     channels = 1
     is_framewise = True
     needs_frames = True
-    nbytes = 0
 
     def __init__(self, normalization: Normalization, source: RunSource) -> None:
         run = source.run
@@ -154,11 +153,6 @@ class VoxelwisePrepared:
         self._source = source
         self._delta, self._inverse = voxel_scale(moments, source.run)
         self.width = source.run.voxels
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the scale."""
-        return int(self._delta.nbytes + self._inverse.nbytes)
 
     @property
     def voxelwise(self) -> tuple[NDArray[Any], NDArray[Any]] | None:

@@ -42,11 +42,6 @@ class Affine:
         """Outside the mask stands 0."""
         return np.zeros_like(fill)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.center.nbytes + self.gain.nbytes
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClipOp:
@@ -54,7 +49,6 @@ class ClipOp:
 
     low: float
     high: float
-    nbytes: int = 0
 
     def __call__(self, values: Any, numbers: Numbers) -> Any:
         """In place; NaN stays."""
@@ -70,7 +64,6 @@ class DivideOp:
     """A number below all values."""
 
     by: float
-    nbytes: int = 0
 
     def __call__(self, values: Values, numbers: Numbers) -> Values:
         """In place."""
@@ -87,7 +80,6 @@ class FrameOp:
     """Each frame over its finite voxels: `zscore` (population SD), `center` or `minmax`; no spread gives 0."""
 
     kind: str
-    nbytes: int = 0
 
     def __call__(self, values: Values, numbers: Numbers) -> Values:
         """In place."""
@@ -154,7 +146,6 @@ class GlobalOp:
     center: float
     spread: float
     background: float
-    nbytes: int = 0
 
     def __call__(self, values: Values, numbers: Numbers) -> Values:
         """In place."""
@@ -240,11 +231,6 @@ class ProjectionOp:
         """There is no outside."""
         return np.zeros_like(fill)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.mean.nbytes + self.components.nbytes
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TwoChannelsOp:
@@ -274,11 +260,6 @@ class TwoChannelsOp:
     def fill(self, fill: NDArray[np.float64]) -> NDArray[np.float64]:
         """One for each channel."""
         return self.fills
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.mean.nbytes + self.gain.nbytes
 
 
 def two_channels(

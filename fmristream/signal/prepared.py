@@ -131,11 +131,6 @@ class Prepared(Protocol):
         """
         ...
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it holds beyond what the run's reader holds."""
-        ...
-
     def __call__(self, stored: NDArray[Any], frames: range, out: NDArray[np.float32]) -> None:
         """Write what becomes of frames.
 

@@ -166,7 +166,7 @@ def parse_recipe(
 
 
 def prepare(recipe: Recipe, source: RecipeSource, *, exact: bool = False) -> Prepared:
-    """The recipe made ready for a run; reads the run once for each whole-run statistic that is not stored.
+    """The recipe made ready for a run; its first use reads the run once for each whole-run statistic that is not stored.
 
     Args:
         recipe: the recipe.
@@ -180,7 +180,7 @@ def prepare(recipe: Recipe, source: RecipeSource, *, exact: bool = False) -> Pre
     if recipe.single is not None:
         return prepare_single(recipe.single, source, exact=exact)
     if recipe.stats == "run":
-        return RunPrepared(recipe._plan, source, exact=exact)
+        return RunPrepared(recipe._plan, source, exact=exact, channels=recipe.channels)
     return ClipPrepared(recipe._plan, source)
 
 

@@ -32,11 +32,6 @@ class MeansOp:
         """Stays."""
         return fill
 
-    @property
-    def nbytes(self) -> int:
-        """Shared by the runs of a space: not this one's."""
-        return 0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TakeOp:
@@ -51,11 +46,6 @@ class TakeOp:
     def fill(self, fill: NDArray[np.float64]) -> NDArray[np.float64]:
         """Stays."""
         return fill
-
-    @property
-    def nbytes(self) -> int:
-        """Shared by the runs of a space: not this one's."""
-        return 0
 
 
 def pooled(layout: Layout, step: Pool) -> tuple[MeansOp, Layout]:

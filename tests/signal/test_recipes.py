@@ -236,10 +236,10 @@ def test_a_frame_alone_is_what_it_is_in_its_window():
 def test_stored_statistics_spare_reading_the_run_and_the_others_read_it_once():
     for text in ("voxel-zscore", "global-zscore | clip:3", "voxel-center", "percent-change", "frame-zscore"):
         run = ArrayRun(brain_like())
-        prepare(parse_recipe(text), run)
+        made(run, text)
         assert run.reads == []
     run = ArrayRun(brain_like(), table=table_of())
-    prepare(parse_recipe("detrend | highpass:0.01 | confounds:motion24+wmcsf | voxel-zscore | clip:5"), run)
+    made(run, "detrend | highpass:0.01 | confounds:motion24+wmcsf | voxel-zscore | clip:5")
     assert run.reads == [(0, 120)]
 
 
