@@ -4,9 +4,7 @@ An object is a safetensors file (numbers only), named by its own digest: with th
 or anywhere. It says which content and which split it was fitted to, and is used with no other.
 """
 
-import json
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,8 @@ from numpy.typing import NDArray
 from fmristream.catalog.run_table import RunTable
 from fmristream.errors import CorruptDataError, ObjectExistsError, ResumeError, UsageError
 from fmristream.shards.dataset import Dataset
-from fmristream.shards.digest import canonical_json, sha256, sha256_json
+from fmristream.shards.digest import sha256, sha256_json
+from fmristream.shards.fitted import FOLDER, SUFFIX, decode_object, encode_object, object_key
 from fmristream.signal.cohort import Accumulator, Components, Moments, Quantiles, Ranges
 from fmristream.signal.prepared import Prepared, RecipeSource
 from fmristream.signal.recipes import FittedValues, Recipe, expand, prepare
@@ -29,9 +28,8 @@ from fmristream.stream.run_source import RunSource
 if TYPE_CHECKING:
     from fmristream.stream.clips import StreamingDataset
 
-FOLDER = "fitted"
-_SUFFIX = ".safetensors"
-_FORMAT = "fmristream-fitted-1"
+# What an object says of itself beside its values.
+_RECORDED = ("name", "content_digest", "split", "split_digest", "runs", "frames", "first_frames")
 # BrainLM's code takes medians and quartiles of the first 200 frames of each recording.
 BRAINLM_FRAMES = 200
 _TRAIN = "train"
@@ -71,7 +69,7 @@ class Fitted:
     @property
     def key(self) -> str:
         """Its name with the dataset."""
-        return f"{FOLDER}/{self.name}-{self.digest[:16]}{_SUFFIX}"
+        return object_key(self.name, encode_fitted(self))
 
 
 def fit(
@@ -180,7 +178,7 @@ def load_fitted(source: str | Dataset, name: str) -> Fitted:
         CorruptDataError: the object is not what its name says.
     """
     store = source.store if isinstance(source, Dataset) else open_store(source)
-    listed = [key for key in store.list(FOLDER) if key.endswith(_SUFFIX)]
+    listed = [key for key in store.list(FOLDER) if key.endswith(SUFFIX)]
     found = [key for key in listed if _is_called(key.rpartition("/")[2], name)]
     if len(found) != 1:
         known = ", ".join(key.rpartition("/")[2] for key in (found or listed)) or "none"
@@ -192,29 +190,9 @@ def load_fitted(source: str | Dataset, name: str) -> Fitted:
 
 
 def encode_fitted(fitted: Fitted) -> bytes:
-    """The object: safetensors, float64, arrays in order of their names."""
-    about = {
-        "content_digest": fitted.content_digest,
-        "first_frames": fitted.first_frames,
-        "format": _FORMAT,
-        "frames": fitted.frames,
-        "kind": fitted.values.kind,
-        "name": fitted.name,
-        "recipe": fitted.values.recipe,
-        "runs": fitted.runs,
-        "split": fitted.split,
-        "split_digest": fitted.split_digest,
-    }
-    header: dict[str, Any] = {"__metadata__": {"fmristream": canonical_json(about).decode("ascii")}}
-    body, at = [], 0
-    for name, values in sorted(fitted.values.arrays.items()):
-        data = np.ascontiguousarray(values, dtype="<f8").tobytes()
-        header[name] = {"data_offsets": [at, at + len(data)], "dtype": "F64", "shape": list(values.shape)}
-        body.append(data)
-        at += len(data)
-    text = canonical_json(header)
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + b"".join(body)
+    """The object."""
+    about = {name: getattr(fitted, name) for name in _RECORDED}
+    return encode_object({**about, "kind": fitted.values.kind, "recipe": fitted.values.recipe}, fitted.values.arrays)
 
 
 def decode_fitted(data: bytes, *, name: str, where: str) -> Fitted:
@@ -223,40 +201,18 @@ def decode_fitted(data: bytes, *, name: str, where: str) -> Fitted:
     Raises:
         CorruptDataError: it is damaged, or not what its file name says.
     """
-    digest = name.removesuffix(_SUFFIX).rpartition("-")[2]
-    if len(digest) != 16 or not sha256(data).startswith(digest):
-        raise CorruptDataError(
-            f"{where}: sha256 {sha256(data)[:16]}, its name says {digest}; the object was changed or renamed: restore it"
-        )
+    about, arrays = decode_object(data, key=name, where=where)
     try:
-        (length,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + length])
-        about = json.loads(header.pop("__metadata__")["fmristream"])
-        arrays = {key: _array(data[8 + length :], entry) for key, entry in header.items()}
-        if about["format"] != _FORMAT:
-            raise CorruptDataError(
-                f"{where}: format {about['format']!r}, expected {_FORMAT!r}; install a newer release"
-            )
-        return Fitted(
-            name=about["name"],
-            values=FittedValues(kind=about["kind"], recipe=about["recipe"], arrays=arrays),
-            **{
-                key: about[key] for key in ("content_digest", "split", "split_digest", "runs", "frames", "first_frames")
-            },
-        )
-    except (struct.error, ValueError, LookupError, TypeError) as error:
-        raise CorruptDataError(f"{where}: no statistics that this release wrote ({error})") from error
-
-
-def _array(body: bytes, entry: Mapping[str, Any]) -> NDArray[np.float64]:
-    start, stop = entry["data_offsets"]
-    return np.frombuffer(body[start:stop], dtype="<f8").reshape(entry["shape"]).astype(np.float64)
+        values = FittedValues(kind=about["kind"], recipe=about["recipe"], arrays=arrays)
+        return Fitted(values=values, **{key: about[key] for key in _RECORDED})
+    except LookupError as error:
+        raise CorruptDataError(f"{where}: no statistics that this release wrote (no {error})") from error
 
 
 def _is_called(file: str, name: str) -> bool:
-    stem = file.removesuffix(_SUFFIX)
+    stem = file.removesuffix(SUFFIX)
     own, _, digest = stem.rpartition("-")
-    asked, dash, digits = name.removesuffix(_SUFFIX).rpartition("-")
+    asked, dash, digits = name.removesuffix(SUFFIX).rpartition("-")
     return name in (file, stem, own) or bool(dash and asked == own and len(digits) >= 4 and digest.startswith(digits))
 
 

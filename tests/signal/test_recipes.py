@@ -1,5 +1,7 @@
 """Recipes against scipy, nilearn and numpy in float64."""
 
+from threading import Barrier, Thread
+
 import numpy as np
 import pytest
 import scipy.fft
@@ -241,6 +243,26 @@ def test_stored_statistics_spare_reading_the_run_and_the_others_read_it_once():
     run = ArrayRun(brain_like(), table=table_of())
     made(run, "detrend | highpass:0.01 | confounds:motion24+wmcsf | voxel-zscore | clip:5")
     assert run.reads == [(0, 120)]
+
+
+def test_threads_that_want_the_same_run_read_it_once():
+    run = ArrayRun(brain_like())
+    prepared = prepare(parse_recipe("detrend | voxel-zscore"), run)
+    start, found = Barrier(6), []
+
+    def use() -> None:
+        out = np.empty((1, 120, 40), dtype=np.float32)
+        start.wait()
+        prepared(frames_of(run, range(120)), range(120), out)
+        found.append(out)
+
+    threads = [Thread(target=use) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert run.reads == [(0, 120)]
+    assert all((out == found[0]).all() for out in found)
 
 
 def test_a_pass_holds_a_bounded_number_of_frames(monkeypatch):

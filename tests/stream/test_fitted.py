@@ -124,6 +124,19 @@ def test_an_object_is_kept_with_the_dataset_under_its_digest_and_read_by_others(
     assert not [label for label in subjects if f'"{label}"' in text]
 
 
+def test_statistics_that_know_a_withdrawn_subject_go_with_the_purge(own):
+    dataset = fmristream.open(own)
+    key = save_fitted(fmristream.fit(training(own), "cohort-zscore", name="old"), dataset)
+    fmristream.withdraw(own, [dataset.runs[0].subject])
+    fmristream.gc(own)
+    assert (Path(own) / key).exists()  # the version before can still be opened
+    clips = training(own)
+    kept = save_fitted(fmristream.fit(clips, "cohort-zscore", name="new"), clips.dataset)
+    fmristream.gc(own, purge=True)
+    assert not (Path(own) / key).exists()
+    assert (Path(own) / kept).exists()
+
+
 def test_an_object_can_lie_anywhere(own, tmp_path):
     fitted = fmristream.fit(training(own), "cohort-zscore")
     name = save_fitted(fitted, str(tmp_path / "mine"))
