@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fmristream.shards.dataset import Dataset
     from fmristream.shards.dataset import open_dataset as open
     from fmristream.stream.clips import StreamingDataset
+    from fmristream.stream.fitted import fit, load_fitted, save_fitted
     from fmristream.stream.loader import StreamingLoader
     from fmristream.stream.mixture import Mixture
     from fmristream.stream.selection import split
@@ -27,8 +28,11 @@ _HOMES = {
     "StreamingLoader": "fmristream.stream.loader",
     "audit": "fmristream.report.leaks",
     "convert": "fmristream.ingest.convert",
+    "fit": "fmristream.stream.fitted",
     "gc": "fmristream.ingest.gc",
+    "load_fitted": "fmristream.stream.fitted",
     "open": "fmristream.shards.dataset:open_dataset",
+    "save_fitted": "fmristream.stream.fitted",
     "split": "fmristream.stream.selection",
     "withdraw": "fmristream.ingest.withdraw",
 }
@@ -42,8 +46,11 @@ __all__ = [
     "__version__",
     "audit",
     "convert",
+    "fit",
     "gc",
+    "load_fitted",
     "open",
+    "save_fitted",
     "split",
     "withdraw",
 ]

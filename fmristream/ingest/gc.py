@@ -12,7 +12,7 @@ conversion that one belongs to would not be able to commit, or was killed.
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ from fmristream.errors import (
 )
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.digest import canonical_json
+from fmristream.shards.fitted import FOLDER as FITTED
+from fmristream.shards.fitted import decode_object
 from fmristream.shards.generation import FOLDER, Generation, commit, key_of, listed_generations, newest_generation
 from fmristream.shards.side import SIDE_FOLDERS
 from fmristream.shards.spaces import FOLDER as SPACES
@@ -133,6 +135,8 @@ class _Plan:
         kept = [one for one in versions if one not in dropped]
         needed = {key for one in kept for key in _keys_of(store, one)}
         unused = sorted(listed - needed - {key_of(one.number) for one in versions})
+        if keep is not None or purge:
+            unused += _unusable_statistics(store, kept)
         return cls(
             newest=newest,
             kept=tuple(kept),
@@ -171,6 +175,21 @@ def _keys_of(store: Store, version: Generation) -> Iterator[str]:
         yield from (file["name"] for file in space["objects"])
     for table in dataset.array_tables:
         yield from table.keys()
+
+
+def _unusable_statistics(store: Store, kept: Sequence[Generation]) -> list[str]:
+    """Objects of statistics that were fitted to the runs of no version that stays: they may be of withdrawn subjects."""
+    contents = {str(one.document["content_digest"]) for one in kept}
+    unusable = []
+    for key in store.list(FITTED):
+        try:
+            about, _ = decode_object(store.read(key), key=key, where=f"{store.name}/{key}")
+        except CorruptDataError:  # nobody can use it
+            unusable.append(key)
+            continue
+        if about["content_digest"] not in contents:
+            unusable.append(key)
+    return unusable
 
 
 def _commit_barrier(store: Store, newest: Generation) -> Generation:

@@ -110,14 +110,25 @@ class GlobalPrepared:
 
     channels = 1
     is_framewise = True
+    needs_frames = True
 
     def __init__(self, normalization: Normalization, source: RunSource) -> None:
         run = source.run
         self._source = source
         self._scale = global_scale(normalization, run)
         self._background, has_background = background_value(run.numpy_dtype, run.slope, run.inter)
-        self._has_background = has_background and normalization.kind != "none"
+        self._is_plain = normalization.kind == "none"
+        self._has_background = has_background and not self._is_plain
         self.fill = np.array([self._scale.fill], dtype=np.float32)
+        self.width = run.voxels
+
+    @property
+    def affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Slope, and intercept plus the scaled reference; where the background is replaced there is none."""
+        if not (self._is_plain and _has_plain_residual(self._source)):
+            return None
+        offset = self._source.reference.astype(np.float64) * self._scale.scale + self._scale.offset
+        return np.full(offset.shape, self._scale.scale, dtype=np.float32), offset.astype(np.float32)
 
     def __call__(self, stored: NDArray[Any], frames: range, out: NDArray[np.float32]) -> None:
         """Background values and what is not finite become the fill."""
@@ -135,11 +146,13 @@ class VoxelwisePrepared:
 
     channels = 1
     is_framewise = True
+    needs_frames = True
     fill = np.zeros(1, dtype=np.float32)
 
     def __init__(self, source: RunSource, moments: NDArray[Any]) -> None:
         self._source = source
         self._delta, self._inverse = voxel_scale(moments, source.run)
+        self.width = source.run.voxels
 
     @property
     def voxelwise(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
@@ -167,6 +180,12 @@ def voxel_scale(moments: NDArray[Any], run: Run) -> tuple[NDArray[Any], NDArray[
         inverse = np.where(sd > 0, 1 / sd, 0).astype(wide)
     sign = -1 if run.slope < 0 else 1
     return delta, inverse * wide(sign)
+
+
+def _has_plain_residual(source: RunSource) -> bool:
+    """Whether stored residuals, seen as signed, are the differences to the reference and fit 16 bits."""
+    run = source.run
+    return source.is_difference and not run.residual_wraps and run.numpy_dtype.itemsize <= 2
 
 
 def _differences(source: RunSource, stored: NDArray[Any]) -> NDArray[Any]:

@@ -27,9 +27,12 @@ from fmristream.sampling.window import ClipTable, EventTable, WholeRuns, Window,
 from fmristream.shards.dataset import Dataset, open_dataset
 from fmristream.shards.digest import sha256, sha256_json
 from fmristream.signal.grid import Shape3, target_positions
-from fmristream.signal.normalize import fill_of, recipe
+from fmristream.signal.parcellate import Atlas
+from fmristream.signal.recipes import parse_recipe
 from fmristream.storage.cache import CachedStore, DiskCache
 from fmristream.stream.events import event_starts
+from fmristream.stream.fitted import Fitted, require_fitted
+from fmristream.stream.run_source import RunSource
 from fmristream.stream.selection import (
     Weights,
     quotas_of,
@@ -82,7 +85,13 @@ class StreamingDataset:
         weights: `subject` or `column:NAME` for equal shares of each, or a number for each of `runs`: how often its
             windows come.
         locality: windows of a run that stay together, to spare reads; a number, or a `Locality`.
-        normalize: `none`, `voxel-zscore`, `global-zscore`, ... (fmristream.signal.normalize.RECIPES).
+        normalize: a recipe: steps joined by ` | `, as `voxel-zscore` or `detrend | confounds:motion24 | voxel-zscore`
+            (docs/streaming.md).
+        stats: what a run's statistics may see: `run` (all of it), for whoever predicts the future `prefix` (frames before the
+            end of the clip's context) or `context` (the context's frames).
+        context: frames at a clip's beginning that are known, for `prefix` and `context`.
+        fitted: statistics of the training runs, from `fmristream.fit`, for steps that need some.
+        atlases: what `parcels:NAME` means, where the parcels are not stored with the runs.
         targets: columns of the participants table that samples carry.
         grid: (x, y, z) to pad or cut the native grid to, centred; the native grid where not given. Grayordinates have
             none: their windows come packed, (c, t, grayordinates), as `packed` of items and batches.
@@ -123,6 +132,10 @@ class StreamingDataset:
         mix_spaces: bool = False,
         cache: str | os.PathLike[str] | None = None,
         cache_bytes: int = 64 * 2**30,
+        stats: str = "run",
+        context: int | None = None,
+        fitted: Sequence[Fitted] = (),
+        atlases: Mapping[str, Atlas] | None = None,
     ) -> None:
         dataset = source if isinstance(source, Dataset) else open_dataset(source)
         dataset = dataset if cache is None else _behind_cache(dataset, cache, cache_bytes)
@@ -146,13 +159,29 @@ class StreamingDataset:
         self._table = self._make_table()
         self._weights, self._quotas = weights, self._make_quotas(weights)
         self._tell_what_is_left_out()
-        self._reader = WindowReader(dataset=self.dataset, normalization=recipe(normalize), exact=exact)
+        require_fitted(fitted, self.dataset, split)
+        self.recipe = parse_recipe(
+            normalize,
+            stats=stats,
+            context=whole("context", context),
+            fitted=[one.values for one in fitted],
+            atlases=atlases,
+        )
+        if context is not None and context >= self.window:
+            raise UsageError(
+                f"context={context}: expected fewer frames than the window's {self.window}, to predict the rest"
+            )
+        self._reader = WindowReader(dataset=self.dataset, recipe=self.recipe, exact=exact)
         self._targets = [
             read_target(self.dataset.participants, name, where=self.dataset.store.name) for name in targets
         ]
         # Grayordinates are a list: there is nothing that they could be placed in.
-        self.has_grid = not self.dataset.is_grayordinates(self.runs[0])
-        self._grid = grid or self.runs[0].shape
+        layout = self.recipe.layout(RunSource(self.dataset, self.runs[0])) if self.recipe.reduces else None
+        self._layout = layout  # None where the output has the stored voxels
+        is_list = layout.mask is None if layout is not None else self.dataset.is_grayordinates(self.runs[0])
+        self.has_grid = not is_list
+        shape = self.runs[0].shape if layout is None or layout.mask is None else layout.mask.shape
+        self._grid: Shape3 = grid or (shape[0], shape[1], shape[2])
         if grid is not None:
             assert self.grid  # raises where there is none
 
@@ -258,16 +287,27 @@ class StreamingDataset:
         """
         if not self.has_grid:
             raise SpaceError(
-                f"{self.dataset.store.name}: the runs hold {self.voxels} grayordinates (CIFTI-2), which have no grid to be "
-                "placed in, so no model of volumes such as SwiFT takes them; use the packed windows (t, grayordinates) of "
-                "batch.packed, or convert the volumes of the same runs"
+                f"{self.dataset.store.name}: {self._called}, which have no grid to be placed in, so no model of "
+                "volumes such as SwiFT takes them; use the packed windows of batch.packed, or volumes of the same runs"
             )
         return self._grid
 
     @property
+    def _called(self) -> str:
+        if self._layout is None:
+            return f"the runs hold {self.voxels} grayordinates (CIFTI-2)"
+        return f"normalize={self.normalize!r} gives {self.voxels} values a frame"
+
+    @property
     def voxels(self) -> int:
-        """In-mask voxels, or grayordinates, of a frame."""
-        return self.runs[0].voxels
+        """In-mask voxels, grayordinates, parcels or components of a frame, as they come."""
+        return self.runs[0].voxels if self._layout is None else self._layout.voxels
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """(4, 4) voxel to mm of the grid before it was padded or cut."""
+        found = None if self._layout is None else self._layout.affine
+        return self.runs[0].affine_matrix if found is None else found
 
     @property
     def content_digest(self) -> str:
@@ -381,7 +421,8 @@ class StreamingDataset:
             SpaceError: the runs are grayordinates.
         """
         grid = self.grid  # raises first, in words about models
-        return target_positions(self.dataset.space(self.runs[0]).mask, grid)
+        reduced = None if self._layout is None else self._layout.mask
+        return target_positions(self.dataset.space(self.runs[0]).mask if reduced is None else reduced, grid)
 
     def rows(self, draws: Draws) -> list[Row]:
         """The rows of a batch, or of a rank's share: first views of all samples, then the second ones of all."""
@@ -438,11 +479,12 @@ class StreamingDataset:
     @property
     def channels(self) -> int:
         """Channels of a window: what the normalisation makes of one signal."""
-        return 1
+        return self.recipe.channels
 
     def fill(self, run: Run) -> NDArray[np.float32]:
         """(c,) what stands outside the mask under this normalisation."""
-        return np.array([fill_of(self._reader.normalization, run)], dtype=np.float32)
+        known = self.recipe.fill(run)
+        return self._reader.prepared(run).fill if known is None else known
 
     def read_clip(self, run: Run, clip: Clip, packed: NDArray[np.float32], scratch: Scratch) -> None:
         """Fill `packed` (c, t, v) with a clip's normalised in-mask values; frames behind its last one with background."""

@@ -286,7 +286,9 @@ class StreamingLoader:
         fill[:] = prepared.fill
         values[:, length:] = fill[:, None, None]  # whole runs are padded to the longest
         if values.dtype == np.int16:
-            scales[row.source, row.run.name] = prepared.affine  # type: ignore[attr-defined] # who filled looked at it
+            affine = prepared.affine
+            assert affine is not None, "who filled looked at it"
+            scales[row.source, row.run.name] = affine
 
     def _fill_from(self, ready: Ready, row: Row, target: Target, scratch: Scratch) -> Prepared:
         reader, feed = row.clips.reader, self._feeds[row.source]

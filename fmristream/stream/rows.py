@@ -119,7 +119,7 @@ def sink_of(
     scale = voxelwise_scale(reader, prepared)
     if scale is not None:
         return _Voxelwise(chunks, rows, *scale)
-    if prepared.is_framewise:
+    if prepared.is_framewise and prepared.needs_frames:
         return _Framewise(chunks, rows, prepared, scratch)
     return _Whole(chunks, rows, prepared, clip, scratch)
 
@@ -353,7 +353,8 @@ class _Framewise(_OneByOne):
         self._rows = rows
         self._prepared = prepared
         self._stored = scratch.array("stored", (1, chunks.reader.padded_voxels), chunks.dtype)
-        self._wide = scratch.array("wide", (prepared.channels, 1, chunks.voxels), np.float32) if rows.is_half else None
+        self._width = prepared.width
+        self._wide = scratch.array("wide", (prepared.channels, 1, self._width), np.float32) if rows.is_half else None
 
     def take(self, data: memoryview, lengths: tuple[int, ...], *, first: int, row: int) -> None:
         self._chunks.decode(data, first, self._stored[0])
@@ -362,7 +363,7 @@ class _Framewise(_OneByOne):
             self._prepared(stored, range(first, first + 1), self._wide)
             self._rows.put(row, self._wide)
             return
-        out = self._rows.lend(row, 1, self._chunks.voxels)
+        out = self._rows.lend(row, 1, self._width)
         self._prepared(stored, range(first, first + 1), out)
         self._rows.done(row, out)
 
@@ -375,8 +376,10 @@ class _Whole(_OneByOne):
         self._rows = rows
         self._prepared = prepared
         self._clip = clip
-        self._stored = scratch.array("clip", (clip.length, chunks.reader.padded_voxels), chunks.dtype)
-        self._wide = scratch.array("wide", (prepared.channels, clip.length, chunks.voxels), np.float32)
+        # Where what is stored beside the frames is all it takes, nobody looks at them.
+        elements = chunks.reader.padded_voxels if prepared.needs_frames else 0
+        self._stored = scratch.array("clip", (clip.length, elements), chunks.dtype)
+        self._wide = scratch.array("wide", (prepared.channels, clip.length, prepared.width), np.float32)
 
     def take(self, data: memoryview, lengths: tuple[int, ...], *, first: int, row: int) -> None:
         self._chunks.decode(data, first, self._stored[row])

@@ -14,11 +14,12 @@ from fmristream.errors import CorruptDataError
 from fmristream.sampling.clip import Clip
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.run_reader import RunReader, Span
-from fmristream.signal.normalize import Normalization, prepare
 from fmristream.signal.prepared import Prepared
+from fmristream.signal.recipes import Recipe, prepare
 from fmristream.storage.local import LocalStore
 from fmristream.stream.kept import Kept
 from fmristream.stream.rows import Piece, Scratch, Sink, Target, sink_of
+from fmristream.stream.run_source import RunSource
 
 __all__ = ["Request", "Scratch", "Target", "WindowReader"]
 
@@ -45,28 +46,28 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowReader:
-    """Reads clips of a dataset under one normalisation; any number of threads may use it, each with its own scratch.
+    """Reads clips of a dataset under one recipe; any number of threads may use it, each with its own scratch.
 
     Attributes:
         dataset: where the runs lie.
-        normalization: what becomes of the stored values.
+        recipe: what becomes of the stored values.
         exact: z-score with float32 moments also where float16 ones are stored (another request per run).
     """
 
     dataset: Dataset
-    normalization: Normalization
+    recipe: Recipe
     exact: bool = False
     _prepared: Kept[Prepared] = field(default_factory=lambda: Kept(PREPARED_BYTES), init=False, repr=False)
     _known: "_KnownChunks" = field(default_factory=lambda: _KnownChunks(), init=False, repr=False)
 
     def prepared(self, run: Run) -> Prepared:
-        """The normalisation made ready for a run; kept while others do not need its place.
+        """The recipe made ready for a run; kept while others do not need its place.
 
         Raises:
             CorruptDataError: the run cannot be normalised.
         """
         return self._prepared.get(
-            run.name, lambda: prepare(self.normalization, self.dataset.reader(run), exact=self.exact)
+            run.name, lambda: prepare(self.recipe, RunSource(self.dataset, run), exact=self.exact)
         )
 
     def request(self, run: Run, clip: Clip) -> Request:
@@ -77,7 +78,9 @@ class WindowReader:
             ObjectMissingError: it is gone.
         """
         reader = self.dataset.reader(run)
-        return Request(run, clip, reader, tuple(reader.plan(clip.frames)))
+        # Only what reduces frames may find its values stored beside them.
+        is_read = not self.recipe.reduces or self.prepared(run).needs_frames
+        return Request(run, clip, reader, tuple(reader.plan(clip.frames)) if is_read else ())
 
     def fill(
         self,

@@ -96,6 +96,31 @@ def test_a_case_whose_description_lists_something_else_fails(folder, capsys):
     assert "emb_l not as swift_a3.json lists them" in capsys.readouterr().out
 
 
+PREPARED = ("prep_swift_a", "prep_tff_a", "prep_brainlm_ukb_a", "prep_brainlm_toolkit_a")
+
+
+def test_published_preprocessing_comes_out_of_the_stream_under_public_names(tmp_path, capsys):
+    for case in PREPARED:
+        for path in GOLDEN.glob(f"{case}.*"):
+            shutil.copy(path, tmp_path)
+    assert main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{case}: ok" in out for case in PREPARED)
+    assert "4 of 4 known cases within tolerance" in out
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [("prep_tff_a", "expected.global"), ("prep_brainlm_ukb_a", "val.Per_Voxel_All_Patient_Normalized_Recording")],
+)
+def test_changed_preprocessing_fails(tmp_path, capsys, case, name):
+    for path in GOLDEN.glob(f"{case}.*"):
+        shutil.copy(path, tmp_path)
+    change(tmp_path / f"{case}.io.safetensors", name, lambda values: values + np.float32(3e-4))
+    assert main([str(tmp_path)]) == 1
+    assert "differs by" in capsys.readouterr().out
+
+
 def test_a_folder_without_a_known_case_fails(tmp_path, capsys):
     (tmp_path / "tff_a.json").write_text("{}")
     assert main([str(tmp_path)]) == 1
