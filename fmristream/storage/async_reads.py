@@ -15,6 +15,8 @@ T = TypeVar("T")
 _OK, _PARTIAL, _NO_SUCH_RANGE = 200, 206, 416
 _GONE = frozenset({404, 410})
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+# Of an answer, before its connection is told to wait: by default 64 KiB, two wake-ups for each of them.
+_BUFFER_BYTES = 2**20
 # Objects whose first answer is remembered: an ETag and a length, some 200 bytes each.
 _REMEMBERED = 65_536
 
@@ -140,7 +142,8 @@ class HttpReads:
 
     async def _asked(self, key: str, headers: dict[str, str]) -> Any:
         session = await self._fs.set_session()
-        response = await session.get(self._fs.encode_url(f"{self._root}/{key}"), headers=headers)
+        url = self._fs.encode_url(f"{self._root}/{key}")
+        response = await session.get(url, headers=headers, read_bufsize=_BUFFER_BYTES)
         if response.status in (_OK, _PARTIAL) or (response.status == _NO_SUCH_RANGE and headers):
             return response
         response.close()

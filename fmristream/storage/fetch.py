@@ -53,7 +53,8 @@ class Depth:
     """How many requests are under way: what bandwidth x latency asks for, found by looking.
 
     While answers come as fast as ever when there are more of them, there are too few; when they only come later, the
-    network or the server is full. Latencies are compared with the lowest seen, of which a little is forgotten with time.
+    network or the server is full. Latencies are compared with the lowest seen; since that of yesterday's network says
+    nothing of today's, it is measured anew from time to time, at half the depth.
 
     Args:
         start: at first.
@@ -64,7 +65,7 @@ class Depth:
     _WINDOW = 8  # answers between two decisions
     _FULL = 1.5  # times the lowest latency: then answers queue somewhere
     _GROWTH = 1.25
-    _FORGETTING = 1.02
+    _ROUND = 64  # decisions until the lowest latency is measured anew
 
     def __init__(self, *, start: int = 16, low: int = 4, high: int = 48) -> None:
         self.now = start
@@ -72,6 +73,7 @@ class Depth:
         self._high = high
         self._lowest_s = float("inf")
         self._latencies: list[float] = []
+        self._decisions = 0
 
     def answered(self, latency_s: float, *, in_flight: int) -> None:
         """An answer came after so long, when so many were under way."""
@@ -81,8 +83,10 @@ class Depth:
             return
         middle = sorted(self._latencies)[len(self._latencies) // 2]
         self._latencies.clear()
-        self._lowest_s *= self._FORGETTING
-        if middle > 2 * self._FULL * self._lowest_s:
+        self._decisions += 1
+        if self._decisions % self._ROUND == 0:
+            self.now, self._lowest_s = max(self._low, self.now // 2), float("inf")
+        elif middle > 2 * self._FULL * self._lowest_s:
             self.now = max(self._low, int(self.now / self._GROWTH))
         elif middle < self._FULL * self._lowest_s and in_flight >= self.now - 1:  # else nobody asks for more
             self.now = min(self._high, int(self.now * self._GROWTH) + 1)

@@ -9,6 +9,7 @@ from typing import Any, Self
 from fmristream.errors import ObjectExistsError, UsageError
 from fmristream.storage.async_reads import AsyncReads, ClientReads, HttpReads, wait_for
 from fmristream.storage.filesystem import PART_BYTES, filesystem
+from fmristream.storage.obstore_reads import obstore_reads
 from fmristream.storage.retry import RetryPolicy, persistently
 from fmristream.storage.store import NewObject, Unfinished, checked_key, translated, whole_range
 from fmristream.storage.urls import display_url
@@ -41,6 +42,8 @@ class ReadOnlyStore:
 
     def async_reads(self) -> AsyncReads | None:
         """How ranges are read on the event loop; None where the client knows no such way."""
+        if (fast := obstore_reads(self._url, self.name)) is not None:
+            return fast
         if not getattr(self._fs, "async_impl", False):
             return None
         return ClientReads(self._fs, self._root, self.name, retries=False)

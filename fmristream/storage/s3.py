@@ -13,6 +13,7 @@ from typing import Any, Self
 from fmristream.errors import ObjectExistsError, ObjectMissingError, StorageError
 from fmristream.storage.async_reads import AsyncReads, S3Reads
 from fmristream.storage.filesystem import PART_BYTES
+from fmristream.storage.obstore_reads import obstore_reads
 from fmristream.storage.remote import ReadOnlyStore
 from fmristream.storage.store import Unfinished, checked_key, translated, whole_range
 
@@ -56,7 +57,7 @@ class S3Store(ReadOnlyStore):
         return whole_range(data, store=self.name, key=key, start=start, stop=stop)
 
     def async_reads(self) -> AsyncReads:
-        return S3Reads(self._fs, self._root, self.name)
+        return obstore_reads(self._url, self.name) or S3Reads(self._fs, self._root, self.name)
 
     def size(self, key: str) -> int:
         return int(self.call("head_object", key)["ContentLength"])

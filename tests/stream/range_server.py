@@ -66,7 +66,7 @@ class RangeServer:
             writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
             await writer.drain()
             return True
-        data = file.read_bytes()
+        data = _File(file)
         found = re.search(r"[Rr]ange: bytes=(\d+)-(\d+)", head)
         start, stop = (int(found[1]), min(int(found[2]) + 1, len(data))) if found else (0, len(data))
         if not self.applies(path):
@@ -84,8 +84,8 @@ class RangeServer:
             self.now -= 1
             self.held_bytes -= stop - start
 
-    async def _send(
-        self, writer: asyncio.StreamWriter, data: bytes, start: int, stop: int, is_range: bool, fault: Fault | None
+    async def _send(  # noqa: C901 - one branch a fault
+        self, writer: asyncio.StreamWriter, data: "_File", start: int, stop: int, is_range: bool, fault: Fault | None
     ) -> bool:
         if fault is not None and fault[:3] in ("503", "429", "500"):
             later = "Retry-After: 1\r\n" if "retry-after" in fault else ""
@@ -107,7 +107,7 @@ class RangeServer:
         elif fault == "short":
             body = body[: len(body) // 2]
         elif fault == "whole":
-            body, is_range = data, False
+            body, is_range = data[0 : len(data)], False
         status, place = (
             "206 Partial Content",
             f"Content-Range: bytes {begin}-{begin + (stop - start) - 1}/{len(data)}\r\n",
@@ -132,6 +132,22 @@ class RangeServer:
         writer.write(body)
         await writer.drain()
         return True
+
+
+class _File:
+    """A file's bytes, read as they are sliced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = path.stat().st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, place: slice) -> bytes:
+        with open(self._path, "rb", buffering=0) as file:
+            file.seek(place.start)
+            return file.read(max(0, place.stop - place.start))
 
 
 def sometimes(rate: float, *faults: Fault, seed: int = 0) -> Callable[[int], Fault | None]:

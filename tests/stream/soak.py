@@ -9,11 +9,11 @@ from fmristream.stream.clips import StreamingDataset
 from fmristream.stream.loader import StreamingLoader
 
 
-def main(url: str, batches: int) -> None:
+def main(url: str, batches: int, window: int = 7, output: str = "packed") -> None:
     process = psutil.Process()
-    clips = StreamingDataset(url, window=7, seed=1, targets=("sex",))
+    clips = StreamingDataset(url, window=window, seed=1, targets=("sex",) if output == "packed" else ())
     seen = []
-    with StreamingLoader(clips, batch_size=4, threads=2) as loader:
+    with StreamingLoader(clips, batch_size=4, threads=2, output=output) as loader:
         done = 0
         while done < batches:
             for batch in loader:
@@ -25,4 +25,4 @@ def main(url: str, batches: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), *map(int, sys.argv[3:4]), *sys.argv[4:5])

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 opened: list[str] = []
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
@@ -31,7 +32,8 @@ def main(url: str, cache: str) -> None:
         for _ in loader:
             for number in os.listdir("/proc/self/fd"):
                 try:
-                    flags = int(open(f"/proc/self/fdinfo/{number}").read().split("flags:")[1].split()[0], 8)
+                    said = Path(f"/proc/self/fdinfo/{number}").read_text()
+                    flags = int(said.split("flags:")[1].split()[0], 8)
                     target = os.readlink(f"/proc/self/fd/{number}")
                 except OSError:
                     continue
