@@ -41,21 +41,24 @@ def comparisons(draw):
         return f"{written(name)} {kind} {word}", lambda row: (row[name] is None) == (kind == "is")
     if kind in ("in", "not in"):
         some = draw(st.lists(literal, min_size=1, max_size=3))
-        return f"{written(name)} {kind} {some!r}", lambda row: (
-            None if row[name] is None else (row[name] in some) == (kind == "in")
+        return (
+            f"{written(name)} {kind} {some!r}",
+            lambda row: None if row[name] is None else (row[name] in some) == (kind == "in"),
         )
     if kind == "column":
         other = draw(st.sampled_from(NUMBERS if name in NUMBERS else WORDS))
-        return f"{written(name)} {sign} {written(other)}", lambda row: (
-            None if row[name] is None or row[other] is None else ask(row[name], row[other])
+        return (
+            f"{written(name)} {sign} {written(other)}",
+            lambda row: None if row[name] is None or row[other] is None else ask(row[name], row[other]),
         )
     value = draw(literal)
     if kind == "flipped":
         return f"{value!r} {sign} {written(name)}", lambda row: None if row[name] is None else ask(value, row[name])
     if kind == "chain":
         last = draw(literal)
-        return f"{value!r} {sign} {written(name)} <= {last!r}", lambda row: (
-            None if row[name] is None else ask(value, row[name]) and row[name] <= last
+        return (
+            f"{value!r} {sign} {written(name)} <= {last!r}",
+            lambda row: None if row[name] is None else ask(value, row[name]) and row[name] <= last,
         )
     return f"{written(name)} {sign} {value!r}", lambda row: None if row[name] is None else ask(row[name], value)
 
@@ -79,9 +82,7 @@ def negated(pair) -> tuple:
 
 CONDITIONS = st.recursive(
     comparisons(),
-    lambda inner: st.one_of(
-        inner.map(negated), st.tuples(inner, st.sampled_from(["and", "or"]), inner).map(joined)
-    ),
+    lambda inner: st.one_of(inner.map(negated), st.tuples(inner, st.sampled_from(["and", "or"]), inner).map(joined)),
     max_leaves=6,
 )
 
@@ -162,7 +163,9 @@ def test_what_is_no_condition_is_refused_where_it_goes_wrong(text, place, said):
     assert f"character {place}:" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "   ", None, 3, "(" * 400 + "age > 1" + ")" * 400, "not " * 5000 + "age > 1", "\0"])
+@pytest.mark.parametrize(
+    "text", ["", "   ", None, 3, "(" * 400 + "age > 1" + ")" * 400, "not " * 5000 + "age > 1", "\0"]
+)
 def test_what_cannot_even_be_read_is_refused(text):
     with pytest.raises(UsageError):
         Condition.parse(text)

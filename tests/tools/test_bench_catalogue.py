@@ -12,7 +12,10 @@ def test_a_small_catalogue_is_made_opened_and_removed(tmp_path):
     assert (figures["runs"], figures["frames"]) == (64, 64 * 550)
     assert figures["index_bytes_a_frame"] == (4 * 550 + 4) / 550
     assert {"plan_s", "commit_s", "open_s", "info_s", "open_private_mb", "info_private_mb"} | {
-        "first_batch_s", "first_batch_private_mb", "first_batch_all_s", "first_batch_all_private_mb"
+        "first_batch_s",
+        "first_batch_private_mb",
+        "first_batch_all_s",
+        "first_batch_all_private_mb",
     } <= set(figures)
     assert all(value > 0 for value in figures.values())
     assert not (tmp_path / "out").exists()
