@@ -251,7 +251,7 @@ def test_a_split_that_makes_no_sense_is_refused(options, said):
 
 def test_an_empty_part_is_refused_and_a_part_has_a_name():
     table = joined([{"subject": "a"}, {"subject": "b"}], [])
-    with pytest.raises(SplitError, match="leaves test empty|leaves val empty"):
+    with pytest.raises(SplitError, match=r"leaves (val|test) empty"):
         split_into_parts(table)
     with pytest.raises(UsageError, match="no part 'dev'"):
         split_into_parts(table, fractions=(0.5, 0.5, 0))["dev"]

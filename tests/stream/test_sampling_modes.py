@@ -246,7 +246,7 @@ def test_clips_begin_at_the_frame_nearest_to_an_event_and_its_delay(events_url):
 
 
 def test_events_enter_the_digest_and_unknown_columns_of_them_are_refused(events_url):
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="left out of 3 selected runs"):
         digests = {
             StreamingDataset(events_url, window=5, events="trial_type == 'face'", delay_s=delay).selection_digest
             for delay in (0.0, 0.05, 5.0)
