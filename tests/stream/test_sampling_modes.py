@@ -146,6 +146,8 @@ def test_a_view_of_a_dataset_reads_its_runs_and_keeps_to_them_in_another_process
     assert len(view.all_runs) == 2 * len(view.runs)
     last = len(view.runs) - 1
     assert np.array_equal(view.read(last, 3, 5), fmristream.open(cohort_url).read(view.runs[last].name, 3, 5))
+    outside = next(run for run in view.all_runs if run.run == "1")
+    assert np.array_equal(view.read(outside, 3, 5), fmristream.open(cohort_url).read(outside.name, 3, 5))
     with pytest.raises(UsageError, match="no run is called"):
         view.run(next(name for name in view.all_runs.column("name") if name not in view.runs.column("name")))
 
