@@ -101,7 +101,7 @@ class Condition:
         return frozenset(node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)) - {"missing"}
 
     @classmethod
-    def parse(cls, source: str) -> Self:
+    def parse(cls, source: object) -> Self:
         """Read a condition.
 
         Raises:

@@ -16,6 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fmristream info`."""
     parser.add_argument("url", metavar="URL", help="the dataset")
     parser.add_argument("--runs", action="store_true", help="list every run")
+    parser.add_argument(
+        "--where",
+        metavar="CONDITION",
+        help='list and count runs that meet a condition, such as "age > 60"; implies --runs',
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -25,12 +30,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     dataset = open_dataset(arguments.url)
     info = describe(dataset)
-    rows = describe_runs(dataset) if arguments.runs else ()
+    is_listed = arguments.runs or arguments.where is not None
+    chosen = dataset if arguments.where is None else dataset.where(arguments.where)
+    rows = describe_runs(chosen) if is_listed else ()
     if arguments.json:
-        listed = {"run_table": [asdict(row) for row in rows]} if arguments.runs else {}
+        listed = {"run_table": [asdict(row) for row in rows]} if is_listed else {}
         print(as_json({**info.as_dict(), **listed}))
     else:
         _print(info, rows)
+        if arguments.where is not None:
+            subjects = len({row.subject for row in rows})
+            print(f"{plural(len(rows), 'run')} of {plural(subjects, 'subject')} where {arguments.where}")
     return 0
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fmristream.catalog.run import Run
-from fmristream.errors import SplitError
+from fmristream.errors import SplitError, UsageError
 from fmristream.report.duplicates import sketches_of
 from fmristream.report.findings import first_few
 from fmristream.shards.dataset import Dataset, open_dataset
@@ -93,6 +93,7 @@ def audit(train: Audited, test: Audited, *, fingerprints: bool = True, threshold
 
     Raises:
         SplitError: a run of the test side is in the training side, or a subject of one dataset is in both.
+        UsageError: a side holds no run.
         CorruptDataError: a fingerprint is not what was committed.
     """
     report = find_leaks(train, test, fingerprints=fingerprints, threshold=threshold)
@@ -117,6 +118,9 @@ def audit(train: Audited, test: Audited, *, fingerprints: bool = True, threshold
 def find_leaks(train: Audited, test: Audited, *, fingerprints: bool = True, threshold: float = 0.5) -> LeakReport:
     """What is on both sides; see `audit`, which refuses it."""
     sides = _sides(train), _sides(test)
+    for what, side in zip(("training", "test"), sides, strict=True):
+        if not any(one.runs for one in side):
+            raise UsageError(f"the {what} side holds no run, so nothing can be compared; check its split or condition")
     leaks = [*_same_runs(*sides), *_same_subjects(*sides)]
     without = 0
     if fingerprints:

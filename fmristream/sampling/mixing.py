@@ -58,12 +58,11 @@ def _quotas(weights: Sequence[float]) -> NDArray[np.int64]:
 
 
 def _largest_deficit(quotas: NDArray[np.int64]) -> NDArray[np.int64]:
-    total = int(quotas.sum())
-    table = np.empty(total, dtype=np.int64)
-    deficit = np.zeros(len(quotas), dtype=np.int64)
-    for place in range(total):
-        deficit += quotas
-        chosen = int(deficit.argmax())
+    total, shares = int(quotas.sum()), quotas.tolist()
+    table, deficit = [], [0] * len(shares)
+    for _ in range(total):  # plain numbers: a few streams are too little for numpy to be quick
+        deficit = [lag + share for lag, share in zip(deficit, shares, strict=True)]
+        chosen = deficit.index(max(deficit))
         deficit[chosen] -= total
-        table[place] = chosen
-    return table
+        table.append(chosen)
+    return np.array(table, dtype=np.int64)

@@ -41,6 +41,8 @@ def order_key(selection_digest: str, *, seed: int, epoch: int) -> int:
 
 def permute(positions: NDArray[np.int64], *, size: int, key: int) -> NDArray[np.int64]:
     """Image of each position in [0, size) under the permutation that `key` selects."""
+    if size == 1:  # found at once; walking there would take some 256 steps
+        return np.zeros_like(positions)
     half = max(MIN_BITS, 2 * ((max(size - 1, 1).bit_length() + 1) // 2)) // 2
     keys = _round_keys(key)
     values = _feistel(positions.astype(np.uint64), half, keys)

@@ -151,7 +151,10 @@ class Dataset:
         """
         view = Dataset(self.url, self.store, self.generation, filters=(*self.filters, Condition.parse(condition).text))
         # Tables that are in memory are shared; cached_property keeps them here.
-        shared = ("all_runs", "participants", "participant_columns", "array_tables", "content_digest", "_spaces")
+        shared = (
+            *("all_runs", "participants", "participant_columns", "array_tables"),
+            *("content_digest", "_position_in_all", "_spaces"),
+        )
         view.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
         columns = JoinedColumns(self.runs, self.participant_columns)
         mask = Condition.parse(condition).mask(columns.column, known=columns.names, rows=columns.rows)
@@ -188,8 +191,10 @@ class Dataset:
 
     def arrays_of(self, run: int | str | Run) -> tuple[str, dict[str, StoredArray]]:
         """(key of its index object, its arrays by name) of a run."""
-        position = run if isinstance(run, int) else self._position[self.run(run).name]
-        segment, row = self.runs.place(position)
+        if isinstance(run, int):
+            segment, row = self.runs.place(run)
+        else:  # a run that was asked for before runs were chosen is read all the same
+            segment, row = self.all_runs.place(self._position_in_all[self.run(run).name])
         return self._segments[segment]["index"]["key"], self.array_tables[segment].of(row)
 
     @cached_property
@@ -352,6 +357,12 @@ class Dataset:
     @cached_property
     def _position(self) -> Mapping[str, int]:
         return {name: position for position, name in enumerate(self.runs.column("name"))}
+
+    @cached_property
+    def _position_in_all(self) -> Mapping[str, int]:
+        if not self.filters:
+            return self._position
+        return {name: position for position, name in enumerate(self.all_runs.column("name"))}
 
     @cached_property
     def _spaces(self) -> dict[str, AnySpace]:

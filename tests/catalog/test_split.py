@@ -1,11 +1,14 @@
 """Splits: nobody in two parts, shares as asked, and adding subjects moves nobody."""
 
 import math
+from dataclasses import replace
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fmristream.catalog.columns import JoinedColumns
+from fmristream.catalog.run_table import RunTable
 from fmristream.catalog.split import (
     DEFAULT_RATIOS,
     PARTS,
@@ -15,8 +18,11 @@ from fmristream.catalog.split import (
     split_as_listed,
     split_by_hash,
     split_exactly,
+    split_into_parts,
 )
+from fmristream.catalog.tables import encode_participants, encode_runs, participant_columns
 from fmristream.errors import SplitError, UsageError
+from tests.catalog.test_tables import A_RUN
 
 labels = st.text(st.characters(codec="utf-8"), max_size=10)
 cohorts = st.sets(labels, min_size=1, max_size=60)
@@ -132,3 +138,120 @@ def test_ratios_that_do_not_share_out_one_whole_are_refused(ratios):
         split_by_hash(["a"], ratios=ratios)
     with pytest.raises(UsageError):
         split_exactly(["a"], ratios=ratios)
+
+
+def joined(runs: list[dict], people: list[dict]) -> JoinedColumns:
+    """Runs of subjects, and what is known of these."""
+    rows = [replace(A_RUN, name=f"run-{place}", **{"group": run["subject"], **run}) for place, run in enumerate(runs)]
+    participants = participant_columns(encode_participants(people)) if people else {}
+    return JoinedColumns(RunTable.of_segments([encode_runs(rows)]), participants)
+
+
+def linked(runs: list[dict], people: dict[str, dict], by: list[str]) -> list[set[str]]:
+    """Groups of subjects that share anything, by merging until nothing changes."""
+    groups = [{subject} for subject in sorted({run["subject"] for run in runs})]
+
+    def traits(group: set[str]) -> set:
+        own = {("group", run["group"]) for run in runs if run["subject"] in group}
+        rest = {(n, run.get(n)) for n in by for run in runs if run["subject"] in group if n in run}
+        told = {(n, people[s].get(n)) for n in by for s in group if s in people and n in people[s]}
+        return {trait for trait in own | rest | told if trait[1]}
+
+    changed = True
+    while changed:
+        changed = False
+        for one in groups:
+            for other in groups:
+                if one is not other and traits(one) & traits(other):
+                    groups = [group for group in groups if group not in (one, other)] + [one | other]
+                    changed = True
+                    break
+            if changed:
+                break
+    return groups
+
+
+SOME_RUNS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "subject": st.sampled_from("abcdefgh"),
+            "group": st.sampled_from(["f1", "f2", "f3", "f4", "f5", "f6"]),
+            "session": st.sampled_from(["", "s1", "s2", "s3", "s4", "s5"]),
+        }
+    ),
+    min_size=1,
+    max_size=8,
+)
+SOME_PEOPLE = st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from([None, "x", "y", "z", "v", "w"]), max_size=8)
+
+
+@settings(max_examples=40)
+@given(
+    SOME_RUNS,
+    SOME_PEOPLE,
+    st.sampled_from([["subject"], ["site"], ["session"], ["site", "session"]]),
+    st.integers(0, 5),
+)
+def test_what_shares_anything_is_never_divided(runs, sites, by, seed):
+    people = {"nobody": {"site": "q"}, **{subject: {"site": site} for subject, site in sites.items()}}
+    table = joined(runs, [{"subject": subject, **row} for subject, row in people.items()])
+    groups = linked(runs, people, by)
+    try:
+        split = split_into_parts(table, by=by, fractions=(0.5, 0.5, 0), seed=seed)
+    except SplitError:
+        assert len(groups) == 1
+        return
+    assert set(split.parts) == {run["subject"] for run in runs}
+    for group in groups:
+        assert len({split.parts[subject] for subject in group}) == 1
+    sizes = [sum(split.parts[min(group)] == part for group in groups) for part in ("train", "val")]
+    assert abs(sizes[0] - sizes[1]) <= 1
+
+
+def test_subjects_of_unknown_site_are_groups_of_their_own_and_counted():
+    runs = [{"subject": label} for label in "abcd"]
+    table = joined(runs, [{"subject": "a", "site": "x"}, {"subject": "b", "site": "x"}])
+    split = split_into_parts(table, by="site", fractions=(0.4, 0.3, 0.3))
+    assert split.ungrouped == 2
+    assert split.parts["a"] == split.parts["b"]
+
+
+def test_a_split_by_hash_moves_nobody_when_subjects_are_added():
+    runs = [{"subject": f"s{number}"} for number in range(60)]
+    few, many = (
+        split_into_parts(joined(some, []), fractions=(0.5, 0.5, 0), method="hash", seed=1) for some in (runs[:40], runs)
+    )
+    assert few.parts == {subject: many.parts[subject] for subject in few.parts}
+    assert few.digest != many.digest
+
+
+def test_the_split_of_a_small_example_is_that_of_the_first_release():
+    runs = [{"subject": label} for label in "abcdef"]
+    split = split_into_parts(joined(runs, []), fractions=(0.5, 0.25, 0.25), seed=7)
+    assert "".join(split.parts[label][1] for label in "abcdef") == PARTS_OF_SIX
+
+
+PARTS_OF_SIX = "rraear"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"by": "sight"}, "no column 'sight'"),
+        ({"by": ()}, "a column or more"),
+        ({"method": "random"}, "expected 'exact' or 'hash'"),
+        ({"fractions": (0.5, 0.5)}, "three shares"),
+    ],
+)
+def test_a_split_that_makes_no_sense_is_refused(options, said):
+    with pytest.raises(UsageError) as caught:
+        split_into_parts(joined([{"subject": "a"}, {"subject": "b"}], []), **options)
+    assert said in str(caught.value)
+
+
+def test_an_empty_part_is_refused_and_a_part_has_a_name():
+    table = joined([{"subject": "a"}, {"subject": "b"}], [])
+    with pytest.raises(SplitError, match=r"leaves (val|test) empty"):
+        split_into_parts(table)
+    with pytest.raises(UsageError, match="no part 'dev'"):
+        split_into_parts(table, fractions=(0.5, 0.5, 0))["dev"]

@@ -11,7 +11,7 @@ from fmristream.sampling.mixing import Turns
 WEIGHTS = st.lists(st.floats(0.01, 10), min_size=1, max_size=5)
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(weights=WEIGHTS)
 def test_after_any_number_of_positions_each_stream_has_had_its_share(weights):
     turns = Turns(weights)
@@ -22,7 +22,7 @@ def test_after_any_number_of_positions_each_stream_has_had_its_share(weights):
     assert (np.abs(had - due) < len(weights) + 1).all()  # 12,000 positions, weights to four decimals
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(weights=WEIGHTS, start=st.integers(0, 10**9))
 def test_positions_of_a_stream_follow_one_another_wherever_one_looks(weights, start):
     turns = Turns(weights)

@@ -79,7 +79,41 @@ def die_once(world: World) -> object:
     return {"attempt": attempt}
 
 
-DUTIES = {duty.__name__: duty for duty in (exchange, gradient, hang, die_once)}
+def streams(url: str) -> dict[str, object]:
+    """Selections that use everything that decides about samples."""
+    from fmristream import Mixture, StreamingDataset
+
+    chosen = {"source": url, "window": 6, "seed": 3, "where": "age > 0 and sex in ('F', 'M')", "random_phase": True}
+    balanced = StreamingDataset(**chosen, weights="column:sex", locality=2)
+    views = StreamingDataset(**chosen, views="same-subject", stride=4)
+    return {
+        "balanced": balanced,
+        "views": views,
+        "mixed": Mixture([(balanced, 0.7), (StreamingDataset(**chosen), 0.3)]),
+    }
+
+
+def deal(world: World) -> object:
+    """The first batches of each stream, as the process group deals them; the last ones after a resume."""
+    from fmristream import StreamingLoader
+
+    found: dict[str, list] = {}
+    for name, clips in streams(os.environ["DATASET"]).items():
+        rows = found[name] = []
+        state = None
+        for _ in range(2):  # the second time goes on where the first one stopped
+            with StreamingLoader(clips, batch_size=7, threads=1 + world.rank % 2) as loader:
+                if state is not None:
+                    loader.load_state_dict(state)
+                for _, batch in zip(range(3), loader.forever(), strict=False):
+                    rows.append(
+                        [batch.views, batch.run, batch.start.tolist(), batch.packed.double().sum((1, 2, 3)).tolist()]
+                    )
+                state = loader.state_dict()
+    return found
+
+
+DUTIES = {duty.__name__: duty for duty in (exchange, gradient, hang, die_once, deal)}
 
 
 def main() -> None:

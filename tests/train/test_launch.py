@@ -138,6 +138,37 @@ def test_after_a_death_torchrun_restarts_and_the_ranks_find_each_other_on_the_sa
     assert len({path.read_text() for path in tmp_path.glob("port-*")}) == 1
 
 
+def dealt(cohort, out, *, size):
+    """What `size` ranks under torchrun get of each stream, put together again: batches of rows, first views first."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    out.mkdir()
+    environment = os.environ | QUIET | {"DATASET": str(cohort)}
+    subprocess.run([*torchrun, str(RANKS), "deal", str(out)], env=environment, check=True, timeout=180)
+    ranks = results(out, "deal", size)
+    whole = {}
+    for name in ranks[0]:
+        batches = []
+        for shares in zip(*(rank[name] for rank in ranks), strict=True):
+            views = shares[0][0]
+            parts = [list(zip(*share[1:], strict=True)) for share in shares]
+            rows = [
+                row
+                for view in range(views)
+                for part in parts
+                for row in part[view * len(part) // views : (view + 1) * len(part) // views]
+            ]
+            batches.append(rows)
+        whole[name] = batches
+    return whole
+
+
+def test_real_ranks_get_the_same_global_batches_with_filters_weights_views_and_mixtures(cohort, tmp_path):
+    alone, three = (dealt(cohort, tmp_path / str(size), size=size) for size in (1, 3))
+    assert three == alone
+    assert {name: len(batches) for name, batches in alone.items()} == {"balanced": 6, "views": 6, "mixed": 6}
+    assert {len(batch) for batch in alone["views"]} == {14}
+
+
 def test_a_rank_that_was_not_started_by_torchrun_never_starts_others_and_check_needs_no_process(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     assert main(["swift_tiny_cpu", "--check", "--set", "optim.lr=1e-4", "--nproc", "7"]) == 0
