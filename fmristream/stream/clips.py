@@ -15,8 +15,11 @@ from fmristream.sampling.clip import Clip
 from fmristream.sampling.window import Window, WindowTable
 from fmristream.shards.dataset import Dataset, open_dataset
 from fmristream.shards.digest import sha256_json
-from fmristream.signal.grid import Shape3, target_positions
+from fmristream.signal.grid import Shape3, voxel_sizes_mm
 from fmristream.signal.normalize import fill_of, recipe
+from fmristream.signal.orientation import Turn, axes_of_codes, axis_codes, placed_positions, tells_directions, turn_to
+from fmristream.stream.forks import ForkGuard
+from fmristream.stream.side import SideReader, SideSeries
 from fmristream.stream.targets import Target, read_target
 from fmristream.stream.window_reader import Scratch, WindowReader
 
@@ -36,6 +39,10 @@ class StreamingDataset:
         targets: columns of the participants table that samples carry.
         grid: (x, y, z) to pad or cut the native grid to, centred; the native grid where not given. Grayordinates have
             none: their windows come packed, (c, t, grayordinates), as `packed` of items and batches.
+        orientation: which way the grid's axes are to run, such as `RAS`; as stored where not given. Axes are turned before
+            `grid` pads or cuts them; nothing is interpolated.
+        side: what else is known of the frames, aligned to each window: `confounds:trans_x,rot_x`, `parcels`,
+            `physio-cardiac:pulse`, `events:face,house`, or values of fmristream.stream.side.
         exact: z-score by float32 moments even where float16 ones are stored.
         mix_spaces: allow runs of one grid and mask whose voxels do not correspond (unaligned subjects).
 
@@ -55,6 +62,8 @@ class StreamingDataset:
         normalize: str = "voxel-zscore",
         targets: Sequence[str] = (),
         grid: Shape3 | None = None,
+        orientation: str | None = None,
+        side: Sequence[str | SideSeries] = (),
         exact: bool = False,
         mix_spaces: bool = False,
     ) -> None:
@@ -80,9 +89,12 @@ class StreamingDataset:
         ]
         # Grayordinates are a list: there is nothing that they could be placed in.
         self.has_grid = not self.dataset.is_grayordinates(self.runs[0])
-        self._grid = grid or self.runs[0].shape
-        if grid is not None:
+        self._turn = self._turn_to(orientation)
+        self._grid = grid or self._turn.shape(self.runs[0].shape)
+        if grid is not None or orientation is not None:
             assert self.grid  # raises where there is none
+        self.side = SideReader(self.dataset, self.runs, side)
+        self._guard = ForkGuard(self.dataset.store.name)
 
     @property
     def num_windows(self) -> int:
@@ -154,7 +166,24 @@ class StreamingDataset:
             SpaceError: the runs are grayordinates.
         """
         grid = self.grid  # raises first, in words about models
-        return target_positions(self.dataset.space(self.runs[0]).mask, grid)
+        return placed_positions(self.dataset.space(self.runs[0]).mask, grid, self._turn)
+
+    @property
+    def orientation(self) -> str:
+        """Where the axes of `grid` run to, such as `LAS`; "" for grayordinates and where the affine does not tell."""
+        affine = self._turn.matrix(self.runs[0].affine_matrix)
+        return axis_codes(affine) if self.has_grid and tells_directions(affine) else ""
+
+    @property
+    def voxel_sizes_mm(self) -> tuple[float, float, float] | None:
+        """Edge lengths of a voxel along the axes of `grid`; None for grayordinates."""
+        return voxel_sizes_mm(self._turn.matrix(self.runs[0].affine_matrix)) if self.has_grid else None
+
+    def _turn_to(self, orientation: str | None) -> Turn:
+        if orientation is None:
+            return Turn()
+        axes_of_codes(orientation)
+        return turn_to(orientation, self.runs[0].affine_matrix) if self.has_grid else Turn()
 
     def locate(self, number: int) -> tuple[Run, int]:
         """(run, first frame) of a window number."""
@@ -177,6 +206,7 @@ class StreamingDataset:
 
     def read_packed(self, number: int, packed: NDArray[np.float32], scratch: Scratch) -> None:
         """Fill `packed` (c, t, v) with a window's normalised in-mask values."""
+        self._guard.check()
         clip = self.clip(number)
         self._reader.read(self.runs[clip.run], clip, packed, scratch)
 

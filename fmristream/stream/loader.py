@@ -163,19 +163,30 @@ class StreamingLoader:
         numbers, valid = self._schedule.batch(position, self.world)
         array, packed = self._pool.lend((len(numbers), self.clips.channels, self.clips.window, self.clips.voxels))
         fill = np.empty((len(numbers), self.clips.channels), dtype=np.float32)
+        side = self.clips.side.empty(len(numbers), self.clips.window)
         filling = [
             # The tensor goes along so that its memory is not lent again before the last thread has written to it.
-            self._threads.submit(self._fill, number, array[row], fill[row], packed)
+            self._threads.submit(
+                self._fill, number, array[row], fill[row], {name: rows[row] for name, rows in side.items()}, packed
+            )
             for row, number in enumerate(numbers.tolist())
         ]
-        return _Ahead(self._describe(numbers, valid, packed, torch.from_numpy(fill), position), filling)
+        return _Ahead(self._describe(numbers, valid, packed, torch.from_numpy(fill), side, position), filling)
 
-    def _fill(self, number: int, packed: NDArray[np.float32], fill: NDArray[np.float32], _lent: torch.Tensor) -> None:
+    def _fill(
+        self,
+        number: int,
+        packed: NDArray[np.float32],
+        fill: NDArray[np.float32],
+        side: Mapping[str, NDArray[np.float32]],
+        _lent: torch.Tensor,
+    ) -> None:
         scratch = getattr(self._scratch, "buffers", None)
         if scratch is None:
             scratch = self._scratch.buffers = Scratch()
         self.clips.read_packed(number, packed, scratch)
         fill[:] = self.clips.fill(self.clips.locate(number)[0])
+        self.clips.side.read(self.clips.clip(number), side)
 
     def _describe(
         self,
@@ -183,8 +194,10 @@ class StreamingLoader:
         valid: NDArray[np.bool_],
         packed: torch.Tensor,
         fill: torch.Tensor,
+        side: Mapping[str, NDArray[np.float32]],
         position: int,
     ) -> Batch:
+        places = torch.arange(len(numbers)) + position + self.world.share(self._schedule.batch_size)[0]
         located = [self.clips.locate(number) for number in numbers.tolist()]
         runs = [run for run, _ in located]
         return Batch(
@@ -203,6 +216,11 @@ class StreamingLoader:
             },
             global_size=self._schedule.batch_size,
             position=position,
+            side={name: torch.from_numpy(rows) for name, rows in side.items()},
+            epoch=torch.tensor([self._epoch_at(place) for place in places.tolist()], dtype=torch.int64),
+            sample=places,
+            orientation=self.clips.orientation,
+            voxel_sizes_mm=self.clips.voxel_sizes_mm,
         )
 
     def _state(self, consumed: int) -> StreamState:
