@@ -54,6 +54,11 @@ class Step(Protocol):
         ...
 
 
+def _require(step: Step, is_fine: bool, expected: str) -> None:
+    if not is_fine:
+        raise UsageError(f"{step}: expected {expected}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Affine:
     """Rotation, scale and shift about the grid's centre in mm, trilinear; the left-right axis mirrored where asked for.
@@ -343,8 +348,3 @@ def _rotation(axis: int, angle: float) -> torch.Tensor:
     matrix[one, one] = matrix[other, other] = math.cos(angle)
     matrix[one, other], matrix[other, one] = -math.sin(angle), math.sin(angle)
     return matrix
-
-
-def _require(step: Step, is_fine: bool, expected: str) -> None:
-    if not is_fine:
-        raise UsageError(f"{step}: expected {expected}")
