@@ -224,9 +224,12 @@ class StreamingDataset:
         run, start = self.locate(number)
         packed = np.empty((self.channels, self.window, self.voxels), dtype=np.float32)
         self.read_packed(number, packed, Scratch())
+        side = {name: rows[0] for name, rows in self.side.empty(1, self.window).items()}
+        self.side.read(self.clip(number), side)
         return {
             **({"bold": self._placed(packed, run)} if self.has_grid else {"packed": packed}),
             "run": run.name,
+            **({"side": side} if side else {}),
             "start": start,
             "subject": run.subject,
             "targets": {target.name: np.float32(target.of(run.subject)) for target in self._targets},

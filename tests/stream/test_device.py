@@ -175,9 +175,8 @@ CODES = ["LPS", "SAR", "RAS"]
 def tilted(tmp_path_factory):
     """One run whose axes run to L, A and S, and the volume that is in it."""
     stored = brain_like("i2", shape=(5, 6, 4, 12))
-    affine = np.array([[-2.0, 0.1, 0, 5], [0.1, 3.0, 0, 6], [0, 0, 4.0, 7]])
-    header = {"sform_code": 1, "srow_x": affine[0], "srow_y": affine[1], "srow_z": affine[2]}
-    return converted(tmp_path_factory.mktemp("tilted"), {"1": stored}, **header), stored
+    affine = ((-2.0, 0.1, 0.0, 5.0), (0.1, 3.0, 0.0, 6.0), (0.0, 0.0, 4.0, 7.0))
+    return converted(tmp_path_factory.mktemp("tilted"), {"1": stored}, srow=affine), stored
 
 
 @pytest.mark.parametrize("codes", CODES)
