@@ -56,7 +56,7 @@ def url(tmp_path_factory) -> str:
     pulse = "\n".join(str(float(n)) for n in range(200)) + "\n"
     tree = {
         f"{stem.format(s)}_space-MNI152NLin2009cAsym_desc-preproc_bold.nii": nifti_bytes(
-            brain_like(seed=n, shape=SHAPE), **header
+            brain_like(seed=n, shape=SHAPE)
         )
         for n, s in enumerate(("01", "02", "03"))
     }
@@ -254,6 +254,11 @@ def test_items_carry_side_series_into_other_processes(url):
     again = pickle.loads(pickle.dumps(clips))
     for name, values in again[0]["side"].items():
         np.testing.assert_array_equal(values, clips[0]["side"][name])
+
+
+@pytest.mark.full
+def test_workers_collate_side_series(url):
+    clips = fmristream.StreamingDataset(url, window=5, side=SIDE)
     context = multiprocessing.get_context("spawn")
     loader = DataLoader(clips, batch_size=2, num_workers=1, multiprocessing_context=context)
     batch = next(iter(loader))
