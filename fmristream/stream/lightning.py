@@ -23,9 +23,10 @@ except ImportError:
 class ClipsDataModule(LightningDataModule):  # type: ignore[misc]
     """Training, validation and test streams of one dataset.
 
-    Loaders are made when Lightning asks for them: after it has started the processes, so that ranks are known. Lightning saves
-    the training loader's state with its checkpoints and resumes it by itself; it gives samplers of its own to DataLoaders
-    alone, and these are none.
+    Loaders are made when Lightning asks for them: after it has started the processes, so that ranks are known. It gives
+    samplers of its own to DataLoaders alone, and these are none. The training stream's state goes into every checkpoint with
+    this module: Lightning keeps a state of loaders too, but leaves it aside where an epoch has ended, and the first epoch
+    would come again.
 
     Args:
         train: shuffled windows, that is, a StreamingDataset with a seed.
@@ -54,6 +55,7 @@ class ClipsDataModule(LightningDataModule):  # type: ignore[misc]
         self._augment = augment
         self._options = dict(loader or {})
         self._loaders: dict[str, StreamingLoader] = {}
+        self._state: dict[str, Any] | None = None  # of the training stream, while there is no loader
 
     def train_dataloader(self) -> Any:
         return self._loader("train")
@@ -69,7 +71,20 @@ class ClipsDataModule(LightningDataModule):  # type: ignore[misc]
         training = self.trainer is not None and self.trainer.training
         return batch.to(device, augment=self._augment if training else None)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training stream is after the last batch handed out."""
+        if "train" in self._loaders:
+            return self._loaders["train"].state_dict()
+        return dict(self._state or {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on there; what belongs to another stream is refused when the loader is made."""
+        self._state = dict(state_dict) or None
+        if self._state and "train" in self._loaders:
+            self._loaders["train"].load_state_dict(self._state)
+
     def teardown(self, stage: str) -> None:
+        self._state = self.state_dict() or None
         for loader in self._loaders.values():
             loader.close()
         self._loaders.clear()
@@ -80,4 +95,6 @@ class ClipsDataModule(LightningDataModule):  # type: ignore[misc]
             return []
         if part not in self._loaders:
             self._loaders[part] = StreamingLoader(clips, batch_size=self._sizes[part], **self._options)
+            if part == "train" and self._state:
+                self._loaders[part].load_state_dict(self._state)
         return self._loaders[part]
