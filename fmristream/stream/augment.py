@@ -265,7 +265,8 @@ class Compose:
         of_view = len(batch) // batch.views
         rows = zip(batch.epoch.tolist(), batch.window.tolist(), batch.sample.tolist(), strict=True)
         return [
-            key_of(self.seed, epoch, window, row // of_view, sample) for row, (epoch, window, sample) in enumerate(rows)
+            key_of(self.seed, epoch, window, batch.first_view + row // of_view, sample)
+            for row, (epoch, window, sample) in enumerate(rows)
         ]
 
     def _varied(self, sample: Sample, key: int) -> Sample:

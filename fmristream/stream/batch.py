@@ -44,6 +44,7 @@ class Batch:
         scale_row: (b,) int64.
         positions_row: (b,) int64 on the host, which row of (m, v) `positions` each sample has.
         views: views of each sample.
+        first_view: which view the first rows are: of a batch that `view` made, its number.
         side: (b, t) or (b, t, k) float32 by name, aligned to the frames; NaN where nothing is known.
         lengths: (b,) int64, how many frames of each sample are its run's; None where all are.
         epoch: (b,) int64 on the host, the epoch that each sample belongs to.
@@ -70,6 +71,7 @@ class Batch:
     scale_row: torch.Tensor | None = None
     positions_row: torch.Tensor | None = None
     views: int = 1
+    first_view: int = 0
     side: Mapping[str, torch.Tensor] = field(default_factory=dict)
     lengths: torch.Tensor | None = None
     epoch: torch.Tensor | None = None
@@ -135,7 +137,8 @@ class Batch:
         rows = slice(number * len(self) // self.views, (number + 1) * len(self) // self.views)
         shared = ("positions", "scale", "offset")
         mine = self._map(lambda tensor: tensor[rows], but=shared)
-        return replace(mine, subject=self.subject[rows], run=self.run[rows], views=1)
+        first = self.first_view + number
+        return replace(mine, subject=self.subject[rows], run=self.run[rows], views=1, first_view=first)
 
     def to(
         self,

@@ -39,7 +39,9 @@ class Quantized:
     def values(self, packed: torch.Tensor) -> torch.Tensor:
         """(b, c, t, v) integers as float32; one multiplication and one addition, each rounded, on every device."""
         row = self.row.to(packed.device)
-        values = packed * self.scale[row][:, None, None]
+        scale = self.scale[row][:, None, None]
+        # One pass on a GPU; on a CPU, torch multiplies mixed types at half the speed of two passes. The numbers are the same.
+        values = packed.float().mul_(scale) if packed.device.type == "cpu" else packed * scale
         return values.add_(self.offset[row][:, None, None])
 
 

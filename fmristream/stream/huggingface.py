@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 def accelerate_loader(stream: BatchStream, accelerator: "Accelerator") -> Any:
     """A loader that `accelerator.prepare` takes as it is, and that `Trainer.get_train_dataloader` may return.
 
-    Prepared by Accelerate itself, an iterable dataset is dealt anew: each process takes every n-th of what it believes all of
-    them have, and every rank loses most of its batches. This is the class that Accelerate makes for one process, which
+    Prepared by Accelerate itself, an iterable dataset is dealt anew, in the belief that every process iterates over the same
+    samples. This is the class that Accelerate makes for one process, which
     deals nothing; it moves batches to the accelerator's device and tells gradient accumulation where an epoch ends. It
     takes one batch ahead: save `stream.state_after(batch)`, not `stream.state_dict()`.
 

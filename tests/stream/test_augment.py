@@ -191,6 +191,12 @@ def test_views_seeds_epochs_and_windows_draw_differently():
     assert len({row.numpy().tobytes() for row in found}) == 20
 
 
+def test_views_draw_the_same_apart_as_together():
+    batch, augment = a_batch(4, views=2), Compose((Noise(p=1), Affine(degrees=9)))
+    apart = [augment(batch.view(number)).placed for number in range(2)]
+    assert torch.equal(torch.cat(apart), augment(batch).placed)
+
+
 def clips_of(url: str) -> fmristream.StreamingDataset:
     return fmristream.StreamingDataset(url, window=7, split="train", seed=3, grid=(8, 9, 7))
 
