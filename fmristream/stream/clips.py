@@ -168,13 +168,13 @@ class StreamingDataset:
         grid = self.grid  # raises first, in words about models
         return placed_positions(self.dataset.space(self.runs[0]).mask, grid, self._turn)
 
-    @property
+    @cached_property
     def orientation(self) -> str:
         """Where the axes of `grid` run to, such as `LAS`; "" for grayordinates and where the affine does not tell."""
         affine = self._turn.matrix(self.runs[0].affine_matrix)
         return axis_codes(affine) if self.has_grid and tells_directions(affine) else ""
 
-    @property
+    @cached_property
     def voxel_sizes_mm(self) -> tuple[float, float, float] | None:
         """Edge lengths of a voxel along the axes of `grid`; None for grayordinates."""
         return voxel_sizes_mm(self._turn.matrix(self.runs[0].affine_matrix)) if self.has_grid else None

@@ -1,6 +1,11 @@
 """ClipsDataModule in Lightning's own loop: our batches in our order, and a checkpoint in mid-epoch resumed exactly."""
 
+import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,3 +117,51 @@ def test_training_batches_are_augmented_and_others_are_not(lightning, module, li
         trainer(lightning, tmp_path, max_steps=3).fit(seen, module(augment=augment))
     assert plain.trained == varied.trained
     assert all(abs(one - other) > 1e-3 for one, other in zip(plain.means, varied.means, strict=True))
+
+
+RANK = """
+import json, os, sys
+import lightning, torch
+import fmristream
+from fmristream.stream.lightning import ClipsDataModule
+
+url, out = sys.argv[1:]
+
+class Listener(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = []
+
+    def training_step(self, batch, number):
+        self.seen.append((batch.position, batch.window.tolist()))
+        return (self.weight - batch.bold.mean()) ** 2
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+clips = fmristream.StreamingDataset(url, window=7, split="train", seed=3)
+model = Listener()
+trainer = lightning.Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False, enable_progress_bar=False,
+    enable_checkpointing=False, enable_model_summary=False, default_root_dir=out,
+)
+trainer.fit(model, ClipsDataModule(train=clips, batch_size=5))
+with open(f"{out}/{trainer.global_rank}.json", "w") as file:
+    json.dump(model.seen, file)
+"""
+
+
+@pytest.mark.full
+def test_two_processes_share_the_loaders_own_batches(cohort_url, tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "rank.py"), cohort_url, str(tmp_path)],
+        capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": root}, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert [position for position, _ in one] == [position for position, _ in other]
+    assert [mine + theirs for (_, mine), (_, theirs) in zip(one, other, strict=True)] == expected_of(cohort_url)
