@@ -26,12 +26,14 @@ from fmristream.sampling.weights import Quotas
 from fmristream.sampling.window import ClipTable, EventTable, WholeRuns, Window, WindowTable
 from fmristream.shards.dataset import Dataset, open_dataset
 from fmristream.shards.digest import sha256, sha256_json
-from fmristream.signal.grid import Shape3, target_positions
+from fmristream.signal.grid import Shape3, voxel_sizes_mm
+from fmristream.signal.orientation import Turn, axes_of_codes, axis_codes, placed_positions, tells_directions, turn_to
 from fmristream.signal.parcellate import Atlas
 from fmristream.signal.recipes import parse_recipe
 from fmristream.storage.cache import CachedStore, DiskCache
 from fmristream.stream.events import event_starts
 from fmristream.stream.fitted import Fitted, require_fitted
+from fmristream.stream.forks import ForkGuard
 from fmristream.stream.run_source import RunSource
 from fmristream.stream.selection import (
     Weights,
@@ -42,6 +44,7 @@ from fmristream.stream.selection import (
     whole,
     words_of,
 )
+from fmristream.stream.side import SideReader, SideSeries
 from fmristream.stream.targets import Target, read_target
 from fmristream.stream.window_reader import Scratch, WindowReader
 
@@ -72,7 +75,7 @@ class StreamingDataset:
 
     Args:
         source: URL of a dataset, or an open `Dataset`, which may be a `where` of one.
-        window: frames of a window; None for whole runs, which come padded to the longest (`Batch.frames_valid`).
+        window: frames of a window; None for whole runs, which come padded to the longest (`Batch.lengths`, `Batch.frames_valid`).
         stride: frames from one window's start to the next; what a window spans where not given.
         step: frames from one frame of a window to the next (dilation).
         random_phase: shift the windows of each run by a number of frames below the stride, drawn anew for every epoch.
@@ -95,6 +98,10 @@ class StreamingDataset:
         targets: columns of the participants table that samples carry.
         grid: (x, y, z) to pad or cut the native grid to, centred; the native grid where not given. Grayordinates have
             none: their windows come packed, (c, t, grayordinates), as `packed` of items and batches.
+        orientation: which way the grid's axes are to run, such as `RAS`; as stored where not given. Axes are turned before
+            `grid` pads or cuts them; nothing is interpolated.
+        side: what else is known of the frames, aligned to each window: `confounds:trans_x,rot_x`, `parcels`,
+            `physio-cardiac:pulse`, `events:face,house`, or values of fmristream.stream.side.
         exact: z-score by float32 moments even where float16 ones are stored.
         mix_spaces: allow runs of one grid and mask whose voxels do not correspond (unaligned subjects).
         cache: folder in which chunks that were fetched are kept for the next epoch, or for other processes; for remote
@@ -128,6 +135,8 @@ class StreamingDataset:
         normalize: str = "voxel-zscore",
         targets: Sequence[str] = (),
         grid: Shape3 | None = None,
+        orientation: str | None = None,
+        side: Sequence[str | SideSeries] = (),
         exact: bool = False,
         mix_spaces: bool = False,
         cache: str | os.PathLike[str] | None = None,
@@ -181,9 +190,12 @@ class StreamingDataset:
         is_list = layout.mask is None if layout is not None else self.dataset.is_grayordinates(self.runs[0])
         self.has_grid = not is_list
         shape = self.runs[0].shape if layout is None or layout.mask is None else layout.mask.shape
-        self._grid: Shape3 = grid or (shape[0], shape[1], shape[2])
-        if grid is not None:
+        self._turn = self._turn_to(orientation)
+        self._grid: Shape3 = grid or self._turn.shape((shape[0], shape[1], shape[2]))
+        if grid is not None or orientation is not None:
             assert self.grid  # raises where there is none
+        self.side = SideReader(self.dataset, self.runs, side)
+        self._guard = ForkGuard(self.dataset.store.name)
 
     def _require_sense(self, stride: int | None, weights: Weights | None) -> None:
         """Raise UsageError for arguments that exclude each other."""
@@ -422,10 +434,39 @@ class StreamingDataset:
         """
         grid = self.grid  # raises first, in words about models
         reduced = None if self._layout is None else self._layout.mask
-        return target_positions(self.dataset.space(self.runs[0]).mask if reduced is None else reduced, grid)
+        mask = self.dataset.space(self.runs[0]).mask if reduced is None else reduced
+        return placed_positions(mask, grid, self._turn)
+
+    @cached_property
+    def orientation(self) -> str:
+        """Where the axes of `grid` run to, such as `LAS`; "" for grayordinates and where the affine does not tell."""
+        affine = self._turn.matrix(self._affine)
+        return axis_codes(affine) if self.has_grid and tells_directions(affine) else ""
+
+    @cached_property
+    def voxel_sizes_mm(self) -> tuple[float, float, float] | None:
+        """Edge lengths of a voxel along the axes of `grid`; None for grayordinates."""
+        return voxel_sizes_mm(self._turn.matrix(self._affine)) if self.has_grid else None
+
+    @property
+    def _affine(self) -> NDArray[np.float64]:
+        """(4, 4) of what is placed, before it is turned."""
+        reduced = None if self._layout is None else self._layout.affine
+        return self.runs[0].affine_matrix if reduced is None else reduced
+
+    def _turn_to(self, orientation: str | None) -> Turn:
+        if orientation is None:
+            return Turn()
+        axes_of_codes(orientation)
+        return turn_to(orientation, self._affine) if self.has_grid else Turn()
 
     def rows(self, draws: Draws) -> list[Row]:
-        """The rows of a batch, or of a rank's share: first views of all samples, then the second ones of all."""
+        """The rows of a batch, or of a rank's share: first views of all samples, then the second ones of all.
+
+        Raises:
+            UsageError: the process was forked from one that had read from a remote store.
+        """
+        self._guard.check()
         found: list[list[Row]] = [[] for _ in range(self.views)]
         # Positions of an epoch lie together.
         edges = [0, *(np.flatnonzero(np.diff(draws.epoch)) + 1).tolist(), len(draws.epoch)]
@@ -488,6 +529,7 @@ class StreamingDataset:
 
     def read_clip(self, run: Run, clip: Clip, packed: NDArray[np.float32], scratch: Scratch) -> None:
         """Fill `packed` (c, t, v) with a clip's normalised in-mask values; frames behind its last one with background."""
+        self._guard.check()
         self._reader.read(run, clip, packed[:, : clip.length], scratch)
         packed[:, clip.length :] = self.fill(run)[:, None, None]
 
@@ -513,12 +555,14 @@ class StreamingDataset:
         number %= len(self)
         rows = [row for (row,) in self._rows(*(np.array([number], dtype=np.int64),) * 2, epoch)]
         read = [self._read_item(row) for row in rows]
+        side = [self.read_side(row.clip) for row in rows]
         first, is_one = rows[0], len(rows) == 1
         return {
             "bold" if self.has_grid else "packed": read[0] if is_one else np.stack(read),
             "run": first.run.name if is_one else tuple(row.run.name for row in rows),
             "start": first.clip.start if is_one else tuple(row.clip.start for row in rows),
-            **({} if self._frames is not None else {"frames_valid": first.clip.length}),
+            **({} if self._frames is not None else {"length": first.clip.length}),
+            **({"side": side[0] if is_one else _stacked(side)} if side[0] else {}),
             "subject": first.run.subject,
             "targets": {target.name: np.float32(target.of(first.run.subject)) for target in self._targets},
             "window": number,
@@ -528,6 +572,17 @@ class StreamingDataset:
         packed = np.empty((self.channels, self.window, self.voxels), dtype=np.float32)
         self.read_clip(row.run, row.clip, packed, Scratch())
         return self._placed(packed, row.run) if self.has_grid else packed
+
+    @property
+    def side_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each side series of a window."""
+        return {name: rows.shape[1:] for name, rows in self.side.empty(1, self.window).items()}
+
+    def read_side(self, clip: Clip) -> dict[str, NDArray[np.float32]]:
+        """Side series of a clip, (t,) or (t, k); NaN behind its last frame."""
+        side = {name: rows[0] for name, rows in self.side.empty(1, self.window).items()}
+        self.side.read(clip, {name: rows[: clip.length] for name, rows in side.items()})
+        return side
 
     def _placed(self, packed: NDArray[np.float32], run: Run) -> NDArray[np.float32]:
         inside = self.positions >= 0
@@ -540,6 +595,10 @@ class StreamingDataset:
 def _behind_cache(dataset: Dataset, path: str | os.PathLike[str], limit_bytes: int) -> Dataset:
     store = CachedStore(dataset.store, DiskCache(path, limit_bytes))
     return Dataset(dataset.url, store, dataset.generation)
+
+
+def _stacked(side: Sequence[Mapping[str, NDArray[np.float32]]]) -> dict[str, NDArray[np.float32]]:
+    return {name: np.stack([one[name] for one in side]) for name in side[0]}
 
 
 def _window(length: int | None, stride: int | None, step: int) -> Window | None:

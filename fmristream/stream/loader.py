@@ -108,7 +108,7 @@ class StreamingLoader:
         self._pool = BatchPool(pinned=torch.cuda.is_available())
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fmristream-loader")
         self._scratch = local()
-        members = clips.members if isinstance(clips, Mixture) else (clips,)
+        self._members = members = clips.members if isinstance(clips, Mixture) else (clips,)
         _require_room(clips, dtype=dtype, output=output)
         self._dtype, self._is_placed = dtype, output == "placed"
         self._grid = clips.grid if self._is_placed or clips.has_grid else None
@@ -258,10 +258,12 @@ class StreamingLoader:
         last = math.prod(clips.grid) if self._is_placed else clips.voxels
         array, values = self._pool.lend((count, clips.channels, clips.window, last), self._dtype)
         fill = np.empty((count, clips.channels), dtype=np.float32)
-        ahead.batch = self._describe(ahead, values, torch.from_numpy(fill))
+        side = self._members[0].side.empty(count, clips.window)
+        ahead.batch = self._describe(ahead, values, torch.from_numpy(fill), side)
         for place, (row, arriving) in enumerate(zip(ahead.rows, ahead.arriving, strict=True)):
+            own_side = {name: rows[place] for name, rows in side.items()}
             # The tensor goes along so that its memory is not lent again before the last thread has written to it.
-            work = partial(self._fill, ahead.scales, row, array[place], fill[place], values)
+            work = partial(self._fill, ahead.scales, row, array[place], fill[place], own_side, values)
             submitted = self._threads.submit(work) if arriving is None else _after(arriving, work, self._threads)
             ahead.filling.append(submitted)
 
@@ -271,6 +273,7 @@ class StreamingLoader:
         row: Row,
         values: NDArray[Any],
         fill: NDArray[np.float32],
+        side: Mapping[str, NDArray[np.float32]],
         _lent: torch.Tensor,
         ready: Ready | None = None,
     ) -> None:
@@ -285,6 +288,7 @@ class StreamingLoader:
             prepared = reader.fill(reader.request(row.run, row.clip), target, scratch)
         fill[:] = prepared.fill
         values[:, length:] = fill[:, None, None]  # whole runs are padded to the longest
+        row.clips.side.read(row.clip, {name: known[:length] for name, known in side.items()})
         if values.dtype == np.int16:
             affine = prepared.affine
             assert affine is not None, "who filled looked at it"
@@ -303,11 +307,15 @@ class StreamingLoader:
             data = feed.again(ready)
             return reader.fill(ready.request, target, scratch, data=data, prepared=ready.prepared)
 
-    def _describe(self, ahead: _Ahead, values: torch.Tensor, fill: torch.Tensor) -> Batch:
+    def _describe(
+        self, ahead: _Ahead, values: torch.Tensor, fill: torch.Tensor, side: Mapping[str, NDArray[np.float32]]
+    ) -> Batch:
         def numbers(found: Iterable[int]) -> torch.Tensor:
             return torch.tensor(list(found), dtype=torch.int64)
 
         rows = ahead.rows
+        first = ahead.position + self.world.share(self._schedule.batch_size)[0]
+        places = torch.arange(first, first + len(ahead.draws.number))
         return Batch(
             packed=None if self._is_placed else values,
             placed=values.view(*values.shape[:3], *self.clips.grid) if self._is_placed else None,
@@ -317,7 +325,7 @@ class StreamingLoader:
             valid=torch.from_numpy(np.tile(ahead.draws.valid, self.clips.views)),
             window=numbers(row.number for row in rows),
             start=numbers(row.clip.start for row in rows),
-            frames_valid=numbers(row.clip.length for row in rows),
+            lengths=None if self.clips.has_windows else numbers(row.clip.length for row in rows),
             source=numbers(row.source for row in rows),
             views=self.clips.views,
             subject=[row.run.subject for row in rows],
@@ -330,6 +338,11 @@ class StreamingLoader:
             },
             global_size=self._schedule.batch_size,
             position=ahead.position,
+            side={name: torch.from_numpy(known) for name, known in side.items()},
+            epoch=torch.from_numpy(np.tile(ahead.draws.epoch, self.clips.views)),
+            sample=places.repeat(self.clips.views),
+            orientation=self.clips.orientation,
+            voxel_sizes_mm=self.clips.voxel_sizes_mm,
         )
 
     def _state(self, consumed: int) -> StreamState:

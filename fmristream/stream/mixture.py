@@ -52,7 +52,7 @@ class Mixture:
         if not clips.num_windows:
             raise UsageError(f"member {number} of the mixture holds no window; leave it out or choose a shorter one")
         first = self.members[0]
-        for name in ("window", "views", "channels", "target_labels"):
+        for name in ("window", "views", "channels", "target_labels", "side_shapes"):
             here, there = getattr(first, name), getattr(clips, name)
             if here != there:
                 raise UsageError(
@@ -147,6 +147,18 @@ class Mixture:
     def has_windows(self) -> bool:
         """Whether all clips have as many frames; those of whole runs have not."""
         return all(clips.has_windows for clips in self.members)
+
+    @property
+    def orientation(self) -> str:
+        """Where the axes of `grid` run to; "" where members differ."""
+        found = {clips.orientation for clips in self.members}
+        return found.pop() if len(found) == 1 else ""
+
+    @property
+    def voxel_sizes_mm(self) -> tuple[float, float, float] | None:
+        """Edge lengths of a voxel; None where members differ."""
+        found = {clips.voxel_sizes_mm for clips in self.members}
+        return found.pop() if len(found) == 1 else None
 
     @property
     def window(self) -> int:

@@ -1,5 +1,7 @@
 """One small converted cohort that the stream's tests read and never change."""
 
+from contextlib import ExitStack
+
 import pytest
 
 import fmristream
@@ -14,3 +16,10 @@ def cohort_url(tmp_path_factory) -> str:
     url = str(tmp_path_factory.mktemp("cohort") / "dataset")
     fmristream.convert(COHORT, url, options=ConvertOptions(split="exact"))
     return url
+
+
+@pytest.fixture
+def exit_stack():
+    """Closes what a test opens."""
+    with ExitStack() as stack:
+        yield stack

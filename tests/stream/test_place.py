@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import fmristream
 from fmristream.errors import UsageError
 from fmristream.signal.grid import pad_before, target_positions
-from fmristream.stream.batch import place, scatter_by_torch
+from fmristream.stream.device import place, scatter_by_torch, scatter_of
 from tests.stream.nifti_runs import converted
 from tests.stream.test_normalization import brain_like
 
@@ -52,7 +52,9 @@ def test_the_kernel_the_torch_path_and_padding_by_hand_agree(shape, grid, sample
     positions = torch.from_numpy(target_positions(mask, grid))
     tensors = torch.from_numpy(packed), positions, torch.from_numpy(fill)
     ours = place(tensors[0], tensors[1], grid, tensors[2])
-    as_on_a_gpu = scatter_by_torch(tensors[0], tensors[1], int(np.prod(grid)), tensors[2]).view(ours.shape)
+    as_on_a_gpu = tensors[2][:, :, None, None].expand(*packed.shape[:3], int(np.prod(grid))).contiguous()
+    scatter_by_torch(tensors[0], scatter_of(tensors[1], "cpu"), as_on_a_gpu)
+    as_on_a_gpu = as_on_a_gpu.view(ours.shape)
     assert torch.equal(ours, as_on_a_gpu)
     assert np.array_equal(ours.numpy(), placed_by_hand(packed, mask, grid, fill))
 

@@ -178,9 +178,9 @@ def test_whole_runs_come_padded_to_the_longest(tmp_path):
     with StreamingLoader(clips, batch_size=3) as loader:
         (batch,) = list(loader)
         assert batch.valid.tolist() == [True, True, False]
-        assert batch.frames_valid.tolist() == [clips.window] * 3
+        assert batch.lengths.tolist() == [clips.window] * 3
         assert loader.state_dict()["window"] is None
-    assert clips[1]["frames_valid"] == clips.window
+    assert clips[1]["length"] == clips.window
 
 
 def test_runs_of_several_lengths_say_how_many_frames_are_theirs(tmp_path):
@@ -194,7 +194,7 @@ def test_runs_of_several_lengths_say_how_many_frames_are_theirs(tmp_path):
     clips = StreamingDataset(url, window=None, normalize="none")
     with StreamingLoader(clips, batch_size=2) as loader:
         (batch,) = list(loader)
-    assert batch.frames_valid.tolist() == [long.shape[-1], 9]
+    assert batch.lengths.tolist() == [long.shape[-1], 9]
     assert torch.equal(batch.packed[1, 0, :9], torch.from_numpy(clips.dataset.read(1, packed=True)))
     assert (batch.packed[1, 0, 9:] == 0).all()
 
