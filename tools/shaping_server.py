@@ -24,7 +24,13 @@ from pathlib import Path
 
 _PIECE = 256 * 2**10  # bytes: 3 ms at 80 MB/s, above what asyncio's clock resolves
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
-_REASONS = {200: "OK", 206: "Partial Content", 404: "Not Found", 405: "Method Not Allowed", 416: "Range Not Satisfiable"}
+_REASONS = {
+    200: "OK",
+    206: "Partial Content",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    416: "Range Not Satisfiable",
+}
 _CONTROL = "/-/"
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "info": "say what a dataset holds",
     "verify": "check a dataset, or compare it with its source",
     "preview": "picture every run",
+    "bench": "measure how fast windows of a dataset stream",
     "withdraw": "take subjects out of a dataset",
     "gc": "remove what no version of a dataset needs",
     "export": "write runs as NIfTI files again",

@@ -77,7 +77,9 @@ def test_answers_wait_and_bodies_trickle_at_least_as_long_as_they_were_told_to(f
 
 def test_a_dataset_behind_it_opens_by_its_url_and_gives_the_same_values(tmp_path):
     out = tmp_path / "served"
-    fmristream.convert("synth://?subjects=2&shape=9x8x7&frames=12", str(out / "d"), options=ConvertOptions(split="none"))
+    fmristream.convert(
+        "synth://?subjects=2&shape=9x8x7&frames=12", str(out / "d"), options=ConvertOptions(split="none")
+    )
     local = fmristream.open(str(out / "d"))
     with in_thread(out, Shape(latency_s=0.002)) as (url, server):
         remote = fmristream.open(f"{url}/d")
