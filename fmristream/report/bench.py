@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from threading import Lock
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from fmristream.errors import MissingExtraError, UsageError
 from fmristream.shards.dataset import Dataset
@@ -13,6 +13,7 @@ from fmristream.shards.generation import newest_generation
 from fmristream.shards.index import ranges_of
 from fmristream.storage import NewObject, Store, Unfinished, display_url, open_store
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 
 # What an epoch of training begins with is not what it goes on with: threads, connections and buffers are made.
@@ -162,7 +163,7 @@ class CountingStore:
         """Reads so far, those that failed included."""
         return len(self.reads) + self.failed
 
-    def _watched(self, action: Callable[[], Any]) -> Any:
+    def _watched(self, action: Callable[[], T]) -> T:
         try:
             return action()
         except Exception:
