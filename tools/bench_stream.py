@@ -44,9 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = chosen.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     about = {"machine": machine(out), "packages": {name: _version(name) for name in PACKAGES}}
-    cases = [case for case in (REMOTE if chosen.remote else LOCAL) if _is_wanted(case, chosen.cases)]
-    if not cases:
-        raise SystemExit(f"no case has {' or '.join(chosen.cases)} in its name")
+    cases = wanted_cases(REMOTE if chosen.remote else LOCAL, chosen.cases)
     shape = tuple(int(size) for size in chosen.shape.split("x"))
     facts = prepared(out, shape=shape, frames=chosen.frames, runs=chosen.runs, window=chosen.window)
     environments = {name: prepare(name, out / "envs") for name in sorted({case.environment for case in cases})}
@@ -93,8 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _is_wanted(case: Case, words: Sequence[str]) -> bool:
-    return not words or any(word in case.name for word in words)
+def wanted_cases(cases: Sequence[Case], words: Sequence[str]) -> list[Case]:
+    """Those with one of the words in their names, and ours that they are compared with; all where there are no words."""
+    if not words:
+        return list(cases)
+    chosen = [case for case in cases if any(word in case.name for word in words)]
+    if not chosen:
+        raise SystemExit(f"no case has {' or '.join(words)} in its name; there are: {', '.join(c.name for c in cases)}")
+    named = {case.name for case in cases}
+    bases = {next((name for name in telling.bases_for(case) if name in named), "") for case in chosen}
+    return [case for case in cases if case in chosen or case.name in bases]
 
 
 def prepared(out: Path, *, shape: tuple[int, ...], frames: int, runs: int, window: int) -> Facts:

@@ -141,4 +141,6 @@ def make_layout(layout: str, facts: Facts, python: str) -> str:
     command = [python, "-m", "tools.stream_peers.worker", "make", layout, facts.text]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return f"its layout could not be made: {lines[-1]}" if done.returncode and lines else ""
+    if done.returncode == 0:
+        return ""
+    return f"its layout could not be made: {lines[-1] if lines else f'exit status {done.returncode}'}"

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tools.stream_peers.cases import MASKED, PLACED
+from tools.stream_peers.cases import MASKED, PLACED, Case
 from tools.stream_peers.data import Facts
 from tools.stream_peers.measure import Measured
 
@@ -22,8 +22,12 @@ REMOTE_BASE = "ours, {} in flight"
 def base_of(one: Measured, found: Sequence[Measured]) -> Measured | None:
     """Ours with the same output, remote also with as many windows in flight, or with 16 where there is none."""
     named = {other.case.name: other for other in found if other.windows_per_s}
-    wanted = (REMOTE_BASE.format(one.case.in_flight), REMOTE_BASE.format(16), BASES[one.case.output])
-    return next((named[name] for name in wanted if name in named), None)
+    return next((named[name] for name in bases_for(one.case) if name in named), None)
+
+
+def bases_for(case: Case) -> tuple[str, ...]:
+    """Names of the cases that it may be compared with, the best one first."""
+    return REMOTE_BASE.format(case.in_flight), REMOTE_BASE.format(16), BASES[case.output]
 
 
 def ratio(one: Measured, base: Measured | None) -> float | None:
@@ -119,7 +123,10 @@ def draw(sections: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
         axis.set_xlim(min(values) / 1.5, max(values) * 2)
         axis.tick_params(axis="y", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xlabel("windows per second (median; lines: slowest and fastest round)")
+    axes[-1, 0].set_xlabel(
+        "windows per second (median; lines: slowest and fastest round)\n"
+        "red: ours; light red: our layout read by others; blue: others; grey: ceilings"
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
