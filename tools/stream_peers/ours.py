@@ -9,7 +9,7 @@ import numpy as np
 from tools.stream_peers.cases import PLACED, Case, Stream
 from tools.stream_peers.data import Facts, Sample, name_of
 
-BATCH = 8
+BATCH = 4  # windows: 580 MB where they are placed as float32
 # Arguments of the loader that make it deliver each output as float16 itself. Empty: this release delivers float32,
 # packed, and what is left is done here, in the time that is measured.
 LOADER_OPTIONS: dict[str, dict[str, Any]] = {"masked": {}, "placed": {}}
@@ -17,7 +17,12 @@ LOADER_OPTIONS: dict[str, dict[str, Any]] = {"masked": {}, "placed": {}}
 
 def ours(facts: Facts, case: Case) -> Stream:
     """`StreamingDataset` and `StreamingLoader`."""
-    return streaming(facts, case, url=facts.where(case.layout), threads=case.threads, batch=BATCH, ahead=2)
+    return streaming(facts, case, url=facts.where(case.layout), threads=case.threads, batch=batch_of(case), ahead=2)
+
+
+def batch_of(case: Case) -> int:
+    """Windows of a batch: one for each that is in flight, of remote cases, up to twice as many as of local ones."""
+    return BATCH if case.in_flight == 1 else min(case.in_flight, 2 * BATCH)
 
 
 def streaming(facts: Facts, case: Case, *, url: str, threads: int, batch: int, ahead: int) -> Stream:
@@ -30,9 +35,9 @@ def streaming(facts: Facts, case: Case, *, url: str, threads: int, batch: int, a
     dataset = fmristream.open(url)
     runs = {name_of(run): run for run in range(facts.runs)}
     shape = facts.shape if case.output == PLACED else (int(facts.mask.sum()),)
-    ring = torch.empty((batch, facts.window, *shape), dtype=torch.float16)
 
     def stream(number: int) -> Iterator[Sample]:
+        ring = torch.empty((batch, facts.window, *shape), dtype=torch.float16)
         clips = fmristream.StreamingDataset(dataset, window=facts.window, stride=1, seed=number)
         options = {"batch_size": batch, "threads": threads, "prefetch_batches": ahead, **LOADER_OPTIONS[case.output]}
         with fmristream.StreamingLoader(clips, **options) as loader:

@@ -10,17 +10,15 @@ import numpy as np
 
 from tools.stream_peers.cases import Case, Stream
 from tools.stream_peers.data import Facts, Sample, draw, name_of
-from tools.stream_peers.ours import Normalizer, streaming
+from tools.stream_peers.ours import Normalizer, batch_of, streaming
 from tools.stream_peers.published import Read, randomly
 from tools.stream_peers.same_layout import tensorstore_arrays, zarr_arrays
-
-BATCH = 8
 
 
 def ours(facts: Facts, case: Case) -> Stream:
     """As many threads as windows are to be in flight: each has one window under way."""
-    batch = min(case.in_flight, BATCH)
-    ahead = case.in_flight // batch + 1
+    batch = batch_of(case)
+    ahead = case.in_flight // batch + 1  # batches: one is being taken
     return streaming(facts, case, url=facts.where(case.layout), threads=case.in_flight, batch=batch, ahead=ahead)
 
 
