@@ -34,6 +34,7 @@ examples:
   fmristream info s3://lab/study
   fmristream verify s3://lab/study --against /data/bids
   fmristream preview s3://lab/study --out pictures
+  fmristream bench s3://lab/study                   how fast it streams to this machine
   fmristream export s3://lab/study nifti --all
 """
 

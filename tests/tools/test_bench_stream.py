@@ -2,9 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -145,3 +149,37 @@ def test_cases_are_chosen_by_words_and_bring_what_they_are_compared_with():
     assert names[:2] == ["ours, 1 in flight", "ours, 8 in flight"]
     with pytest.raises(SystemExit, match="no case has nothing in its name"):
         wanted_cases(LOCAL, ["nothing"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+def test_nobody_is_left_standing_still_when_the_benchmark_is_killed(facts):
+    script = (
+        "import sys, time\n"
+        "from tools.stream_peers import measure\n"
+        "from tools.stream_peers.cases import LOCAL\n"
+        "from tools.stream_peers.data import Facts\n"
+        "facts = Facts.parse(sys.argv[1])\n"
+        "with measure.worker(measure.Measured(case=LOCAL[0]), facts, sys.executable) as one:\n"
+        "    one.ask(None)\n"
+        "    print(one.process.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, facts.text], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        status = Path(f"/proc/{int(driver.stdout.readline())}/stat")
+        assert comes_to(status, "T")
+        driver.kill()
+    assert comes_to(status, "Z", "")
+
+
+def comes_to(status: Path, *states: str) -> bool:
+    """Whether a process reaches one of the states; "" is to be gone. Signals take their time."""
+    for _ in range(1000):
+        try:
+            state = status.read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            state = ""
+        if state in states:
+            return True
+        time.sleep(0.01)
+    return False

@@ -1,6 +1,7 @@
 """Rounds in which every case has its turn, each in a process of its own."""
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from tools.stream_peers.data import Facts
 from tools.stream_peers.environments import Environment
 
 ROOT = Path(__file__).resolve().parents[2]
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _FEWEST = 2  # windows of a round
 
 
@@ -28,6 +30,7 @@ class Measured:
     case: Case
     windows_per_s: list[float] = field(default_factory=list)  # one each round
     cpu_ms: list[float] = field(default_factory=list)  # of a window, all threads
+    disk_mb: list[float] = field(default_factory=list)  # of a round: what was not in the page cache
     first_s: float = 0.0  # from nothing open to the first window, imports included
     requests: float | None = None  # a window, of remote cases
     megabytes: float | None = None  # a window, of remote cases
@@ -74,6 +77,7 @@ def measure(
 ) -> list[Measured]:
     """Every case, round after round."""
     found = [Measured(case=case, missing=environments[case.environment].missing) for case in cases]
+    warm({case.layout for case in cases if case.layout}, facts)
     with contextlib.ExitStack() as stack:
         workers = []
         for measured in found:
@@ -88,9 +92,20 @@ def measure(
                 answer = one.ask({"round": number, "windows": one.windows})
                 if answer is not None:
                     one.measured.windows_per_s.append(answer["windows"] / answer["seconds"])
+                    one.measured.disk_mb.append(answer["disk_mb"])
                     one.measured.cpu_ms.append(1000 * answer["cpu_s"] / answer["windows"])
             print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
     return found
+
+
+def warm(layouts: set[str], facts: Facts) -> None:
+    """Bring the files of the layouts into the page cache."""
+    for layout in sorted(layouts):
+        for path in sorted((facts.path / layout).rglob("*")):
+            if path.is_file():
+                with open(path, "rb", buffering=0) as file:
+                    while file.read(2**22):
+                        pass
 
 
 def calibrate(one: Worker, facts: Facts, *, round_s: float, most_windows: int) -> None:
@@ -128,12 +143,22 @@ def worker(measured: Measured, facts: Facts, python: str) -> Iterator[Worker]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT, "env": environment}
     with (
         tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(command, stderr=log, **pipes, preexec_fn=lambda: os.sched_setaffinity(0, cpus)) as process,
+        # In a session of its own: a shell that ends would wake those that stand still.
+        subprocess.Popen(
+            command, stderr=log, start_new_session=True, **pipes, preexec_fn=lambda: _begin(cpus)
+        ) as process,
     ):
         try:
             yield Worker(measured=measured, process=process, log=log)
         finally:
             process.kill()
+
+
+def _begin(cpus: Sequence[int]) -> None:
+    """In the new process: stay on these CPUs, and end with whoever started it, for nobody else would wake it."""
+    os.sched_setaffinity(0, cpus)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def make_layout(layout: str, facts: Facts, python: str) -> str:

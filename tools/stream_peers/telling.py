@@ -16,6 +16,7 @@ BASES = {
     PLACED: "ours lossless placed, 1 thread",
     "TFF": "ours lossless placed, 1 thread",
 }
+_COLD_MB = 5  # of all rounds: below it is noise
 REMOTE_BASE = "ours, {} in flight"
 
 
@@ -85,7 +86,8 @@ def print_rows(title: str, made: Sequence[dict[str, Any]]) -> None:
             f"{_rate(row['median']):>10}{spread:>18}{_cell(row['ours_over_it']):>8}{cpu_ms:8.3g}{row['first_s']:9.2f}"
         )
         cells += f"{_cell(row['requests']):>8}" if is_remote else ""
-        print(f"{name:46}{cells}{_cell(size):>8}  {row['case']['note']}")
+        cold = f"{sum(row['disk_mb']):,.0f} MB came from the disk" if sum(row["disk_mb"]) > _COLD_MB else ""
+        print(f"{name:46}{cells}{_cell(size):>8}  {'; '.join(word for word in (row['case']['note'], cold) if word)}")
 
 
 def _rate(value: float) -> str:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from tools.stream_peers.cases import Case, Stream
@@ -60,13 +61,14 @@ def one_round(stream: Stream, case: Case, *, round: int, windows: int) -> dict[s
     before, windows = untimed(case), -(-windows // batch(case)) * batch(case)
     for _ in islice(samples, before):
         pass
-    started, cpu = time.perf_counter(), time.process_time()
+    started, cpu, disk = time.perf_counter(), time.process_time(), from_disk()
     for _ in islice(samples, windows):
         pass
     seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu
+    disk_mb = (from_disk() - disk) / 1e6
     _close(samples)
     give_back()
-    return {"windows": windows, "seconds": seconds, "cpu_s": cpu_s, "untimed": before}
+    return {"windows": windows, "seconds": seconds, "cpu_s": cpu_s, "untimed": before, "disk_mb": disk_mb}
 
 
 def untimed(case: Case) -> int:
@@ -86,6 +88,15 @@ def batch(case: Case) -> int:
     from tools.stream_peers.ours import batch_of
 
     return batch_of(case)
+
+
+def from_disk() -> int:
+    """Bytes that this process had read from a disk so far: what was not in the page cache. 0 where that is not told."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/io").read_text().splitlines():
+            if line.startswith("read_bytes:"):
+                return int(line.split()[1])
+    return 0
 
 
 def give_back() -> None:
