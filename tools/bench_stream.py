@@ -6,14 +6,15 @@ Makes int16 runs of 91 x 109 x 91 voxels (noise of 1.6 % about a smooth image, 2
 outside), and every layout of them, once, in OUT (about 7 GB). A task is a random window of 20 frames, delivered as z-scores
 in float16: `masked` (20, voxels) or `placed` (20, 91, 109, 91). Every round each case has its turn, in a process of its own
 that stays open, pinned to as many CPUs as it has threads, so that what else the machine does meets all of them. "ours x" is
-the median over rounds of ours / it, with the same output and one thread (remote: with as many windows in flight, or 16).
+the median over rounds of ours / it, with the same output and one thread (remote: with as many windows in flight, or 16);
+"in CPU" is the same of CPU time per window, which says more where others use the machine.
 
 Loaders that work ahead are timed in the middle of their work. The page cache is warm. Peers whose requirements conflict
 run in environments that are made under OUT/envs; one that cannot be installed is told of, not left out.
 
 `--remote` reads the same through a server of our own (`tools/shaping_server.py`) that waits 50 ms before each answer and
-sends 80 MB/s on each connection; it runs beside the reader on the same CPUs. Bytes and requests are those of windows
-delivered and fetched ahead.
+sends 80 MB/s on each connection; it runs beside the reader on the same CPUs. Bytes and requests are of one window, those
+that were under way at the end included; loaders may have more ahead than windows in flight.
 """
 
 import argparse

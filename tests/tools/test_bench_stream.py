@@ -119,6 +119,8 @@ def test_results_are_told_as_table_document_and_picture(tmp_path, facts, capsys)
     assert base["ours_over_it"] == 1
     ratios = [b / a for a, b in zip(npy["windows_per_s"], base["windows_per_s"], strict=True)]
     assert npy["ours_over_it"] == pytest.approx(np.median(ratios))
+    spent = [mine / ours for mine, ours in zip(npy["cpu_ms"], base["cpu_ms"], strict=True)]
+    assert npy["ours_over_it_cpu"] == pytest.approx(np.median(spent))
     assert npy["stored_mb"] == pytest.approx(20 * 19 * 16 * 6 * 2 / 1e6, rel=0.02)
     assert document["packages"]["torch"]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

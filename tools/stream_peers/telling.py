@@ -31,11 +31,11 @@ def bases_for(case: Case) -> tuple[str, ...]:
     return REMOTE_BASE.format(case.in_flight), REMOTE_BASE.format(16), BASES[case.output]
 
 
-def ratio(one: Measured, base: Measured | None) -> float | None:
-    """How many times as fast as it ours is: the median over rounds of both."""
-    if base is None or not one.windows_per_s or len(one.windows_per_s) != len(base.windows_per_s):
+def ratio(mine: Sequence[float], base: Sequence[float]) -> float | None:
+    """Median over rounds of base / mine; None where one of the two was not measured."""
+    if not mine or len(mine) != len(base):
         return None
-    return statistics.median(b / a for a, b in zip(one.windows_per_s, base.windows_per_s, strict=True))
+    return statistics.median(b / a for a, b in zip(mine, base, strict=True))
 
 
 def stored_mb(one: Measured, facts: Facts) -> float | None:
@@ -61,7 +61,8 @@ def rows(found: Sequence[Measured], facts: Facts) -> list[dict[str, Any]]:
                 **asdict(one),
                 "median": statistics.median(one.windows_per_s) if one.windows_per_s else None,
                 "base": base.case.name if base else None,
-                "ours_over_it": ratio(one, base),
+                "ours_over_it": ratio(one.windows_per_s, base.windows_per_s) if base else None,
+                "ours_over_it_cpu": ratio(base.cpu_ms, one.cpu_ms) if base else None,
                 "stored_mb": stored_mb(one, facts),
             }
         )
@@ -73,7 +74,9 @@ def print_rows(title: str, made: Sequence[dict[str, Any]]) -> None:
     print(f"\n{title}")
     is_remote = any(row["requests"] is not None for row in made)
     last = f"{'req/w':>8}{'MB/w':>8}" if is_remote else f"{'MB/w':>8}"
-    print(f"{'':46}{'windows/s':>10}{'min..max':>18}{'ours x':>8}{'CPU ms':>8}{'first s':>9}{last}  not equal")
+    print(
+        f"{'':46}{'windows/s':>10}{'min..max':>18}{'ours x':>8}{'in CPU':>8}{'CPU ms':>8}{'first s':>9}{last}  not equal"
+    )
     for row in made:
         name = row["case"]["name"]
         if row["median"] is None:
@@ -82,9 +85,8 @@ def print_rows(title: str, made: Sequence[dict[str, Any]]) -> None:
         spread = f"{_rate(min(row['windows_per_s']))}..{_rate(max(row['windows_per_s']))}"
         cpu_ms = statistics.median(row["cpu_ms"])
         size = row["megabytes"] if is_remote else row["stored_mb"]
-        cells = (
-            f"{_rate(row['median']):>10}{spread:>18}{_cell(row['ours_over_it']):>8}{cpu_ms:8.3g}{row['first_s']:9.2f}"
-        )
+        ratios = f"{_cell(row['ours_over_it']):>8}{_cell(row['ours_over_it_cpu']):>8}"
+        cells = f"{_rate(row['median']):>10}{spread:>18}{ratios}{cpu_ms:8.3g}{row['first_s']:9.2f}"
         cells += f"{_cell(row['requests']):>8}" if is_remote else ""
         cold = f"{sum(row['disk_mb']):,.0f} MB came from the disk" if sum(row["disk_mb"]) > _COLD_MB else ""
         print(f"{name:46}{cells}{_cell(size):>8}  {'; '.join(word for word in (row['case']['note'], cold) if word)}")
@@ -122,7 +124,8 @@ def draw(sections: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
         for number, row in enumerate(made):
             axis.text(max(row["windows_per_s"]) * 1.06, number, _rate(row["median"]), va="center", fontsize=7)
         axis.set(xscale="log", title=title, ylim=(-0.6, len(made) - 0.4))
-        axis.set_xlim(min(values) / 1.5, max(values) * 2)
+        rates = [rate for row in made for rate in row["windows_per_s"]]
+        axis.set_xlim(min(rates) / 1.5, max(rates) * 2)
         axis.tick_params(axis="y", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1, 0].set_xlabel(
