@@ -23,6 +23,7 @@ COMMANDS = {
     "verify": "check a dataset, or compare it with its source",
     "preview": "picture every run",
     "audit": "look for what is trained and tested on",
+    "bench": "measure how fast windows of a dataset stream",
     "withdraw": "take subjects out of a dataset",
     "gc": "remove what no version of a dataset needs",
     "export": "write runs as NIfTI files again",
@@ -34,6 +35,7 @@ examples:
   fmristream info s3://lab/study
   fmristream verify s3://lab/study --against /data/bids
   fmristream preview s3://lab/study --out pictures
+  fmristream bench s3://lab/study                   how fast it streams to this machine
   fmristream export s3://lab/study nifti --all
 """
 
