@@ -254,7 +254,7 @@ def test_events_enter_the_digest_and_unknown_columns_of_them_are_refused(events_
             for delay in (0.0, 0.05, 5.0)
         }
     assert len(digests) == 2  # a twentieth of a second later they begin at the same frames
-    with pytest.raises(UsageError, match="no column 'trial_typ'; did you mean 'trial_type'"):
+    with pytest.raises(UsageError, match="a column 'trial_typ'; did you mean 'trial_type'"):
         StreamingDataset(events_url, window=5, events="trial_typ == 'face'")
 
 
