@@ -19,6 +19,7 @@ from fmristream.shards.digest import sha256_json
 from fmristream.signal.grid import Shape3, target_positions
 from fmristream.signal.normalize import fill_of, recipe
 from fmristream.storage.cache import CachedStore, DiskCache
+from fmristream.storage.local import LocalStore
 from fmristream.stream.targets import Target, read_target
 from fmristream.stream.window_reader import Scratch, WindowReader
 
@@ -67,6 +68,8 @@ class StreamingDataset:
     ) -> None:
         dataset = source if isinstance(source, Dataset) else open_dataset(source)
         self.dataset = dataset if cache is None else _behind_cache(dataset, cache, cache_bytes)
+        if not isinstance(dataset.store, LocalStore):
+            self.dataset.warm()
         window, seed, grid = _whole("window", window), _whole("seed", seed), _whole_grid(grid)
         stride = _whole("stride", stride)
         if isinstance(targets, str):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from threading import local
 from typing import Any, Self
 
@@ -109,6 +109,8 @@ class StreamingLoader:
         self._pool = BatchPool(pinned=torch.cuda.is_available())
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fmristream-loader")
         self._scratch = local()
+        # A row of the table costs 50 us to take out.
+        self._run = lru_cache(maxsize=1024)(clips.runs.__getitem__)
         self._positions = torch.from_numpy(clips.positions) if clips.has_grid else None
         self._dtype = dtype
         self._grid = clips.grid if output == "placed" or clips.has_grid else None
@@ -217,7 +219,7 @@ class StreamingLoader:
         ahead = _Ahead(numbers, valid, position)
         if self._feed is not None:
             clips = [self.clips.clip(number) for number in numbers.tolist()]
-            ahead.feeding = self._feed.begin([(self.clips.runs[clip.run], clip) for clip in clips])
+            ahead.feeding = self._feed.begin([(self._run(clip.run), clip) for clip in clips])
         return ahead
 
     def _begin_filling(self, ahead: _Ahead) -> None:
@@ -252,10 +254,10 @@ class StreamingLoader:
             prepared = self._fill_from(ready, target, scratch)
         else:
             clip = self.clips.clip(number)
-            prepared = reader.fill(reader.request(self.clips.runs[clip.run], clip), target, scratch)
+            prepared = reader.fill(reader.request(self._run(clip.run), clip), target, scratch)
         fill[:] = prepared.fill
         if values.dtype == np.int16:
-            name = self.clips.locate(number)[0].name
+            name = self._run(self.clips.clip(number).run).name
             scales[name] = prepared.affine  # type: ignore[attr-defined] # who filled looked at it
 
     def _fill_from(self, ready: Ready, target: Target, scratch: Scratch) -> Prepared:
@@ -273,8 +275,8 @@ class StreamingLoader:
 
     def _describe(self, ahead: _Ahead, values: torch.Tensor, fill: torch.Tensor) -> Batch:
         numbers = ahead.numbers
-        located = [self.clips.locate(number) for number in numbers.tolist()]
-        runs = [run for run, _ in located]
+        clips = [self.clips.clip(number) for number in numbers.tolist()]
+        runs = [self._run(clip.run) for clip in clips]
         return Batch(
             packed=values if self._stretches is None else None,
             placed=None if self._stretches is None else values.view(*values.shape[:3], *self.clips.grid),
@@ -283,7 +285,7 @@ class StreamingLoader:
             fill=fill,
             valid=torch.from_numpy(ahead.valid),
             window=torch.from_numpy(numbers),
-            start=torch.tensor([start for _, start in located], dtype=torch.int64),
+            start=torch.tensor([clip.start for clip in clips], dtype=torch.int64),
             subject=[run.subject for run in runs],
             run=[run.name for run in runs],
             targets={
