@@ -84,11 +84,11 @@ class Dataset:
     def __repr__(self) -> str:
         return f"<Dataset {self.store.name}: {len(self.runs)} runs, content {self.content_digest[:12]}>"
 
-    def warm(self) -> None:
-        """Read every table and space that reading frames takes, side by side: over a network, one round trip for all."""
+    def warm(self, *, participants: bool) -> None:
+        """Read what reading frames takes, tables and spaces, side by side: over a network, one round trip for all."""
         spaces = list(self.generation.document["spaces"].items())[:_SPACES_AHEAD]
         with ThreadPoolExecutor(4 + len(spaces)) as threads:
-            tables = ("runs", "array_tables", "participants")
+            tables = ("runs", "array_tables", *(("participants",) if participants else ()))
             asked: list[Future[Any]] = [threads.submit(getattr, self, name) for name in tables]
             asked += [threads.submit(self._keep_space, digest, document) for digest, document in spaces]
             for one in asked:

@@ -69,7 +69,7 @@ class StreamingDataset:
         dataset = source if isinstance(source, Dataset) else open_dataset(source)
         self.dataset = dataset if cache is None else _behind_cache(dataset, cache, cache_bytes)
         if not isinstance(dataset.store, LocalStore):
-            self.dataset.warm()
+            self.dataset.warm(participants=bool(targets))
         window, seed, grid = _whole("window", window), _whole("seed", seed), _whole_grid(grid)
         stride = _whole("stride", stride)
         if isinstance(targets, str):
