@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,10 @@ def newest_generation(store: Store) -> Generation:
         CorruptDataError: the newest generation is damaged or lost.
     """
     number = hinted_number(store)
-    found = _load(store, number or max(_listed(store), default=1))
+    # The hint is nearly always right: its generation and the look behind it are one round trip.
+    with ThreadPoolExecutor(1) as ahead:
+        probed = ahead.submit(_probed, store, number + 1) if number else None
+        found = _load(store, number or max(_listed(store), default=1))
     if found is None and number and (highest := max(_listed(store), default=0)) > number:
         found = _load(store, highest)  # the hint came late, when what it names had been removed
     if found is None and number:  # it was committed before the hint was written; an older one is not what was asked for
@@ -70,8 +74,10 @@ def newest_generation(store: Store) -> Generation:
             f"{store.name}: no dataset here ({FOLDER}/ holds no committed generation); "
             "check the URL, or run `fmristream convert SOURCE URL` (again, if it was interrupted)"
         )
-    while (later := _probed(store, found.number + 1)) is not None:
+    later = probed.result() if probed is not None and found.number == number else _probed(store, found.number + 1)
+    while later is not None:
         found = later
+        later = _probed(store, found.number + 1)
     return found
 
 

@@ -31,6 +31,7 @@ from fmristream.signal.orientation import Turn, axes_of_codes, axis_codes, place
 from fmristream.signal.parcellate import Atlas
 from fmristream.signal.recipes import parse_recipe
 from fmristream.storage.cache import CachedStore, DiskCache
+from fmristream.storage.local import LocalStore
 from fmristream.stream.events import event_starts
 from fmristream.stream.fitted import Fitted, require_fitted
 from fmristream.stream.forks import ForkGuard
@@ -47,6 +48,9 @@ from fmristream.stream.selection import (
 from fmristream.stream.side import SideReader, SideSeries
 from fmristream.stream.targets import Target, read_target
 from fmristream.stream.window_reader import Scratch, WindowReader
+
+# Runs of recent rows that stay in memory, 1 kB each.
+_RECENT_RUNS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +152,8 @@ class StreamingDataset:
     ) -> None:
         dataset = source if isinstance(source, Dataset) else open_dataset(source)
         dataset = dataset if cache is None else _behind_cache(dataset, cache, cache_bytes)
+        if not isinstance(dataset.store, LocalStore):
+            dataset.warm(participants=bool(targets))
         self.dataset = dataset if where is None else dataset.where(where)
         self.seed, grid = whole("seed", seed), _whole_grid(grid)
         if isinstance(targets, str):
@@ -163,6 +169,7 @@ class StreamingDataset:
         require_one_grid(self.runs, where=self.dataset.store.name)
         if not mix_spaces:
             require_one_space(self.runs, where=self.dataset.store.name)
+        self._recent: dict[int, Run] = {}
         self.left_out: Counter[str] = Counter()
         self._partners: Partners | None = None
         self._table = self._make_table()
@@ -488,7 +495,7 @@ class StreamingDataset:
             [
                 Row(
                     clips=self,
-                    run=self.runs[run],
+                    run=self._run_at(run),
                     clip=Clip(run=run, start=start, length=length, step=self._step),
                     number=n,
                 )
@@ -498,6 +505,15 @@ class StreamingDataset:
             ]
             for some, first in views
         ]
+
+    def _run_at(self, position: int) -> Run:
+        """A row of the table, which costs 50 us to take out; those taken last are kept."""
+        run = self._recent.get(position)
+        if run is None:
+            if len(self._recent) >= _RECENT_RUNS:
+                self._recent.clear()
+            run = self._recent[position] = self.runs[position]
+        return run
 
     def _key(self, what: str, epoch: int) -> int:
         return key_of(f"fmristream-{what}-v1", self.selection_digest, self.seed, epoch)
