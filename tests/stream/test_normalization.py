@@ -183,8 +183,15 @@ def test_a_window_is_normalised_by_its_whole_run(tmp_path, normalize):
 def test_any_run_of_any_length_is_normalised_as_defined(tmp_path_factory, seed, dtype, frames):
     stored = brain_like(dtype, seed=seed, shape=(*SHAPE[:3], frames))
     url = converted(tmp_path_factory.mktemp("run"), {"1": stored})
-    for normalize in ("voxel-zscore", "global-zscore"):
-        check(url, scaled(stored), normalize, exact=True)
+    bold = scaled(stored)
+    check(url, bold, "global-zscore", exact=True)
+    z = voxel_z(bold)
+    # The mean of a float32 source is stored in float32: off by up to half a spacing, which counts where an SD is small.
+    sd = bold.std(-1, keepdims=True)
+    spacing = np.spacing(bold.mean(-1, keepdims=True).astype(np.float32)) if dtype == "f4" else np.zeros_like(sd)
+    rounding = np.divide(spacing, sd, out=np.zeros_like(sd), where=sd > 0)
+    ours = streamed(url, "voxel-zscore", exact=True).astype(np.float64)
+    assert (np.abs(ours - z) <= 2e-5 + 2e-6 * np.abs(z) + rounding).all()
 
 
 @pytest.mark.parametrize("stored", [np.zeros(SHAPE, "<i2"), np.full(SHAPE, 7, "<i2")])
