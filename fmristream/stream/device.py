@@ -210,7 +210,7 @@ class DeviceLoader:
         self.close()
 
     def _rewind(self) -> None:
-        """Put the loader back to the batch in hand, unless somebody else put it elsewhere; without a seed it begins anew anyway."""
+        """Put the loader back to the batch in hand, unless it was put elsewhere; without a seed it begins anew anyway."""
         if self.loader.state_dict() == self._left != self._state and self.loader.clips.seed is not None:
             self.loader.load_state_dict(self._state)
         self._state = self._left = self.loader.state_dict()
