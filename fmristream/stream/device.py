@@ -159,7 +159,7 @@ class DeviceLoader:
         self.device = torch.device(device)
         self._augment, self._dtype, self._ahead = augment, dtype, ahead
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._state = loader.state_dict()
+        self._state = self._left = loader.state_dict()  # of the batch in hand; of the loader, as this object left it
 
     def __len__(self) -> int:
         """Batches of this epoch, as the loader counts them."""
@@ -167,8 +167,7 @@ class DeviceLoader:
 
     def __iter__(self) -> Iterator["Batch"]:
         """The rest of this epoch's batches; what was prepared and never handed out comes again."""
-        if self.loader.clips.seed is not None and self._state != self.loader.state_dict():
-            self.loader.load_state_dict(self._state)
+        self._rewind()
         waiting: deque[tuple[Batch, Any, dict[str, Any]]] = deque()
         source, failure = iter(self.loader), None
         is_open = True
@@ -181,14 +180,15 @@ class DeviceLoader:
                 except FmriStreamError as error:  # due when the batches before it are through
                     failure, is_open = error, False
                 else:
-                    waiting.append((*self._moved(batch), self.loader.state_dict()))
+                    self._left = self.loader.state_dict()
+                    waiting.append((*self._moved(batch), self._left))
             if waiting:
                 moved, ready, self._state = waiting.popleft()
                 self._take_over(moved, ready)
                 yield moved
         if failure is not None:
             raise failure
-        self._state = self.loader.state_dict()
+        self._state = self._left = self.loader.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is after the last batch handed out."""
@@ -197,7 +197,7 @@ class DeviceLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a state was taken, by this or by the loader itself."""
         self.loader.load_state_dict(state)
-        self._state = self.loader.state_dict()
+        self._state = self._left = self.loader.state_dict()
 
     def close(self) -> None:
         """Close the loader."""
@@ -208,6 +208,12 @@ class DeviceLoader:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _rewind(self) -> None:
+        """Put the loader back to the batch in hand, unless it was put elsewhere; without a seed it begins anew anyway."""
+        if self.loader.state_dict() == self._left != self._state and self.loader.clips.seed is not None:
+            self.loader.load_state_dict(self._state)
+        self._state = self._left = self.loader.state_dict()
 
     def _moved(self, batch: "Batch") -> tuple["Batch", Any]:
         move: Callable[[], Batch] = lambda: batch.to(self.device, dtype=self._dtype, augment=self._augment)  # noqa: E731

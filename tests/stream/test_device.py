@@ -249,6 +249,16 @@ def test_its_state_is_that_of_the_batch_in_hand_and_nothing_prepared_is_lost(coh
         assert same(told(resumed), rest)
 
 
+def test_a_loader_that_was_put_elsewhere_is_followed(cohort_url):
+    clips = fmristream.StreamingDataset(cohort_url, window=7, split="train", seed=3)
+    with DeviceLoader(fmristream.StreamingLoader(clips, batch_size=5), "cpu", ahead=2) as ours:
+        whole = told(ours)
+        ours.loader.load_state_dict({**ours.state_dict(), "consumed": 10})
+        assert same(told(islice(ours, 3)), whole[2:5])
+        ours.loader.load_state_dict({**ours.state_dict(), "consumed": 5})
+        assert same(told(ours), whole[1:])
+
+
 def test_it_passes_over_an_evaluation_split_again_from_the_start(cohort_url):
     clips = fmristream.StreamingDataset(cohort_url, window=7, split="val")
     with DeviceLoader(fmristream.StreamingLoader(clips, batch_size=3), "cpu") as ours:

@@ -24,6 +24,7 @@ def blocks() -> list[str]:
     return _BLOCK.findall(text[text.index("# On the device") :])
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore::Warning")
 def test_every_snippet_runs(cohort_url, study_url, tmp_path, monkeypatch):  # noqa: F811
     (tmp_path / "dataset").symlink_to(cohort_url)

@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 
 
+@pytest.mark.full
 def test_a_small_one_runs_through():
     command = [
         sys.executable,
