@@ -84,7 +84,7 @@ def check_published_brainlm(case: Case) -> list[Difference]:
     with torch.no_grad():
         result = model(series, inputs["xyz_vectors"], noise=inputs["noise"])
     loss = MASKED_LOSSES[model.config.loss_fn](result.series, series, result.hidden)
-    return _published_rows(case, _token_outputs(model, result) | {"loss": loss.reshape(1)}) + [_parameters(case, model)]
+    return [*_published_rows(case, _token_outputs(model, result) | {"loss": loss.reshape(1)}), _parameters(case, model)]
 
 
 def check_published_vitmae(case: Case) -> list[Difference]:
@@ -98,7 +98,7 @@ def check_published_vitmae(case: Case) -> list[Difference]:
     with torch.no_grad():
         result = model(inputs["signal"], masking=masking, noise=noise)
     loss = masked_mse(result.series, inputs["signal"], result.hidden)
-    return _published_rows(case, _image_outputs(result) | {"loss": loss.reshape(1)}) + [_parameters(case, model)]
+    return [*_published_rows(case, _image_outputs(result) | {"loss": loss.reshape(1)}), _parameters(case, model)]
 
 
 def _token_outputs(model: Brainlm, result: Reconstruction) -> dict[str, Tensor]:

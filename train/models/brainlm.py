@@ -312,17 +312,13 @@ class Brainlm(nn.Module):
             self.vit.embeddings(patches, xyz, self._all_tokens(patches)),
             checkpointing=False,
         )
-        attention = layers[number].attention.self
+        attention = cast(Layer, layers[number]).attention.self
         q, k = (split_heads(part(x)[:, 1:], attention.heads) for part in (attention.query, attention.key))
         parcels, tokens = patches.shape[1:3]
-        rows = [
-            ((rows_q @ k.transpose(2, 3)).float() * q.shape[3] ** -0.5)
-            .softmax(-1)
-            .mean((1, 2))
-            .unflatten(1, (parcels, tokens))
-            .sum(2)
-            for rows_q in q.split(tokens, dim=2)
-        ]
+        rows = []
+        for start in range(0, parcels * tokens, tokens):
+            scores = (q[:, :, start : start + tokens] @ k.transpose(2, 3)).float() * q.shape[3] ** -0.5
+            rows.append(scores.softmax(-1).mean((1, 2)).view(-1, parcels, tokens).sum(2))
         return torch.stack(rows, dim=1)
 
     def _inputs(self, series: Tensor, xyz: Tensor) -> tuple[Tensor, Tensor]:
@@ -356,10 +352,7 @@ class Brainlm(nn.Module):
     def _trailing_patches(self, number: int, masking: Masking) -> int:
         """How many of a parcel's patches a predicting mode hides: whole ones only."""
         frames = number * self.patch
-        if masking.frames is None:
-            hidden = int(number * masking.ratio) * self.patch
-        else:
-            hidden = masking.masked_frames(frames)
+        hidden = int(number * masking.ratio) * self.patch if masking.frames is None else masking.masked_frames(frames)
         if hidden % self.patch or not 0 < hidden < frames:
             raise UsageError(
                 f"brainlm: {masking.mode} of {hidden} of {frames} frames; a token is {self.patch} frames, so hide "

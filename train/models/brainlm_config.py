@@ -226,7 +226,7 @@ def _check_tokens(config: BrainlmConfig) -> None:
             f"{config.segment_means_seq_len}; make them equal: every published size does, and attention is then exact"
         )
     kernel = config.conv_kernel_size
-    if kernel is not None and (not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0):
+    if kernel is not None and (kernel < 1 or kernel % 2 == 0):
         raise UsageError(f"brainlm: conv_kernel_size must be an odd number or none, got {kernel!r}")
     if config.loss_fn not in ("mse", "mae"):
         raise UsageError(f"brainlm: loss_fn {config.loss_fn!r} is unknown; expected mse or mae")

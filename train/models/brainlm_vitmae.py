@@ -175,8 +175,8 @@ class Decoder(nn.Module):
         x = torch.cat([x[:, :1], complete_tokens(x[:, 1:], self.mask_token, restore)], dim=1)
         x = run_layers(self.decoder_layers, x + self.decoder_pos_embed, checkpointing=checkpointing)
         # The channel is the fastest axis of a predicted patch.
-        weight = self.decoder_pred.weight.unflatten(0, (-1, self.channels)).mean(1)
-        bias = self.decoder_pred.bias.unflatten(0, (-1, self.channels)).mean(1)
+        weight = self.decoder_pred.weight.view(-1, self.channels, x.shape[-1]).mean(1)
+        bias = self.decoder_pred.bias.view(-1, self.channels).mean(1)
         return F.linear(self.decoder_norm(x)[:, 1:], weight, bias)
 
 
@@ -271,8 +271,9 @@ class BrainlmVitmae(nn.Module):
         number = range(len(layers))[layer]
         x = self.vit.embeddings(self._patches(rows), self._all_tokens(rows))
         x = run_layers(nn.ModuleList(layers[:number]), x, checkpointing=False)
-        projections = layers[number].attention.attention
-        normal = layers[number].layernorm_before(x)[:, 1:]
+        last = cast(Layer, layers[number])
+        projections = last.attention.attention
+        normal = last.layernorm_before(x)[:, 1:]
         q, k = (split_heads(part(normal), projections.heads) for part in (projections.query, projections.key))
         scores = ((q @ k.transpose(2, 3)).float() * q.shape[3] ** -0.5).softmax(-1).mean(1)
         by_parcel = self._parcels_from_patches(scores, rows)
