@@ -236,7 +236,7 @@ def read_networks(
         raise UsageError(f"neighbours must number 1 to {parcels - 1}, got {neighbours}")
     attention = mean_attention(model, windows, xyz, layer=layer)
     places = xyz.double().cpu().numpy()
-    distance = -np.linalg.norm(places[:, None] - places[None], axis=2)
+    closeness: NDArray[np.float64] = -np.linalg.norm(places[:, None] - places[None], axis=2)
     # A parcel's attention profile: whom it attends to, and who attends to it.
     by_attention = nearest(
         row_similarity(np.concatenate([_hollow(attention), _hollow(attention.T)], axis=1)), neighbours
@@ -249,7 +249,7 @@ def read_networks(
         neighbours=neighbours,
         attention=vote_accuracy(by_attention, labels),
         connectivity=vote_accuracy(by_connectivity, labels),
-        position=vote_accuracy(nearest(distance, neighbours), labels),
+        position=vote_accuracy(nearest(closeness, neighbours), labels),
         chance=chance,
     )
 
