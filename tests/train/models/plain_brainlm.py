@@ -63,8 +63,8 @@ def _shown(tokens, order, kept):
 
 def _restored(shown, mask_token, order):
     full = mask_token[0].repeat(len(shown), order.shape[1], 1)
-    for sample, places, values in zip(full, order, shown, strict=True):
-        sample[places[: len(values)]] = values
+    for sample in range(len(shown)):
+        full[sample, order[sample, : shown.shape[1]]] = shown[sample]
     return full
 
 

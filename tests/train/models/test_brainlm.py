@@ -241,16 +241,16 @@ def test_training_lowers_the_masked_loss(kind):
     torch.manual_seed(0)
     model = small(kind)
     series, xyz = series_and_xyz(batch=4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
-    for _ in range(40):
+    for _ in range(15):
         result = model(series, xyz, masking=Masking(ratio=0.2), generator=torch.Generator().manual_seed(0))
         loss = masked_mse(result.series, series, result.hidden)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize("kind", ["brainlm", "vitmae"])
