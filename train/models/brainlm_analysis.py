@@ -259,7 +259,8 @@ def row_similarity(features: NDArray[np.float64]) -> NDArray[np.float64]:
     centred = features - features.mean(1, keepdims=True)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
     unit = np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)
-    return unit @ unit.T
+    similarity: NDArray[np.float64] = unit @ unit.T
+    return similarity
 
 
 def nearest(similarity: NDArray[np.float64], neighbours: int) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from tools.parity_brainlm import check_brainlm, check_published_brainlm, check_p
 from train.masked_objectives import masked_mse
 from train.models.brainlm import Brainlm, load_brainlm
 from train.models.brainlm_config import BRAINLM_SIZES, VITMAE_SIZES, brainlm_config, vitmae_config
+from train.models.brainlm_heads import FineTuned
 from train.models.brainlm_vitmae import BrainlmVitmae, load_vitmae
 from train.models.load import WeightsError
 from train.models.series_masking import NOTHING, Masking
@@ -253,10 +254,11 @@ def test_training_lowers_the_masked_loss(kind):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
 @pytest.mark.parametrize("kind", ["brainlm", "vitmae"])
-def test_a_compiled_layer_gives_the_same_values_and_gradients(kind):
+def test_a_compiled_layer_gives_the_same_values_and_gradients(kind, backend):
     layer = small(kind).vit.encoder.layer[0]
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
     x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
     gradients = []
     for function in (layer, compiled):
@@ -264,7 +266,25 @@ def test_a_compiled_layer_gives_the_same_values_and_gradients(kind):
         out = function(x)
         out.square().sum().backward()
         gradients.append([out.detach(), *(parameter.grad.clone() for parameter in layer.parameters())])
-    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("masking", [Masking(ratio=0.75), *PREDICT], ids=lambda masking: masking.mode)
+@pytest.mark.parametrize("kind", ["brainlm", "vitmae"])
+def test_a_whole_model_compiles_in_one_graph(kind, masking):
+    model, (series, xyz) = small(kind).eval(), series_and_xyz()
+    noise = torch.rand(2, 24 if kind == "brainlm" else 36)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    found = compiled(series, xyz, masking=masking, noise=noise)
+    torch.testing.assert_close(found, model(series, xyz, masking=masking, noise=noise))
+
+
+@pytest.mark.parametrize("kind", ["brainlm", "vitmae"])
+def test_features_are_exported(kind):
+    model, (series, xyz) = FineTuned(small(kind), outputs=2).eval(), series_and_xyz()
+    exported = torch.export.export(model, (series, xyz)).module()
+    torch.testing.assert_close(exported(series, xyz).outputs, model(series, xyz).outputs)
 
 
 @pytest.mark.parametrize("kind", ["brainlm", "vitmae"])
