@@ -131,12 +131,15 @@ def _order_noise(io: Mapping[str, Tensor], mode: str) -> Tensor | None:
 
 
 def _count_rows(mode: str, about: Mapping[str, Any], result: Reconstruction) -> list[Difference]:
-    ours = {
-        "n_masked_tokens": int(result.hidden_tokens.sum()),
-        "n_tokens": result.hidden_tokens.numel(),
-        "n_masked_pixels": int(result.hidden.sum()),
-    }
-    return [count_row(f"{mode}: {name}", count, about[name]) for name, count in ours.items() if name in about]
+    """Numbers of tokens and values; a description may count one window or the batch."""
+    hidden = {"n_masked_tokens": result.hidden_tokens, "n_masked_pixels": result.hidden}
+    ours = {name: int(mask.sum()) for name, mask in hidden.items()} | {"n_tokens": result.hidden_tokens.numel()}
+    batch = len(result.hidden)
+    return [
+        count_row(f"{mode}: {name}", count // batch if count == about[name] * batch else count, about[name])
+        for name, count in ours.items()
+        if name in about
+    ]
 
 
 @contextmanager
