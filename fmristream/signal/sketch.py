@@ -265,9 +265,7 @@ class _Courses:
         z = np.divide(changes, scale, out=np.zeros_like(changes), where=(scale > 0) & np.isfinite(scale))
         z = np.clip(np.nan_to_num(z), -_CLIP, _CLIP)
         weights = _random_signs(blocks, self._mixed.shape[1]) * np.minimum(share, 1.0)[:, None]
-        self._mixed += np.einsum(
-            "tb,bk->tk", z, weights
-        )  # BLAS would add in an order of its own, with buffers of its own
+        self._mixed += np.einsum("tb,bk->tk", z, weights)  # BLAS would add in an order of its own, with buffers of its own
 
     def signs(self) -> NDArray[np.bool_]:
         """(k, t - 1) of every course; (0, 0) where there is nothing to tell."""
