@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmristream.errors import FmriStreamError
 from tools.golden import Case, GoldenError, case_names, read_case
+from tools.parity_brainlm import check_brainlm, check_published_brainlm, check_published_vitmae, check_vitmae
 from tools.parity_prep import CHECKS as PREP_CHECKS
 from tools.parity_swift import Difference, check_published_swift, check_swift
 
@@ -33,11 +34,15 @@ def _check_prep(case: Case) -> list[Difference]:
     ]
 
 
-# Beginning of a case's name -> its check.
+# Beginning of a case's name -> its check; the longest beginning decides.
 CHECKS: dict[str, Callable[[Case], list[Difference]]] = {
     "swift_": check_swift,
     "pub_swift_": check_published_swift,
     **dict.fromkeys(PREP_CHECKS, _check_prep),
+    "brainlm_": check_brainlm,
+    "brainlm_vitmae_": check_vitmae,
+    "pub_brainlm_": check_published_brainlm,
+    "pub_brainlm_vitmae_": check_published_vitmae,
 }
 
 
@@ -63,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(folder: Path, name: str) -> bool:
     """Run one case and print its largest difference per group of tensors."""
-    (check,) = [check for beginning, check in CHECKS.items() if name.startswith(beginning)]
+    check = CHECKS[max((beginning for beginning in CHECKS if name.startswith(beginning)), key=len)]
     start = time.monotonic()
     try:
         rows = check(read_case(folder, name))

@@ -72,6 +72,11 @@ def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], *, source:
     return _load(holder, weights, source=source, ignored=NEVER_APPLIED | HEAD_OF_ANOTHER_TASK)
 
 
+def load_named(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, ignored: Mapping[str, str]) -> Loaded:
+    """Load any module by the names it has itself; `ignored` maps beginnings of names that it lacks to the reason."""
+    return _load(module, _unwrapped(weights), source=source, ignored=ignored)
+
+
 def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the `module.` that DDP puts before every name."""
     wrapped = bool(weights) and all(name.startswith("module.") for name in weights)

@@ -1,0 +1,114 @@
+"""Fine-tuning either BrainLM: the cls token or the mean of all others, three linear maps, and the reconstruction beside."""
+
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fmristream.errors import UsageError
+from train.models.series_masking import Masking, Reconstruction
+
+Pooling = Literal["cls", "mean"]
+Learning = Literal["all", "encoder", "head"]
+
+
+class SeriesModel(Protocol):
+    """What both BrainLMs are to those who use them: `Brainlm` and `BrainlmVitmae`."""
+
+    @property
+    def num_features(self) -> int: ...
+
+    @property
+    def patch(self) -> int: ...
+
+    @property
+    def masking(self) -> Masking: ...
+
+    def __call__(
+        self,
+        series: Tensor,
+        xyz: Tensor,
+        *,
+        masking: Masking | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Reconstruction: ...
+
+    def features(self, series: Tensor, xyz: Tensor) -> Tensor: ...
+
+    def parcel_attention(self, series: Tensor, xyz: Tensor, *, layer: int = -1) -> Tensor: ...
+
+
+class FineTuneOutput(NamedTuple):
+    """(b, outputs) and, where something was hidden, what became of it."""
+
+    outputs: Tensor
+    reconstruction: Reconstruction | None
+
+
+class MlpHead(nn.Module):
+    """Three linear maps with GELU between, in float32 also under autocast."""
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(channels, channels)
+        self.linear2 = nn.Linear(channels, channels // 2)
+        self.linear3 = nn.Linear(channels // 2, outputs)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(b, channels) to (b, outputs)."""
+        with torch.autocast(pooled.device.type, enabled=False):
+            x = F.gelu(self.linear1(pooled.float()))
+            out: Tensor = self.linear3(F.gelu(self.linear2(x)))
+        return out
+
+
+class FineTuned(nn.Module):
+    """A pre-trained network and a head; parameters that cannot get a gradient are frozen, so that DDP works.
+
+    `learning`: all parameters; the encoder and the head, for losses without a reconstruction; or the head alone.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, outputs: int, pooling: Pooling = "cls", learning: Learning = "encoder"
+    ) -> None:
+        super().__init__()
+        if pooling not in ("cls", "mean") or learning not in ("all", "encoder", "head"):
+            raise UsageError(
+                f"brainlm: pooling {pooling!r} must be cls or mean, and learning {learning!r} all, encoder or head"
+            )
+        if outputs < 1:
+            raise UsageError(f"outputs must be a whole number above 0, got {outputs!r}")
+        self.model = model
+        self.pooling = pooling
+        self.output_head = MlpHead(_series_model(model).num_features, outputs)
+        for name, parameter in model.named_parameters():
+            is_learnt = learning == "all" or (learning == "encoder" and not name.startswith("decoder."))
+            parameter.requires_grad_(is_learnt and parameter.requires_grad)
+
+    def forward(
+        self,
+        series: Tensor,
+        xyz: Tensor,
+        *,
+        masking: Masking | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> FineTuneOutput:
+        """(b, parcels, t) to (b, outputs); with `masking`, from what is shown, and with its reconstruction.
+
+        The published fine-tuning adds .5 of the reconstruction's loss: `train.masked_objectives.joint_loss`.
+        """
+        model = _series_model(self.model)
+        if masking is None:
+            return FineTuneOutput(self.output_head(self._pooled(model.features(series, xyz))), None)
+        reconstruction = model(series, xyz, masking=masking, noise=noise, generator=generator)
+        return FineTuneOutput(self.output_head(self._pooled(reconstruction.latent)), reconstruction)
+
+    def _pooled(self, latent: Tensor) -> Tensor:
+        return latent[:, 0] if self.pooling == "cls" else latent[:, 1:].float().mean(1)
+
+
+def _series_model(model: nn.Module) -> SeriesModel:
+    return model  # type: ignore[return-value]
