@@ -17,6 +17,7 @@ from fmristream.errors import FmriStreamError
 from tools.golden import Case, GoldenError, case_names, read_case
 from tools.parity_prep import check_prep_swift
 from tools.parity_swift import Difference, check_published_swift, check_swift
+from tools.parity_tff import check_published_tff, check_tff
 
 # Preprocessed values are stored as float16.
 PREP_TOLERANCE = 1e-3
@@ -35,6 +36,8 @@ CHECKS: dict[str, Callable[[Case], list[Difference]]] = {
     "swift_": check_swift,
     "pub_swift_": check_published_swift,
     "prep_swift_": _check_prep_swift,
+    "tff_": check_tff,
+    "pub_tff_": check_published_tff,
 }
 
 

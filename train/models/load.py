@@ -72,6 +72,13 @@ def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], *, source:
     return _load(holder, weights, source=source, ignored=NEVER_APPLIED | HEAD_OF_ANOTHER_TASK)
 
 
+def load_strictly(
+    module: nn.Module, weights: Mapping[str, Tensor], *, source: str, ignored: Mapping[str, str]
+) -> Loaded:
+    """Load every name, but for those that the module lacks and `ignored` gives a reason for, by how they begin."""
+    return _load(module, _unwrapped(weights), source=source, ignored=ignored)
+
+
 def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the `module.` that DDP puts before every name."""
     wrapped = bool(weights) and all(name.startswith("module.") for name in weights)
