@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fmristream.errors import UsageError
+from train.models.convolution import Conv3d
 from train.models.heads import EMBEDDING_WIDTH
 from train.models.tff_config import STAGES, TffConfig, tff_config
 
@@ -43,10 +44,10 @@ class GreenUnit(nn.Module):
             OrderedDict(
                 group_norm0=_group_norm(channels),
                 relu0=nn.LeakyReLU(),
-                conv0=nn.Conv3d(channels, channels, 3, padding=1),
+                conv0=Conv3d(channels, channels, 3, padding=1),
                 group_norm1=_group_norm(channels),
                 relu1=nn.LeakyReLU(),
-                conv2=nn.Conv3d(channels, channels, 3, padding=1),
+                conv2=Conv3d(channels, channels, 3, padding=1),
             )
         )
         self.dropout = nn.Dropout(dropout)
@@ -69,8 +70,8 @@ class Encoder(nn.Module):
         stages = [_greens(config, stage) for stage in range(STAGES)]
         for stage in range(STAGES - 1):
             channels = config.stage_channels(stage)
-            stages[stage][f"downsize_{stage}"] = nn.Conv3d(channels, 2 * channels, 3, stride=2, padding=1)
-        first = OrderedDict(conv0=cast(nn.Module, nn.Conv3d(config.in_chans, config.model_depth, 3, padding=1)))
+            stages[stage][f"downsize_{stage}"] = Conv3d(channels, 2 * channels, 3, stride=2, padding=1)
+        first = OrderedDict(conv0=cast(nn.Module, Conv3d(config.in_chans, config.model_depth, 3, padding=1)))
         self.down_block1 = nn.Sequential(first | stages[0])
         self.down_block2 = nn.Sequential(stages[1])
         self.down_block3 = nn.Sequential(stages[2])
@@ -100,7 +101,7 @@ class IntoBert(nn.Module):
             OrderedDict(
                 group_normR=_group_norm(channels),
                 reluR0=nn.LeakyReLU(),
-                convR0=nn.Conv3d(channels, config.bottleneck[0], 3, padding=1),
+                convR0=Conv3d(channels, config.bottleneck[0], 3, padding=1),
             )
         )
         self.into_bert = nn.Identity() if flat == config.intermediate_vec else nn.Linear(flat, config.intermediate_vec)
@@ -123,7 +124,7 @@ class FromBert(nn.Module):
                 unflatten=nn.Unflatten(1, (channels, *grid)),
                 group_normR=nn.GroupNorm(EXPANDED_GROUPS, channels),
                 reluR0=nn.LeakyReLU(),
-                convR0=nn.Conv3d(channels, config.stage_channels(STAGES - 1), 3, padding=1),
+                convR0=Conv3d(channels, config.stage_channels(STAGES - 1), 3, padding=1),
             )
         )
 
@@ -140,7 +141,7 @@ class UpGreen(nn.Module):
         super().__init__()
         channels = config.stage_channels(stage)
         self.grid = config.stage_grid(stage)
-        self.conv = nn.Conv3d(2 * channels, channels, 1)
+        self.conv = Conv3d(2 * channels, channels, 1)
         self.green = GreenUnit(channels, config.dropout_green)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,8 +161,8 @@ class Decoder(nn.Module):
                 upgreen0=UpGreen(config, 2),
                 upgreen1=UpGreen(config, 1),
                 upgreen2=UpGreen(config, 0),
-                blue_block=nn.Conv3d(depth, depth, 3, padding=1),
-                output_block=nn.Conv3d(depth, config.out_chans, 1),
+                blue_block=Conv3d(depth, depth, 3, padding=1),
+                output_block=Conv3d(depth, config.out_chans, 1),
             )
         )
 
