@@ -129,7 +129,7 @@ def loss_of(phase, model, bold):
 
 def two_steps(phase, *, bf16, **options):
     """The losses of two steps and of a third window, with dropout on."""
-    model, bold = network(phase, **options), small_bold(batch=4)
+    model, bold = network(phase, **options), small_bold(batch=4, frames=2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     torch.manual_seed(1)
