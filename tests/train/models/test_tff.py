@@ -11,10 +11,12 @@ from fmristream.errors import UsageError
 from tools.golden import read_case
 from tools.parity_tff import check_published_tff
 from train.contrastive import nt_xent
+from train.main import main
 from train.models import build_model
 from train.models.tff import PHASES, BertLayer, GreenUnit, build_tff
 from train.models.tff_config import tff_config
 from train.reconstruction import tff_losses
+from train.report import read_history
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 # 11 x 9 x 10 becomes 2 x 2 x 2 by two channels: 16 numbers, so a width of 24 needs the linear map.
@@ -194,6 +196,32 @@ def test_a_recipe_builds_phase_3_by_name():
     out = model(small_bold())
     assert out.shape == (2, 2)
     assert out.dtype == torch.float32
+
+
+def test_the_trainer_runs_phase_3(cohort, tmp_path):
+    recipe = tmp_path / "tff.toml"
+    recipe.write_text(f"""
+        [data]
+        url = "{cohort}"
+        window = 4
+        stride = 32
+        [model]
+        name = "tff3"
+        in_chans = 1
+        intermediate_vec = 16
+        bert_intermediate_size = 32
+        num_attention_heads = 4
+        frame_chunk = 8
+        recompute = true
+        [train]
+        steps = 2
+        batch_size = 4
+        precision = "bf16"
+        [eval]
+        bootstrap_draws = 20
+    """)
+    assert main([str(recipe), "--out", str(tmp_path / "run")]) == 0
+    assert [entry["step"] for entry in read_history(tmp_path / "run" / "log.jsonl").steps] == [1, 2]
 
 
 @pytest.mark.parametrize(
