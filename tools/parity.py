@@ -18,6 +18,7 @@ from tools.golden import Case, GoldenError, case_names, read_case
 from tools.parity_brainlm import check_brainlm, check_published_brainlm, check_published_vitmae, check_vitmae
 from tools.parity_prep import CHECKS as PREP_CHECKS
 from tools.parity_swift import Difference, check_published_swift, check_swift
+from tools.parity_tff import check_published_tff, check_tff
 
 # SwiFT stores preprocessed values as float16; the others, up to 700 large, as float32.
 PREP_TOLERANCES = {"prep_swift_": 1e-3}
@@ -43,6 +44,8 @@ CHECKS: dict[str, Callable[[Case], list[Difference]]] = {
     "brainlm_vitmae_": check_vitmae,
     "pub_brainlm_": check_published_brainlm,
     "pub_brainlm_vitmae_": check_published_vitmae,
+    "tff_": check_tff,
+    "pub_tff_": check_published_tff,
 }
 
 

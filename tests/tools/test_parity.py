@@ -38,12 +38,12 @@ def change(path, name, function):
 
 
 def test_a_whole_case_passes_and_a_strange_one_is_only_listed(folder, capsys):
-    (folder / "tff_a.json").write_text("{}")
+    (folder / "strange_a.json").write_text("{}")
     (folder / "tolerances.json").write_text("{}")
     assert main([str(folder)]) == 0
     out = capsys.readouterr().out
     assert "swift_a3: ok" in out
-    assert "not known: tff_a\n" in out
+    assert "not known: strange_a\n" in out
     assert "1 of 1 known cases within tolerance" in out
 
 
@@ -122,7 +122,7 @@ def test_changed_preprocessing_fails(tmp_path, capsys, case, name):
 
 
 def test_a_folder_without_a_known_case_fails(tmp_path, capsys):
-    (tmp_path / "tff_a.json").write_text("{}")
+    (tmp_path / "strange_a.json").write_text("{}")
     assert main([str(tmp_path)]) == 1
     assert "no known case" in capsys.readouterr().out
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from train.contrastive import nt_xent
 from train.launch import World, join_world, spread
 from train.loop import weighted_backward
 from train.objectives import Objective
@@ -58,6 +59,20 @@ def step(running, model, inputs, targets, world):
     losses = Objective(kind="regression", target="age").losses(running(inputs), targets)
     part = weighted_backward(losses, global_size=7, world=world)
     return part, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def contrast(world: World) -> object:
+    """Loss and gradients of a global batch of 7 pairs, dealt unevenly, two subjects with pairs on several ranks."""
+    generator = torch.Generator().manual_seed(3)
+    pairs, subjects = torch.randn(7, 2, 6, generator=generator), torch.tensor([5, 2, 9, 5, 1, 2, 5])
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
+    running = spread(model, world)
+    mine = slice(7 * world.rank // world.size, 7 * (world.rank + 1) // world.size)
+    losses = nt_xent(running(pairs[mine].flatten(0, 1)).view(-1, 2, 4), subjects[mine], 0.5)
+    part = weighted_backward(losses, global_size=7, world=world)
+    gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+    return {"loss": world.stack(part.double()).sum().item(), "gradient": gradients.tolist()}
 
 
 def hang(world: World) -> object:
@@ -113,7 +128,7 @@ def deal(world: World) -> object:
     return found
 
 
-DUTIES = {duty.__name__: duty for duty in (exchange, gradient, hang, die_once, deal)}
+DUTIES = {duty.__name__: duty for duty in (exchange, gradient, contrast, hang, die_once, deal)}
 
 
 def main() -> None:

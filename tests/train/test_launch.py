@@ -16,6 +16,7 @@ from train.main import main
 
 RANKS = Path(__file__).with_name("ranks.py")
 ROOT = Path(__file__).parents[2]
+GROUP_DUTIES = ("exchange", "gradient", "contrast")
 QUIET = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "FATAL"}
 
 
@@ -61,8 +62,8 @@ def groups(tmp_path_factory):
     found = {}
     for size in (1, 2, 3):
         out = tmp_path_factory.mktemp(f"world{size}")
-        assert [code for code, _ in finish(start_ranks(size, ["exchange,gradient", str(out)]))] == [0] * size
-        found[size] = {duty: results(out, duty, size) for duty in ("exchange", "gradient")}
+        assert [code for code, _ in finish(start_ranks(size, [",".join(GROUP_DUTIES), str(out)]))] == [0] * size
+        found[size] = {duty: results(out, duty, size) for duty in GROUP_DUTIES}
     return found
 
 
@@ -96,6 +97,14 @@ def test_uneven_shares_give_the_gradient_and_loss_of_one_process(groups, size):
         for step, expected in zip(found, alone, strict=True):
             assert step["loss"] == pytest.approx(expected["loss"], rel=1e-6)
             assert step["gradient"] == pytest.approx(expected["gradient"], rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_windows_are_told_from_those_of_all_ranks_as_if_one_process_held_them(groups, size):
+    (alone,) = groups[1]["contrast"]
+    for found in groups[size]["contrast"]:
+        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+        assert found["gradient"] == pytest.approx(alone["gradient"], rel=1e-5, abs=1e-7)
 
 
 def test_all_ranks_get_the_same_gradient_to_the_bit(groups):

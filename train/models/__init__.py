@@ -7,11 +7,15 @@ from torch import nn
 
 from fmristream.errors import UsageError
 
-MODELS = ("swift",)
+MODELS = ("swift", "tff3")
 
 
 def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
     """A network from a recipe's model section: `outputs`, `head` (v1, v2 or emb) and the options of the network itself."""
+    if name == "tff3":
+        from train.models.tff import build_tff
+
+        return build_tff(name, config)
     if name != "swift":
         raise UsageError(f"there is no model {name!r}; known: {', '.join(MODELS)}")
     from train.models.heads import HeadedModel, build_head
