@@ -121,7 +121,7 @@ def select(strategy: Strategy, table: Table | None, *, frames: int, where: str) 
     """
     if table is None:
         raise UsageError(
-            f"{where}: the recipe takes out confounds, the run has no table of them; convert with --side from a source that "
+            f"{where}: the recipe takes out confounds, the run has no table of them; convert a source that "
             "has one, or leave the run out"
         )
     (name,) = strategy.names if len(strategy.names) == 1 else ("",)
