@@ -35,7 +35,7 @@ class Quotas:
 
     samples: int
     order: Numbers
-    edges: tuple[int, ...]
+    edges: Numbers
     counts: Numbers
     first: Numbers
     _kept: dict[int, Numbers] = field(default_factory=dict, repr=False)  # of the epochs used last
@@ -43,8 +43,9 @@ class Quotas:
     @property
     def digest(self) -> str:
         """Of the shares and the runs they belong to."""
-        text = f"fmristream-quotas-v1|{self.samples}|{self.edges}".encode()
-        return hashlib.sha256(text + self.order.astype("<i8").tobytes()).hexdigest()
+        parts = (self.order.astype("<i8"), self.edges.astype("<i8"))
+        head = f"fmristream-quotas-v1|{self.samples}|{len(self.order)}|".encode()
+        return hashlib.sha256(head + b"".join(part.tobytes() for part in parts)).hexdigest()
 
     def windows(self, slots: Numbers, *, key: int) -> Numbers:
         """Window numbers of places in [0, samples) of an epoch, the places of a run next to each other."""
@@ -61,10 +62,10 @@ class Quotas:
         """(runs + 1,) samples of an epoch up to each run: shares rounded at one random offset for all."""
         ends = self._kept.get(key)
         if ends is None:
-            total = self.edges[-1]
+            total = int(self.edges[-1])
             offset = key_of("fmristream-rounding-v1", key) * total >> 64
             # Python's integers: products of shares and samples do not fit 64 bits.
-            ends = np.array([(edge * self.samples + offset) // total for edge in self.edges], dtype=np.int64)
+            ends = np.array([(edge * self.samples + offset) // total for edge in self.edges.tolist()], dtype=np.int64)
             if len(self._kept) >= _EPOCHS_KEPT:
                 self._kept.clear()
             self._kept[key] = ends
@@ -88,7 +89,8 @@ def balanced(groups: NDArray[np.int64], counts: Numbers, first: Numbers) -> Quot
         inside = count if mine != group else inside + count
         group = mine
         edges.append((mine << _BITS) + (inside << _BITS) // int(totals[mine]))
-    return Quotas(samples=int(counts[used].sum()), order=order, edges=tuple(edges), counts=counts, first=first)
+    shares = np.array(edges, dtype=np.int64)
+    return Quotas(samples=int(counts[used].sum()), order=order, edges=shares, counts=counts, first=first)
 
 
 def weighted(weights: Sequence[float] | NDArray[np.float64], counts: Numbers, first: Numbers) -> Quotas:
@@ -113,6 +115,5 @@ def weighted(weights: Sequence[float] | NDArray[np.float64], counts: Numbers, fi
     if not len(order):
         raise UsageError("the weights of all runs that have a window are 0; give some run a weight")
     added = np.cumsum(mass[order])
-    units = np.rint(added / added[-1] * 2.0 ** (_BITS + 12))
-    edges = (0, *(int(unit) for unit in units))
+    edges = np.concatenate([[0], np.rint(added / added[-1] * 2.0 ** (_BITS + 12))]).astype(np.int64)
     return Quotas(samples=int(counts[order].sum()), order=order, edges=edges, counts=counts, first=first)
