@@ -93,7 +93,7 @@ class StreamingDataset:
             windows come.
         locality: windows of a run that stay together, to spare reads; a number, or a `Locality`.
         normalize: a recipe: steps joined by ` | `, as `voxel-zscore` or `detrend | confounds:motion24 | voxel-zscore`
-            (docs/streaming.md).
+            (docs/recipes.md).
         stats: what a run's statistics may see: `run` (all of it), for whoever predicts the future `prefix` (frames before the
             end of the clip's context) or `context` (the context's frames).
         context: frames at a clip's beginning that are known, for `prefix` and `context`.

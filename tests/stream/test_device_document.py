@@ -18,10 +18,8 @@ _NEEDS = re.compile(r"# needs (\w+)")
 
 
 def blocks() -> list[str]:
-    """The Python of the section on devices, wherever it stands."""
-    path = ROOT / "docs/streaming.d/device.md"
-    text = (path if path.exists() else ROOT / "docs/streaming.md").read_text()
-    return _BLOCK.findall(text[text.index("# On the device") :])
+    """The document's Python."""
+    return _BLOCK.findall((ROOT / "docs/device.md").read_text())
 
 
 @pytest.mark.full

@@ -10,9 +10,11 @@ from tools.stream_peers.cases import PLACED, Case, Stream
 from tools.stream_peers.data import Facts, Sample, name_of
 
 BATCH = 4  # windows: 290 MB where they are placed as float32
-# Arguments of the loader that make it deliver each output as float16 itself. Empty: this release delivers float32,
-# packed, and what is left is done here, in the time that is measured.
-LOADER_OPTIONS: dict[str, dict[str, Any]] = {"masked": {}, "placed": {}}
+# Arguments of the loader that make it deliver each output as float16 itself.
+LOADER_OPTIONS: dict[str, dict[str, Any]] = {
+    "masked": {"dtype": "float16"},
+    "placed": {"dtype": "float16", "output": "placed"},
+}
 
 
 def ours(facts: Facts, case: Case) -> Stream:
@@ -34,17 +36,15 @@ def streaming(facts: Facts, case: Case, *, url: str, threads: int, batch: int, a
     torch.set_num_threads(case.threads)
     dataset = fmristream.open(url)
     runs = {name_of(run): run for run in range(facts.runs)}
-    shape = facts.shape if case.output == PLACED else (int(facts.mask.sum()),)
 
     def stream(number: int) -> Iterator[Sample]:
-        ring = torch.empty((batch, facts.window, *shape), dtype=torch.float16)
         clips = fmristream.StreamingDataset(dataset, window=facts.window, stride=1, seed=number)
         options = {"batch_size": batch, "threads": threads, "prefetch_batches": ahead, **LOADER_OPTIONS[case.output]}
         with fmristream.StreamingLoader(clips, **options) as loader:
             for _ in count():
                 for one in loader:
                     where = list(zip(one.run, one.start.tolist(), strict=True))
-                    values = delivered(one, case.output, ring)
+                    values = delivered(one, case.output)
                     del one  # its memory is lent again
                     for row, (run, start) in enumerate(where):
                         yield runs[run], start, values[row]
@@ -52,15 +52,9 @@ def streaming(facts: Facts, case: Case, *, url: str, threads: int, batch: int, a
     return stream
 
 
-def delivered(batch: Any, output: str, ring: Any) -> Any:
-    """(b, t, v) or (b, t, x, y, z) float16 of a batch: its own, or copied into a buffer that is used again."""
-    import torch
-
-    if output == PLACED:
-        values = batch.to("cpu").bold[:, 0].movedim(-1, 1)
-    else:
-        values = batch.packed[:, 0] if batch.packed.ndim == 4 else batch.packed
-    return values if values.dtype == torch.float16 else ring.copy_(values)
+def delivered(batch: Any, output: str) -> Any:
+    """(b, t, v) or (b, t, x, y, z) float16 of a batch."""
+    return batch.placed[:, 0] if output == PLACED else batch.packed[:, 0]
 
 
 def voxel_scale(moments: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -81,23 +75,24 @@ class Normalizer:
     def __init__(self, facts: Facts, moments: list[Any], output: str) -> None:
         import torch
 
+        from fmristream.signal.grid import stretches_of
+
         self._scales = [voxel_scale(one) for one in moments]
         voxels = len(self._scales[0][0])
-        self._packed = np.empty((facts.window, voxels), dtype=np.float32)
-        self._positions = np.flatnonzero(facts.mask.reshape(-1)) if output == PLACED else None
-        shape = facts.shape if output == PLACED else (voxels,)
-        self._placed = np.zeros((facts.window, int(np.prod(shape))), dtype=np.float32)
+        self._packed = np.empty((facts.window, voxels), dtype=np.uint16)  # bits of float16, which numba has not
+        is_placed = output == PLACED
+        self._stretches = stretches_of(np.flatnonzero(facts.mask.reshape(-1))) if is_placed else None
+        shape = facts.shape if is_placed else (voxels,)
         self._ring = torch.empty((facts.window, *shape), dtype=torch.float16)
+        self._bits = self._ring.view(torch.int16).numpy().view(np.uint16).reshape(facts.window, -1)
 
     def __call__(self, residual: np.ndarray, run: int) -> Any:
         """(t, v) or (t, x, y, z) float16, in a buffer that the next call uses again."""
-        import torch
+        from fmristream.signal import read_kernels
 
-        from fmristream.signal import kernels
-
-        delta, inverse = self._scales[run]
-        kernels.normalize_voxelwise(residual, delta, inverse, self._packed)
-        if self._positions is None:
-            return self._ring.copy_(torch.from_numpy(self._packed))
-        kernels.place(self._packed, self._positions, self._placed)
-        return self._ring.copy_(torch.from_numpy(self._placed).view(self._ring.shape))
+        target = self._bits if self._stretches is None else self._packed
+        read_kernels.normalize_voxels(np.ascontiguousarray(residual), *self._scales[run], target)
+        if self._stretches is not None:
+            for frame, placed in zip(self._packed, self._bits, strict=True):
+                read_kernels.place(frame, self._stretches, np.uint16(0), placed)
+        return self._ring
