@@ -47,6 +47,11 @@ class Draws:
     source: NDArray[np.int64]
     valid: NDArray[np.bool_]
 
+    def part(self, start: int, stop: int) -> "Draws":
+        """Those at places [start, stop)."""
+        names = ("number", "slot", "epoch", "source", "valid")
+        return Draws(**{name: getattr(self, name)[start:stop] for name in names})
+
 
 class Order(Protocol):
     """What positions 0, 1, 2, ... mean."""

@@ -201,8 +201,8 @@ class Batch:
     def _placed(self, dtype: torch.dtype | None) -> torch.Tensor:
         if self.positions is None or self.grid is None:
             raise SpaceError(
-                f"this batch holds {self.signal.shape[-1]} grayordinates (CIFTI-2), parcels or components, which have no grid to be "
-                "placed in, so no model of volumes such as SwiFT takes them; use batch.packed (b, c, t, values), or stream the "
-                "volumes of the same runs"
+                f"this batch holds {self.signal.shape[-1]} grayordinates (CIFTI-2), parcels or components, which have no grid "
+                "to be placed in, so no model of volumes such as SwiFT takes them; use batch.packed (b, c, t, values), or "
+                "stream the volumes of the same runs"
             )
         return place(self.values, self.positions, self.grid, self.fill, row=self.positions_row, dtype=dtype)

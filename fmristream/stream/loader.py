@@ -31,6 +31,9 @@ from fmristream.stream.window_reader import Scratch, Target
 # What may be fetched ahead of decoding: 40 windows of 20 frames of an MNI brain at 2 mm.
 PREFETCH_BYTES = 256 * 2**20
 
+# Positions that are drawn at once.
+_DRAWN_AHEAD = 256
+
 _DTYPES = ("float32", "float16", "int16")
 _OUTPUTS = ("packed", "placed")
 
@@ -118,6 +121,8 @@ class StreamingLoader:
         self._feeds: list[Feed | None] = [
             feed_of(member.reader, limit_bytes=prefetch_bytes // len(members), policy=retry) for member in members
         ]
+        self._drawn: Draws | None = None
+        self._drawn_from = 0  # position of its first sample
         self._consumed = 0  # samples handed out over all ranks
         self._ahead: deque[_Ahead] = deque()
         self._resumed = False  # a state was loaded, and no batch was asked for since
@@ -240,7 +245,7 @@ class StreamingLoader:
         return self._prefetch + -(-depth // share)
 
     def _start(self, position: int) -> _Ahead:
-        draws = self._schedule.batch(position, self.world)
+        draws = self._draws(position)
         rows = self.clips.rows(draws)
         ahead = _Ahead(draws, rows, position, arriving=[None] * len(rows))
         for source, feed in enumerate(self._feeds):
@@ -252,6 +257,15 @@ class StreamingLoader:
             for place, arriving in zip(places, feeding.clips, strict=True):
                 ahead.arriving[place] = arriving
         return ahead
+
+    def _draws(self, position: int) -> Draws:
+        """This rank's share of the batch at a position; many positions are drawn at once, which costs little more than one."""
+        first, stop = (position + edge for edge in self.world.share(self._schedule.batch_size))
+        drawn = self._drawn
+        if drawn is None or not self._drawn_from <= first or self._drawn_from + len(drawn.number) < stop:
+            self._drawn_from = first
+            drawn = self._drawn = self._schedule.order.draws_at(first, max(stop, first + _DRAWN_AHEAD))
+        return drawn.part(first - self._drawn_from, stop - self._drawn_from)
 
     def _begin_filling(self, ahead: _Ahead) -> None:
         clips, count = self.clips, len(ahead.rows)
