@@ -1,5 +1,6 @@
 """How fast windows of a dataset come on this machine from this URL, and what was asked of the store for them."""
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,8 @@ from fmristream.shards.dataset import Dataset
 from fmristream.shards.generation import newest_generation
 from fmristream.shards.index import ranges_of
 from fmristream.storage import NewObject, Store, Unfinished, display_url, open_store
+from fmristream.storage.async_reads import AsyncReads, reads_of
+from fmristream.storage.local import LocalStore
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -119,22 +122,27 @@ class CountingStore:
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         data = self._watched(lambda: self.inner.read_range(key, start, stop))
         if start < stop:
-            self._remember(Fetched(key, start, stop))
+            self.remember(Fetched(key, start, stop))
         return data
 
     def read(self, key: str) -> bytes:
         data = self._watched(lambda: self.inner.read(key))
-        self._remember(Fetched(key, 0, len(data)))
+        self.remember(Fetched(key, 0, len(data)))
         return data
+
+    def async_reads(self) -> AsyncReads | None:
+        """The inner store's own, counted: what is measured is how it is read without this."""
+        found = reads_of(self.inner)
+        return None if found is None else _CountingReads(found, self)
 
     def size(self, key: str) -> int:
         found = self._watched(lambda: self.inner.size(key))
-        self._remember(Fetched(key, 0, 0))
+        self.remember(Fetched(key, 0, 0))
         return found
 
     def list(self, prefix: str) -> list[str]:
         found = self._watched(lambda: self.inner.list(prefix))
-        self._remember(Fetched(prefix, 0, 0))
+        self.remember(Fetched(prefix, 0, 0))
         return found
 
     def put_new(self, key: str, data: bytes) -> None:
@@ -167,13 +175,57 @@ class CountingStore:
         try:
             return action()
         except Exception:
-            with self._lock:
-                self.failed += 1
+            self.count_failure()
             raise
 
-    def _remember(self, fetched: Fetched) -> None:
+    def count_failure(self) -> None:
+        """Count a read that failed."""
+        with self._lock:
+            self.failed += 1
+
+    def remember(self, fetched: Fetched) -> None:
+        """Count a read that came back."""
         with self._lock:
             self.reads.append(fetched)
+
+
+@dataclass(frozen=True, slots=True)
+class _CountingReads:
+    """Asynchronous reads, each of them remembered by the store."""
+
+    inner: AsyncReads
+    store: CountingStore
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self.inner.loop
+
+    @property
+    def retries(self) -> bool:
+        return self.inner.retries
+
+    async def read(self, key: str, start: int, stop: int) -> bytes:
+        try:
+            data = await self.inner.read(key, start, stop)
+        except Exception:
+            self.store.count_failure()
+            raise
+        self.store.remember(Fetched(key, start, stop))
+        return data
+
+
+class CountingLocalStore(LocalStore):
+    """A local folder that remembers what was read of it, but for frames: kernels read these from files that it opens."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.counted = CountingStore(LocalStore(url))
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        return self.counted.read_range(key, start, stop)
+
+    def read(self, key: str) -> bytes:
+        return self.counted.read(key)
 
 
 @dataclass(slots=True)
@@ -194,7 +246,8 @@ class _Clock:
 def bench(url: str, options: BenchOptions, *, progress: Progress | None = None) -> BenchReport:
     """Stream batches in training order, as a training would, and say how that went.
 
-    Requests are counted between the loader and the client of the store: what the client itself repeats is not seen.
+    Requests are counted between the loader and the client of the store: what the client itself repeats is not seen. Of a
+    local folder, frames are counted as they are planned.
 
     Raises:
         UsageError: no window of that length, or an option makes no sense.
@@ -209,18 +262,21 @@ def bench(url: str, options: BenchOptions, *, progress: Progress | None = None) 
         raise MissingExtraError("streaming needs torch: pip install 'fmristream[torch]'") from error
 
     started = time.perf_counter()
-    store = CountingStore(open_store(url))
+    store, counted = _counting(url)
     dataset = Dataset(url, store, newest_generation(store))
     clips = StreamingDataset(
         dataset, window=options.window, split=options.split, seed=options.seed, normalize=options.normalize
     )
     with StreamingLoader(clips, batch_size=options.batch_size, threads=options.threads) as loader:
         open_s = time.perf_counter() - started
-        open_requests = store.requests
+        open_requests = counted.requests
         waits_s, seconds, delivered = _consume(loader, options, progress)
-    reads = list(store.reads)  # closed: nothing is under way; what is asked from here on is not the loader's
-    requests, failed = store.requests, store.failed
+    reads = list(counted.reads)  # closed: nothing is under way; what is asked from here on is not the loader's
+    requests, failed = counted.requests, counted.failed
     needed = [part for name, start in delivered for part in _parts(dataset, name, start, options.window)]
+    if isinstance(store, LocalStore):  # read as they were planned, and not through the store
+        reads += needed
+        requests += len(needed)
     wanted, ahead = _told_apart(reads, needed)
     timed = options.batches * options.batch_size
     used = sum(part.stop - part.start for part in needed)
@@ -248,6 +304,16 @@ def bench(url: str, options: BenchOptions, *, progress: Progress | None = None) 
         window_bytes_used=used,
         ahead_bytes=sum(one.stop - one.start for one in ahead),
     )
+
+
+def _counting(url: str) -> tuple[Store, CountingStore]:
+    """(the store to stream from, what counts its reads)."""
+    store = open_store(url)
+    if isinstance(store, LocalStore):
+        local = CountingLocalStore(url)
+        return local, local.counted
+    counted = CountingStore(store)
+    return counted, counted
 
 
 def _consume(
