@@ -1,11 +1,11 @@
 """Many ranges at once: coalesced, bounded in bytes, as deep as latency and bandwidth ask for, on one event loop a process."""
 
 import asyncio
-from collections import deque
+import heapq
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 
 from fmristream.errors import FmriStreamError, StorageError
 from fmristream.storage.async_reads import AsyncReads, wait_for
@@ -128,6 +128,7 @@ class _Part:
     stop: int
     what: str
     edges: set[int]
+    turn: int = 0  # see `RangeFetcher.turn`
     handles: list[Handle] = field(default_factory=list)
     users: int = 0
     task: asyncio.Task[None] | None = None
@@ -157,7 +158,7 @@ class RangeFetcher:
     Args:
         store: what `reads` reads, for messages.
         reads: how.
-        limit_bytes: asked for or not yet released; one range alone may be more.
+        limit_bytes: asked for or not yet released; what the earliest turn needs alone may be more.
         policy: of retries, where the client has none of its own.
         cache: where chunks are looked for first, and kept.
         depth: how many requests at a time.
@@ -181,18 +182,31 @@ class RangeFetcher:
         self._policy = RetryPolicy() if policy is None else policy
         self._cache = cache
         # All of these are the loop's alone.
-        self._waiting: deque[_Part] = deque()
+        self._waiting: list[tuple[int, int, _Part]] = []  # a heap, the earliest turn first
+        self._numbers = count()
         self._parts: set[_Part] = set()
         self._held_bytes = 0
         self._in_flight = 0
         self._is_closed = False
+        self._turns = count()  # asked for by any thread: next() of it is one step
 
-    def submit(self, wanted: Sequence[Wanted]) -> list[Handle]:
-        """Begin to fetch, neighbours together; one handle for each."""
+    def turn(self) -> int:
+        """A place in the order in which ranges are fetched, for a `submit` that comes later."""
+        return next(self._turns)
+
+    def submit(self, wanted: Sequence[Wanted], *, turn: int | None = None) -> list[Handle]:
+        """Begin to fetch, neighbours together; one handle for each.
+
+        Args:
+            wanted: the ranges.
+            turn: what all of them are needed for together, so that none of the earliest turn waits for room; each request
+                has its own where not given.
+        """
         handles: list[Handle] = []
         by_place: dict[int, Handle] = {}
         parts = []
         for part, places in _coalesced(self, wanted):
+            part.turn = self.turn() if turn is None else turn
             parts.append(part)
             for place in places:
                 handle = by_place[place] = Handle(self, part, wanted[place])
@@ -231,20 +245,20 @@ class RangeFetcher:
                 for handle in part.handles:
                     handle._fail(StorageError(f"{self._store.name}: the loader is closed"))
             elif part.users:  # else everybody let go of it before it began
-                self._waiting.append(part)
+                heapq.heappush(self._waiting, (part.turn, next(self._numbers), part))
                 self._parts.add(part)
                 self.counts.bytes_wanted += part.bytes
         self._pump()
 
     def _pump(self) -> None:
         while self._waiting and self._in_flight < self.depth.now:
-            part = self._waiting[0]
+            part = self._waiting[0][-1]
             if part.is_over:
-                self._waiting.popleft()
+                heapq.heappop(self._waiting)
                 continue
-            if self._held_bytes and self._held_bytes + part.bytes > self._limit_bytes:
+            if self._held_bytes + part.bytes > self._limit_bytes and not self._is_due(part):
                 return
-            self._waiting.popleft()
+            heapq.heappop(self._waiting)
             part.is_admitted = True
             self._held_bytes += part.bytes
             self._in_flight += 1
@@ -252,6 +266,10 @@ class RangeFetcher:
             self.counts.most_in_flight = max(self.counts.most_in_flight, self._in_flight)
             part.task = self._reads.loop.create_task(self._run(part))
             part.task.add_done_callback(self._ended)  # also where it is given up before it began
+
+    def _is_due(self, part: _Part) -> bool:
+        """Whether nothing that is held was asked for earlier: then what is held may wait for this very part."""
+        return all(part.turn <= held.turn for held in self._parts if held.is_admitted and not held.is_over)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._in_flight -= 1

@@ -278,6 +278,17 @@ class StreamingDataset:
         return self._table.longest
 
     @property
+    def packed_as(self) -> tuple[Any, ...]:
+        """What the values of a packed frame are: equal where those of two selections are the same places.
+
+        Reductions by parcels and components have their own: of another dataset they are other values.
+        """
+        grid = self.has_grid and self.grid
+        own = (self.recipe.text, self.content_digest if not grid else "", id(self.recipe) if self.recipe.fitted else 0)
+        reduced = own if self.recipe.reduces else ()
+        return (self.runs[0].space_digest, self.voxels, grid, self.orientation, *reduced)
+
+    @property
     def has_windows(self) -> bool:
         """Whether all clips have as many frames; those of whole runs have not."""
         return self._frames is not None

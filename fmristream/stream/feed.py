@@ -111,6 +111,7 @@ class Feeding:
         self._lock = Lock()
         self._is_cancelled = False
         self._handles: list[Handle] = []
+        self._turn = fetcher.turn()  # taken now: a batch that is planned later than the next one still comes first
         planned = [threads.submit(reader.request, run, clip) for run, clip in clips]
         when_all_done(planned, lambda: self._fetch(planned))
 
@@ -138,7 +139,7 @@ class Feeding:
             if self._is_cancelled:
                 return
             wanted = [wanted_of(request, span) for request in requests.values() for span in request.spans]
-            self._handles = handles = self._fetcher.submit(wanted)
+            self._handles = handles = self._fetcher.submit(wanted, turn=self._turn)
         prepared: dict[str, Future[Prepared]] = {}
         for request in requests.values():
             if request.run.name not in prepared:

@@ -129,9 +129,10 @@ def fit(
 def split_digest(dataset: Dataset, split: str | SplitPart) -> str:
     """Hex sha256 over the identities of a split's runs, in base order: changes when any run comes, goes or changes.
 
-    Conditions that the dataset was opened with do not enter: they take runs away from every part alike.
+    Of a dataset that was opened with a condition, those that it leaves: statistics of some of the training runs are not
+    those of all, and conditions may be what divides who trains from who tests.
     """
-    runs: RunTable = dataset.all_runs
+    runs: RunTable = dataset.runs
     if isinstance(split, SplitPart):
         runs = runs.select(np.array([split.has(subject) for subject in runs.column("subject")], dtype=bool))
     else:
@@ -164,7 +165,8 @@ def require_fitted(fitted: Sequence[Fitted], dataset: Dataset, split: str | Spli
         if one.split_digest != now:
             raise ResumeError(
                 f"{dataset.store.name}: the statistics {one.name!r} were fitted to a split {one.split!r} of digest "
-                f"{one.split_digest[:12]}, it is {now[:12]} now; fit them again: they may know test subjects"
+                f"{one.split_digest[:12]}, it is {now[:12]} now, or these clips have "
+                "another `where`; fit them again: they may know test subjects"
             )
 
 

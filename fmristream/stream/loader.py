@@ -75,7 +75,7 @@ class StreamingLoader:
         dtype: of values: `float32`; `float16`, rounded as numpy rounds it; `int16`: residuals as they are stored, with
             `scale` and `offset` beside them, where the recipe is just that.
         output: `packed` in-mask values, or `placed` on the grid by the loader's threads, which a host without a GPU wants.
-        prefetch_bytes: of remote datasets, what may be asked for or waiting to be decoded; one window alone may be more.
+        prefetch_bytes: of remote datasets, what may be asked for or waiting to be decoded; the batch that is due may be more.
         retry: bounds of a remote read with all its attempts; those of `RetryPolicy` where not given. S3's own client has
             its own.
 
@@ -117,6 +117,7 @@ class StreamingLoader:
         self._grid = clips.grid if self._is_placed or clips.has_grid else None
         self._positions = torch.from_numpy(clips.positions) if clips.has_grid and not self._is_placed else None
         self._stretches = [stretches_of(member.positions) if self._is_placed else None for member in members]
+        self._targets = [{target.name: target for target in member.targets} for member in members]
         # Each member has its share of what may be under way.
         self._feeds: list[Feed | None] = [
             feed_of(member.reader, limit_bytes=prefetch_bytes // len(members), policy=retry) for member in members
@@ -168,10 +169,16 @@ class StreamingLoader:
         Iterations go from epoch to epoch without this. Stored order has one epoch only, which every iteration begins anew.
 
         Raises:
-            UsageError: it is negative.
+            UsageError: it is negative, or epochs are shorter than a batch.
         """
         if epoch < 0:
             raise UsageError(f"epoch {epoch}: expected 0 or more")
+        samples = self._schedule.order.samples
+        if self._schedule.order.is_shuffled and samples < self._schedule.batch_size:
+            raise UsageError(
+                f"set_epoch({epoch}): an epoch has {samples} samples, a batch {self._schedule.batch_size}, so that not every "
+                "epoch has a batch of its own; use a smaller batch_size, or forever()"
+            )
         if self._schedule.order.is_shuffled and epoch != self.epoch:
             self._restart(self._schedule.start_of(epoch, consumed=self._consumed))
 
@@ -346,9 +353,9 @@ class StreamingLoader:
             run=[row.run.name for row in rows],
             targets={
                 target.name: torch.tensor(
-                    [row.clips.targets[place].of(row.run.subject) for row in rows], dtype=torch.float32
+                    [self._targets[row.source][target.name].of(row.run.subject) for row in rows], dtype=torch.float32
                 )
-                for place, target in enumerate(self.clips.targets)
+                for target in self.clips.targets
             },
             global_size=self._schedule.batch_size,
             position=ahead.position,

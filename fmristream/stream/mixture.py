@@ -52,8 +52,10 @@ class Mixture:
         if not clips.num_windows:
             raise UsageError(f"member {number} of the mixture holds no window; leave it out or choose a shorter one")
         first = self.members[0]
-        for name in ("window", "views", "channels", "target_labels", "side_shapes"):
+        for name in ("window", "views", "channels", "target_labels", "side"):
             here, there = getattr(first, name), getattr(clips, name)
+            if name == "side":
+                here, there = here.wanted, there.wanted
             if here != there:
                 raise UsageError(
                     f"member {number} of the mixture has {name} {there}, member 0 has {here}; batches need the same of all"
@@ -64,6 +66,15 @@ class Mixture:
             raise SpaceError(
                 "the members of the mixture lie on different grids, so no batch can hold them; give all the same target "
                 "grid and let the loader place them (output='placed'), or leave members out"
+            )
+        turned = {
+            (clips.orientation, *(round(size, 2) for size in clips.voxel_sizes_mm or ())) for clips in self.members
+        }
+        if len(turned) > 1:
+            shown = "; ".join(sorted(f"{code or 'unknown'} {sizes} mm" for code, *sizes in turned))
+            raise SpaceError(
+                f"the members of the mixture have grids of different axes or voxels ({shown}), so that left would be right in "
+                "some rows; give all one orientation=..., and convert with --resample-mm where voxels differ"
             )
         labels = sorted({str(clips.runs[0].space) for clips in self.members})
         is_one = len(labels) == 1 and (labels[0] not in UNALIGNED or len(self.members) == 1)
@@ -141,7 +152,7 @@ class Mixture:
     @property
     def shares_mask(self) -> bool:
         """Whether a value of a frame is the same place for all members, as packed batches need it."""
-        return len({(clips.runs[0].space_digest, clips.has_grid and clips.grid) for clips in self.members}) == 1
+        return len({clips.packed_as for clips in self.members}) == 1
 
     @property
     def has_windows(self) -> bool:

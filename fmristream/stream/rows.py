@@ -18,6 +18,8 @@ from fmristream.signal.prepared import Prepared
 GROUP_BYTES = 3 * 2**19
 _LONGEST_GROUP = 8
 
+MAX_HALF = float(np.finfo(np.float16).max)
+
 _PACKED = np.empty((0, 3), dtype=np.uint32)
 
 
@@ -228,7 +230,16 @@ class _Rows:
                 )
 
     def put(self, row: int, values: NDArray[np.float32]) -> None:
-        """Write (c, count, v) float32."""
+        """Write (c, count, v) float32.
+
+        Raises:
+            UsageError: a value does not fit float16.
+        """
+        if self.is_half and values.size and (largest := max(-float(values.min()), float(values.max()))) > MAX_HALF:
+            raise UsageError(
+                f"a value of {largest:.3g} does not fit float16, which ends at {MAX_HALF:,.0f}; use dtype='float32', or a "
+                "recipe that normalises"
+            )
         written = self.lend(row, values.shape[1], values.shape[2])
         for channel in range(self.channels):
             for number in range(values.shape[1]):

@@ -233,6 +233,11 @@ class SideReader:
         self._kept: OrderedDict[tuple[str, int], Series] = OrderedDict()
         self._lock = Lock()
 
+    @property
+    def wanted(self) -> dict[str, tuple[SideSeries, tuple[str, ...]]]:
+        """What each name stands for."""
+        return {name: (one, self.columns[name]) for name, one in self._series.items()}
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_kept", "_lock")}
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmristream.catalog.run import Run
-from fmristream.errors import CorruptDataError
+from fmristream.errors import CorruptDataError, SpaceError
 from fmristream.sampling.clip import Clip
 from fmristream.shards.dataset import Dataset
 from fmristream.shards.run_reader import RunReader, Span
@@ -109,6 +109,7 @@ class WindowReader:
         is_mapped = data is None and reader.is_raw and isinstance(reader.store, LocalStore)
         known = self._known.of(request.run) if is_mapped else None
         recipe = self.prepared(request.run) if prepared is None else prepared
+        _require_room(request, recipe, target)
         sink = sink_of(reader, recipe, request.clip, target, scratch, known)
         try:
             row = 0
@@ -133,6 +134,26 @@ class WindowReader:
             ObjectMissingError: an object of the run is gone.
         """
         self.fill(self.request(run, clip), Target(packed), scratch)
+
+
+def _require_room(request: Request, recipe: Prepared, target: Target) -> None:
+    """Raise SpaceError unless a clip fits its place exactly: kernels write what they have, wherever that ends."""
+    channels, frames, last = target.values.shape
+    width = recipe.width
+    if target.stretches is not None:
+        ends = (
+            target.stretches[:, :2].max(axis=0, initial=0)
+            if not len(target.stretches)
+            else ((target.stretches[:, :2] + target.stretches[:, 2:]).max(axis=0))
+        )
+        fits = bool(ends[0] <= width and ends[1] <= last)
+    else:
+        fits = last == width
+    if not fits or (channels, frames) != (recipe.channels, request.clip.length):
+        raise SpaceError(
+            f"run {request.run.name}: {recipe.channels} channels of {request.clip.length} frames of {width} values do not fit "
+            f"a place of {channels}, {frames} and {last}; stream runs of one space by one recipe"
+        )
 
 
 def _pour(span: Span, source: "_Source", sink: Sink, row: int) -> None:

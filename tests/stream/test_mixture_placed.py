@@ -3,25 +3,23 @@
 import numpy as np
 import pytest
 
+import fmristream
 from fmristream.errors import SpaceError
+from fmristream.ingest.options import ConvertOptions
 from fmristream.stream.clips import StreamingDataset
 from fmristream.stream.loader import StreamingLoader
 from fmristream.stream.mixture import Mixture
-from tests.stream.nifti_runs import converted
-from tests.stream.test_normalization import brain_like
+from tests.stream.conftest import COHORT
 
 GRID = (7, 6, 8)
 
 
 @pytest.fixture
 def mixture(tmp_path, cohort_url):
-    other = converted(tmp_path, {"1": brain_like("i2"), "2": brain_like("i2", seed=1)})
+    other = str(tmp_path / "unmasked")
+    fmristream.convert(COHORT, other, options=ConvertOptions(mask="none", split="exact"))
     wanted = {"window": 4, "grid": GRID, "normalize": "global-zscore"}
-    members = [
-        (StreamingDataset(other, seed=1, mix_spaces=True, **wanted), 1.0),
-        (StreamingDataset(cohort_url, seed=2, mix_spaces=True, **wanted), 1.0),
-    ]
-    return Mixture(members, mix_spaces=True)
+    return Mixture([(StreamingDataset(url, seed=1, **wanted), 1.0) for url in (other, cohort_url)])
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 2e-3)])
