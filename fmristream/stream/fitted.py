@@ -97,6 +97,11 @@ def fit(
         CorruptDataError: a run cannot be read or normalised.
     """
     split = _training_split(clips)
+    if clips.recipe.stats != "run":
+        raise UsageError(
+            f"fit({step!r}) of clips with stats={clips.recipe.stats!r}: statistics of a cohort are fitted to what whole runs "
+            "give; open the clips without stats"
+        )
     before, cohort = _parted(step)
     recipe = Recipe(steps=(*clips.recipe.steps, *before), fitted=clips.recipe.fitted, atlases=clips.recipe.atlases)
     if recipe.channels != 1:

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -227,6 +227,8 @@ class StreamingLoader:
         try:
             for filling in ahead.filling:
                 filling.result()  # the thread's error, if it had one
+        except CancelledError as error:
+            raise UsageError("the loader was closed while a batch was waited for; make a new one") from error
         except BaseException:
             self._restart(self._consumed)
             raise

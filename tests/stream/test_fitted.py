@@ -208,3 +208,33 @@ def test_a_name_that_is_not_there_is_refused_with_those_that_are(own):
         load_fitted(dataset, "x")
     with pytest.raises(UsageError, match="name="):
         fmristream.fit(training(own), "cohort-minmax", name="a/b")
+
+
+def test_statistics_of_one_condition_are_refused_under_another(cohort_url):
+    dataset = fmristream.open(cohort_url)
+    subjects = sorted(set(dataset.runs.where("split", "train").column("subject")))
+    fold = {"window": 7, "split": "train", "where": f"subject in {subjects[:3]}"}
+    fitted = fmristream.fit(fmristream.StreamingDataset(cohort_url, normalize="none", **fold), "cohort-zscore")
+    used = {"normalize": "cohort-zscore", "fitted": [fitted]}
+    fmristream.StreamingDataset(cohort_url, **fold, **used)
+    for where in (None, f"subject in {subjects[3:]}"):
+        with pytest.raises(ResumeError, match="another `where`"):
+            fmristream.StreamingDataset(cohort_url, **{**fold, "where": where}, **used)
+
+
+def test_a_split_of_a_filtered_dataset_is_fitted_to(cohort_url):
+    dataset = fmristream.open(cohort_url).where("age > 0")
+    split = fmristream.split(dataset, by="subject", seed=1)
+    fitted = fmristream.fit(fmristream.StreamingDataset(dataset, window=7, split=split.train), "cohort-zscore")
+    chosen = {"window": 7, "normalize": "voxel-zscore | cohort-zscore", "fitted": [fitted]}
+    assert len(fmristream.StreamingDataset(dataset, split=split.test, **chosen)) > 0
+    other = fmristream.split(dataset, by="subject", seed=2)
+    for part in (other.test, "test"):
+        with pytest.raises(ResumeError, match="they may know test subjects"):
+            fmristream.StreamingDataset(dataset, split=part, **chosen)
+
+
+def test_clips_whose_statistics_see_no_future_are_not_fitted_to(cohort_url):
+    clips = fmristream.StreamingDataset(cohort_url, window=7, split="train", stats="context", context=4)
+    with pytest.raises(UsageError, match="without stats"):
+        fmristream.fit(clips, "cohort-zscore")
