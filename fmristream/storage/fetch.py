@@ -158,7 +158,7 @@ class RangeFetcher:
     Args:
         store: what `reads` reads, for messages.
         reads: how.
-        limit_bytes: asked for or not yet released; what the earliest turn needs alone may be more.
+        limit_bytes: asked for or not yet released, beside what the earliest turn needs.
         policy: of retries, where the client has none of its own.
         cache: where chunks are looked for first, and kept.
         depth: how many requests at a time.

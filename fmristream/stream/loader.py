@@ -75,7 +75,7 @@ class StreamingLoader:
         dtype: of values: `float32`; `float16`, rounded as numpy rounds it; `int16`: residuals as they are stored, with
             `scale` and `offset` beside them, where the recipe is just that.
         output: `packed` in-mask values, or `placed` on the grid by the loader's threads, which a host without a GPU wants.
-        prefetch_bytes: of remote datasets, what may be asked for or waiting to be decoded; the batch that is due may be more.
+        prefetch_bytes: of remote datasets, what may be asked for or waiting to be decoded beside the batch that is due.
         retry: bounds of a remote read with all its attempts; those of `RetryPolicy` where not given. S3's own client has
             its own.
 
