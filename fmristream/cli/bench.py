@@ -68,9 +68,12 @@ def _print(report: "BenchReport") -> None:
     print_facts(
         report.url,
         [
-            ("windows", f"{report.windows_per_s:.3g} /s of {report.window} frames and {number(report.voxels)} voxels"),
-            ("frames", f"{report.frames_per_s:.3g} /s"),
-            ("read", f"{report.read_mb_s:.3g} MB/s"),
+            (
+                "windows",
+                f"{_rate(report.windows_per_s)} /s of {report.window} frames and {number(report.voxels)} voxels",
+            ),
+            ("frames", f"{_rate(report.frames_per_s)} /s"),
+            ("read", f"{_rate(report.read_mb_s)} MB/s"),
             ("waited", f"{report.waited_s:.3g} s of {report.seconds:.3g} s ({share:.0%})"),
             ("opened", f"in {report.open_s:.3g} s, {number(report.open_requests)} requests"),
             ("first batch", f"after {report.first_batch_s:.3g} s more"),
@@ -93,3 +96,8 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number, 1 or more")
     return int(text)
+
+
+def _rate(value: float) -> str:
+    """Three digits that mean something, and none of them as a power of ten."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"

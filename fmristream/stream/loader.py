@@ -1,4 +1,4 @@
-"""Batches in a fixed global order, fetched ahead by threads inside the rank's process. One of two importers of torch."""
+"""Batches in a fixed global order, fetched ahead by threads inside the rank's process."""
 
 import math
 from collections import deque

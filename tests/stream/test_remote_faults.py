@@ -145,3 +145,15 @@ def test_everything_at_once_is_bit_identical_or_a_typed_error(server: RangeServe
         assert named, str(error)  # noqa: PT017 - either is right
     else:
         assert same(found, expected)
+
+
+def test_a_loader_that_is_closed_while_a_batch_is_waited_for_says_so(server: RangeServer):
+    server.latency_s = 1.0
+    loader = StreamingLoader(clips_of(server.url), batch_size=BATCH)
+    closing = threading.Timer(0.3, loader.close)
+    closing.start()
+    begun = time.monotonic()
+    with pytest.raises(FmriStreamError, match="closed"):
+        list(loader)
+    closing.join()
+    assert time.monotonic() - begun < 30
