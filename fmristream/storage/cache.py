@@ -9,8 +9,10 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import secrets
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -32,6 +34,9 @@ _ABANDONED_S = 3600
 _USED_S = 600
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOENT})
+
+# What is ours in the folder: AB/CDEF... of a sha256, and tmp/... of 16 random bytes.
+_FOLDER, _CHUNK, _SCRATCH = re.compile("[0-9a-f]{2}"), re.compile("[0-9a-f]{62}"), re.compile("[0-9a-f]{32}")
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +111,7 @@ class DiskCache:
 
     def _write(self, path: Path, data: bytes | memoryview) -> None:
         if not self._is_made:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)  # it will hold data of people
             (self.path / "tmp").mkdir(exist_ok=True)
             self._is_made = True
         scratch = self.path / "tmp" / secrets.token_hex(16)
@@ -136,7 +141,7 @@ class DiskCache:
     def _evict(self, *, room: int) -> None:
         """Remove what was used longest ago, until there is room; one process at a time does it."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)  # it will hold data of people
             with open(self.path / "lock", "ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._remove_oldest(room)
@@ -147,16 +152,13 @@ class DiskCache:
 
     def _remove_oldest(self, room: int) -> None:
         files = []
-        for folder in os.scandir(self.path):
-            if not folder.is_dir(follow_symlinks=False):
-                continue
-            for entry in os.scandir(folder):
-                with suppress(OSError):  # removed by another process
-                    state = entry.stat(follow_symlinks=False)
-                    if folder.name == "tmp" and time.time() - state.st_mtime > _ABANDONED_S:
-                        os.unlink(entry)
-                    elif folder.name != "tmp":
-                        files.append((state.st_mtime, state.st_size, entry.path))
+        for path in self._own_files():
+            with suppress(OSError):  # removed by another process
+                state = path.lstat()
+                if path.parent.name != "tmp":
+                    files.append((state.st_mtime, state.st_size, path))
+                elif time.time() - state.st_mtime > _ABANDONED_S:
+                    path.unlink()
         total = sum(size for _, size, _ in files)
         if total + room <= self.limit_bytes:
             return
@@ -165,8 +167,15 @@ class DiskCache:
             if total <= goal:
                 break
             with suppress(OSError):
-                os.unlink(path)
+                path.unlink()
             total -= size
+
+    def _own_files(self) -> Iterator[Path]:
+        """Files that have a name of ours: the folder may hold other things, which are not ours to remove."""
+        for folder in self.path.iterdir():
+            pattern = _SCRATCH if folder.name == "tmp" else _CHUNK if _FOLDER.fullmatch(folder.name) else None
+            if pattern is not None and folder.is_dir() and not folder.is_symlink():
+                yield from (path for path in folder.iterdir() if pattern.fullmatch(path.name))
 
     def _file(self, store: str, key: str, start: int, stop: int) -> Path:
         name = hashlib.sha256(f"{store}\n{key}\n{start}-{stop}".encode()).hexdigest()

@@ -67,12 +67,30 @@ def test_what_was_used_longest_ago_makes_room(tmp_path):
     cache = DiskCache(tmp_path, 64 * KIB)
     for number in range(300):
         put(cache, number)
-        for path in chunks_in(cache)[:0]:
-            os.utime(path)
     total = sum(path.stat().st_size for path in chunks_in(cache))
     assert total <= 64 * KIB
     assert get(cache, 299) == data_of(299)
     assert get(cache, 0) is None
+
+
+def test_what_else_lies_in_the_folder_is_not_removed(tmp_path):
+    others = [
+        tmp_path / name for name in ("notes.txt", "study/sub-1_bold.nii.gz", "ab/mine", "tmp/draft", "ab/" + "g" * 62)
+    ]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(50 * KIB))
+        os.utime(path, (0, 0))
+    cache = DiskCache(tmp_path, 20 * KIB)
+    for number in range(100):
+        put(cache, number)
+    assert all(path.stat().st_size == 50 * KIB for path in others)
+    assert sum(get(cache, number) is not None for number in range(100)) <= 20
+
+
+def test_a_folder_that_is_made_is_its_owners_alone(tmp_path):
+    put(DiskCache(tmp_path / "new", 20 * KIB), 1)
+    assert (tmp_path / "new").stat().st_mode & 0o077 == 0
 
 
 def test_processes_share_a_cache_and_its_bound(tmp_path):
