@@ -14,7 +14,7 @@ run in environments that are made under OUT/envs; one that cannot be installed i
 
 `--remote` reads the same through a server of our own (`tools/shaping_server.py`) that waits 50 ms before each answer and
 sends 80 MB/s on each connection; it runs beside the reader on the same CPUs. Bytes and requests are of one window, those
-that were under way at the end included; loaders may have more ahead than windows in flight.
+that were under way at the end included. Ours is held to so many windows in flight by its bound on bytes.
 """
 
 import argparse

@@ -23,7 +23,7 @@ class Case:
         layout: that it reads, for its size and for making it.
         variant: which of several ways of the same peer.
         threads: that the reader may use; it is pinned to so many CPUs.
-        in_flight: windows asked for at the same time, of remote cases.
+        in_flight: windows asked for at the same time, of remote cases; 0 where a loader decides by what it measures.
         environment: where it runs; "" for the one of this project.
         note: what is not equal.
     """
@@ -133,7 +133,7 @@ LOCAL = (
 
 def _remote(name: str, peer: str, layout: str, in_flight: int, *, output: str = MASKED, note: str = "") -> Case:
     return Case(
-        name=f"{name}, {in_flight} in flight",
+        name=f"{name}, {in_flight} in flight" if in_flight else f"{name}, as it decides",
         peer=peer if ":" in peer else f"remote:{peer}",
         output=output,
         layout=layout,
@@ -144,7 +144,7 @@ def _remote(name: str, peer: str, layout: str, in_flight: int, *, output: str = 
 
 
 REMOTE = (
-    *(_remote("ours", "ours", "ours-lossless", number) for number in (1, 8, 16, 32)),
+    *(_remote("ours", "ours", "ours-lossless", number) for number in (1, 8, 16, 32, 0)),
     *(_remote("ours by tensorstore + our kernels", "tensorstore", "ours-lossless", number) for number in (1, 16)),
     *(_remote("ours by zarr-python + our kernels", "zarr_python", "ours-lossless", number) for number in (1, 8)),
     _remote("ours by fsspec + our kernels", "fsspec_sync", "ours-lossless", 1),

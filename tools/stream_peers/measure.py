@@ -129,7 +129,7 @@ def calibrate(one: Worker, facts: Facts, *, round_s: float, most_windows: int) -
         after = counts_of(facts.url)
         assert before.requests
         # What is under way at the end was asked for as well.
-        count = answer["windows"] + answer["untimed"] + one.measured.case.in_flight - 1
+        count = answer["windows"] + answer["untimed"] + max(one.measured.case.in_flight - 1, 0)
         one.measured.requests, one.measured.megabytes = after.requests / count, after.bytes / 1e6 / count
     one.windows = int(min(max(answer["windows"] / answer["seconds"] * round_s, _FEWEST), most_windows))
 

@@ -23,11 +23,11 @@ def ours(facts: Facts, case: Case) -> Stream:
 
 
 def batch_of(case: Case) -> int:
-    """Windows of a batch: one for each that is in flight, of remote cases, up to twice as many as of local ones."""
-    return BATCH if case.in_flight == 1 else min(case.in_flight, 2 * BATCH)
+    """Windows of a batch; one, as others give them, where only so many may be in flight."""
+    return 1 if case.peer.startswith("remote:") and case.in_flight else BATCH
 
 
-def streaming(facts: Facts, case: Case, *, url: str, threads: int, batch: int, ahead: int) -> Stream:
+def streaming(facts: Facts, case: Case, *, url: str, threads: int, batch: int, ahead: int, **more: int) -> Stream:
     """A loader for each round, over a dataset that stays open."""
     import torch
 
@@ -39,7 +39,13 @@ def streaming(facts: Facts, case: Case, *, url: str, threads: int, batch: int, a
 
     def stream(number: int) -> Iterator[Sample]:
         clips = fmristream.StreamingDataset(dataset, window=facts.window, stride=1, seed=number)
-        options = {"batch_size": batch, "threads": threads, "prefetch_batches": ahead, **LOADER_OPTIONS[case.output]}
+        options = {
+            "batch_size": batch,
+            "threads": threads,
+            "prefetch_batches": ahead,
+            **LOADER_OPTIONS[case.output],
+            **more,
+        }
         with fmristream.StreamingLoader(clips, **options) as loader:
             for _ in count():
                 for one in loader:

@@ -16,10 +16,16 @@ from tools.stream_peers.same_layout import tensorstore_arrays, zarr_arrays
 
 
 def ours(facts: Facts, case: Case) -> Stream:
-    """As many threads as windows are to be in flight: each has one window under way."""
+    """One window is due, the bound on bytes lets in the others; 0: as the loader decides."""
     batch = batch_of(case)
-    ahead = case.in_flight // batch + 1  # batches: one is being taken
-    return streaming(facts, case, url=facts.where(case.layout), threads=case.in_flight, batch=batch, ahead=ahead)
+    bound = {"prefetch_bytes": (case.in_flight - batch) * window_bytes(facts, case)} if case.in_flight else {}
+    return streaming(facts, case, url=facts.where(case.layout), threads=case.threads, batch=batch, ahead=2, **bound)
+
+
+def window_bytes(facts: Facts, case: Case) -> int:
+    """Stored bytes of the frames of a window, on average, and a tenth more: the largest windows shall fit, too."""
+    shards = (facts.path / case.layout).glob("**/c/*/0")
+    return int(sum(path.stat().st_size for path in shards) / (facts.runs * facts.frames) * facts.window * 1.1)
 
 
 def tensorstore(facts: Facts, case: Case) -> Stream:

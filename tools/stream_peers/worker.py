@@ -71,9 +71,12 @@ def one_round(stream: Stream, case: Case, *, round: int, windows: int) -> dict[s
     return {"windows": windows, "seconds": seconds, "cpu_s": cpu_s, "untimed": before, "disk_mb": disk_mb}
 
 
+_DEEPEST = 48  # windows in flight where the loader decides: its requests at most
+
+
 def untimed(case: Case) -> int:
     """Windows before the clock starts: a loader's batches that are ready ahead, and one turn of what is in flight."""
-    return max(4 * batch(case), 2 * case.in_flight) if is_batched(case) else max(1, case.in_flight)
+    return max(4 * batch(case), 2 * (case.in_flight or _DEEPEST)) if is_batched(case) else max(1, case.in_flight)
 
 
 def is_batched(case: Case) -> bool:
