@@ -1,0 +1,228 @@
+"""An import on disk: the weights, a recipe that names their network, and what is known of where they came from.
+
+    DIR/model.safetensors   the tensors, as they were stored
+        recipe.toml         grid, window and model section, for `python -m train`
+        imported.json       network, all options and where each is known from, source, what was ignored and why
+
+A folder is filled beside its place and renamed, so a kill leaves a whole import or none. Nothing in it names a machine, a
+folder or a user.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tomllib
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmristream._version import __version__
+from fmristream.errors import UsageError
+from train.config import recipe_from
+from train.models.checkpoint_files import CheckpointFile
+from train.models.importing import Fitted, load_fitted
+from train.models.load import WeightsError, read_weights
+from train.models.published import FAMILIES
+
+FORMAT = 1
+WEIGHTS, RECIPE, ABOUT = "model.safetensors", "recipe.toml", "imported.json"
+# What the trainer takes from the data and the objective; a recipe may not say it too.
+_NOT_IN_RECIPES = ("img_size", "outputs")
+
+
+def write_import(folder: Path, fitted: Fitted, file: CheckpointFile, *, force: bool = False) -> None:
+    """Write the import as a new folder, or none of it.
+
+    Args:
+        folder: must not exist; with `force` it may hold an earlier import, which is replaced, or nothing.
+        fitted: what is written.
+        file: where it came from.
+        force: replace an earlier import.
+
+    Raises:
+        UsageError: the folder is taken.
+    """
+    from safetensors.torch import save
+
+    _check_free(folder, force=force)
+    weights = bytes(save({name: stored(tensor) for name, tensor in fitted.tensors.items()}))
+    files = {
+        WEIGHTS: weights,
+        RECIPE: recipe_text(fitted, file).encode(),
+        ABOUT: _json(_about(fitted, file, sha256=hashlib.sha256(weights).hexdigest())),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.parent / f".unfinished-{folder.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        unfinished.mkdir()
+        for name, data in files.items():
+            write_flushed(unfinished / name, data)
+        flush_folder(unfinished)
+        _put_in_place(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    flush_folder(folder.parent)
+
+
+def load_imported(folder: Path) -> nn.Module:
+    """The network of an import with its weights; a head that was left behind begins anew.
+
+    Raises:
+        WeightsError: a file is missing, or is not what was written.
+    """
+    about = read_about(folder)
+    found = _sha256(folder / WEIGHTS)
+    if found != about["weights_sha256"]:
+        raise WeightsError(f"{folder / WEIGHTS}: its sha256 is not that of what was imported; import it again")
+    return load_fitted(
+        about["model"], about["options"], read_weights(folder / WEIGHTS), backbone=bool(about["backbone_only"])
+    )
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What imported.json says."""
+    path = folder / ABOUT
+    try:
+        about = json.loads(path.read_bytes())
+        if about["format"] != FORMAT or not {"model", "options", "weights_sha256", "backbone_only"} <= set(about):
+            raise WeightsError(f"{path}: expected format {FORMAT} of an import, got {about['format']}; import it again")
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror}); give the folder of an import") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{path}: not the JSON that was written ({error!r}); import it again") from error
+    return dict(about)
+
+
+def recipe_text(fitted: Fitted, file: CheckpointFile) -> str:
+    """A recipe with what the weights fix; `train.config.load_recipe` reads it."""
+    options = fitted.options
+    data: dict[str, Any] = {}
+    if "img_size" in options:
+        data = {"window": options["img_size"][3], "grid": list(options["img_size"][:3])}
+    elif "num_timepoints_per_voxel" in options:
+        data = {"window": options["num_timepoints_per_voxel"]}
+    model = {"name": fitted.network, **{name: options[name] for name in options if name not in _NOT_IN_RECIPES}}
+    lines = [
+        f"# The network of {_printable(file.name)} (sha256 {file.sha256[:12]}); {ABOUT} says where each option is known from.",
+        "# Give the dataset with --set data.url=URL, normalised as the weights were trained.",
+    ]
+    for section, values in (("data", data), ("model", model)):
+        if values:
+            lines += ["", f"[{section}]", *(f"{name} = {_toml(value, name)}" for name, value in values.items())]
+    text = "\n".join(lines) + "\n"
+    recipe_from(tomllib.loads(text))  # what the trainer would refuse is not written
+    return text
+
+
+def _printable(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def _toml(value: Any, name: str) -> str:
+    """A number, a word, true, false, or a list of them: JSON's spelling is TOML's."""
+    items = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(item, str) or (isinstance(item, int | float) and math.isfinite(item)) for item in items):
+        raise UsageError(
+            f"{name}: {value!r} cannot be said in a recipe; expected a number, a word, true, false or a list"
+        )
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def _about(fitted: Fitted, file: CheckpointFile, *, sha256: str) -> dict[str, Any]:
+    import safetensors
+
+    return {
+        "format": FORMAT,
+        "model": fitted.network,
+        "backbone_only": fitted.backbone,
+        "options": {name: list(value) if isinstance(value, tuple) else value for name, value in fitted.options.items()},
+        "known_from": dict(fitted.known_from),
+        "source": {
+            "name": file.name,
+            "bytes": file.size_bytes,
+            "sha256": file.sha256,
+            "layout": file.layout,
+            "stripped": file.wrapper,
+        },
+        "tensors": len(fitted.tensors),
+        "values": sum(tensor.numel() for tensor in fitted.tensors.values()),
+        "dtypes": dtypes(fitted.tensors),
+        "ignored": dict(fitted.ignored),
+        "licence": FAMILIES[fitted.network].licence,
+        "weights_sha256": sha256,
+        "versions": {"fmristream": __version__, "torch": torch.__version__, "safetensors": safetensors.__version__},
+    }
+
+
+def dtypes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many tensors are of each dtype."""
+    return dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()))
+
+
+def stored(tensor: Tensor) -> Tensor:
+    """A copy that safetensors takes: on the CPU, dense, its memory shared with no other."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """A new file whose bytes are on the disk when this returns."""
+    with open(path, "xb") as target:
+        target.write(data)
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Put a folder's names on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_free(folder: Path, *, force: bool) -> None:
+    """Only an earlier import, or an empty folder, is ever replaced."""
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise UsageError(f"{folder}: is not a folder; give another --out")
+    inside = {path.name for path in folder.iterdir()}
+    if inside and not force:
+        raise UsageError(f"{folder}: is there already; give another --out, or --force to replace an earlier import")
+    if not inside <= {WEIGHTS, RECIPE, ABOUT}:
+        others = ", ".join(sorted(inside - {WEIGHTS, RECIPE, ABOUT})[:3])
+        raise UsageError(f"{folder}: holds other things than an import ({others}); give another --out")
+
+
+def _put_in_place(unfinished: Path, folder: Path) -> None:
+    if not folder.exists():
+        unfinished.rename(folder)
+        return
+    old = folder.parent / f".unfinished-{folder.name}-{uuid.uuid4().hex[:8]}"
+    folder.rename(old)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror}); import it again") from error
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
