@@ -162,7 +162,7 @@ def _options(
     if asked:
         width = max(map(len, asked))
         raise UsageError(
-            f"{about}, {len(asked)} options cannot be seen in the tensors, and a wrong one would compute something else "
+            f"{about}, {len(asked)} option{'s' * (len(asked) > 1)} cannot be seen in the tensors, and a wrong one would compute something else "
             "without complaint; give them by --set NAME=VALUE or --config FILE\n"
             + "\n".join(f"  {name:{width}}  {what}" for name, what in asked.items())
         )

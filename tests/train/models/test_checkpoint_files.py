@@ -36,7 +36,11 @@ def assert_state(tensors):
     ("name", "content", "layout"),
     [
         ("lightning.ckpt", {"state_dict": STATE, "hyper_parameters": {"embed_dim": 4}, "epoch": 3}, "Lightning"),
-        ("tff.pth", {"model_state_dict": STATE, "loss_value": 0.5, "lr": [1e-3]}, "model_state_dict beside other states"),
+        (
+            "tff.pth",
+            {"model_state_dict": STATE, "loss_value": 0.5, "lr": [1e-3]},
+            "model_state_dict beside other states",
+        ),
         ("mae.pt", {"model": STATE, "epoch": 3}, "model"),
         ("pytorch_model.bin", STATE, "state_dict"),
     ],
@@ -99,7 +103,7 @@ def test_hyper_parameters_of_unknown_classes_are_refused_with_the_way_out(tmp_pa
         read_checkpoint(tmp_path / "last.ckpt")
     text = str(caught.value)
     assert "its pickle asks for argparse.Namespace, which is neither a tensor nor a plain value" in text
-    assert 'torch.load(\'last.ckpt\', map_location="cpu", weights_only=False)' in text
+    assert "torch.load('last.ckpt', map_location=\"cpu\", weights_only=False)" in text
     assert "--set or --config" in text
     assert str(tmp_path) not in text.partition("If you trust")[2], "the recipe names the file, not where it lies"
 

@@ -23,10 +23,14 @@ _TFF1 = {
     "in_chans": 2,
     "out_chans": 1,
     "model_depth": 4,
-    "intermediate_vec": 24,
-    "num_attention_heads": 4,
+    "intermediate_vec": 32,
 }
-_BERT = {"bert_intermediate_size": 32, "max_position_embeddings": 8, "transformer_hidden_layers": 2}
+_BERT = {
+    "num_attention_heads": 4,
+    "bert_intermediate_size": 40,
+    "max_position_embeddings": 8,
+    "transformer_hidden_layers": 2,
+}
 _TFF3 = {name: value for name, value in (_TFF1 | _BERT).items() if name != "out_chans"} | {"outputs": 1}
 _WIDTHS = {
     "hidden_size": 16,
@@ -58,7 +62,7 @@ OPTIONS = {
 # Those of them that no tensor shows.
 UNSEEN = {
     "swift": ("patch_size", "num_heads", "window_size", "first_window_size", "last_layer_full_MSA"),
-    "tff1": ("img_size", "num_attention_heads"),
+    "tff1": ("img_size",),
     "tff2": ("img_size", "num_attention_heads"),
     "tff3": ("img_size", "num_attention_heads"),
     "brainlm": ("num_timepoints_per_voxel",),
@@ -66,14 +70,17 @@ UNSEEN = {
 }
 _COUNTERS = {
     "transformer.bert.embeddings.position_ids": torch.arange(8).unsqueeze(0),
-    "transformer.bert.embeddings.word_embeddings.weight": torch.ones(1, 24),
+    "transformer.bert.embeddings.word_embeddings.weight": torch.ones(1, 32),
 }
 # Names that the published code stores and never uses.
 UNUSED = {
     "swift": {"model.norm.weight": torch.ones(8), "model.norm.bias": torch.zeros(8)},
     "tff1": {},
     "tff2": _COUNTERS
-    | {"transformer.bert.pooler.dense.weight": torch.ones(24, 24), "transformer.bert.pooler.dense.bias": torch.ones(24)},
+    | {
+        "transformer.bert.pooler.dense.weight": torch.ones(32, 32),
+        "transformer.bert.pooler.dense.bias": torch.ones(32),
+    },
     "tff3": _COUNTERS,
     "brainlm": {"decoder.decoder_pred.weight": torch.ones(3, 16), "decoder.decoder_pred.bias": torch.ones(3)},
     "brainlm-vitmae": {},
