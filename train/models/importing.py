@@ -162,8 +162,8 @@ def _options(
     if asked:
         width = max(map(len, asked))
         raise UsageError(
-            f"{about}, {len(asked)} option{'s' * (len(asked) > 1)} cannot be seen in the tensors, and a wrong one would compute something else "
-            "without complaint; give them by --set NAME=VALUE or --config FILE\n"
+            f"{about}, {len(asked)} option{'s' * (len(asked) > 1)} cannot be seen in the tensors, and a wrong one would "
+            "compute something else without complaint; give them by --set NAME=VALUE or --config FILE\n"
             + "\n".join(f"  {name:{width}}  {what}" for name, what in asked.items())
         )
     return {name: value for name, (value, _) in values.items()}, {name: by for name, (_, by) in values.items()}
@@ -172,7 +172,13 @@ def _options(
 def _known(family: Family, told: Told, network: str) -> dict[str, Any]:
     """What was told in our names; names of no option are left out, or refused where a person wrote them."""
     known = {*family.options, *family.hints}
-    renamed = {family.aliases.get(name, name): value for name, value in told.options.items()}
+    options = dict(told.options)
+    if family.sizes and "size" in options:
+        size = options.pop("size")
+        if size not in family.sizes:
+            raise UsageError(f"{told.by} size: {network} has no size {size!r}; known: {', '.join(family.sizes)}")
+        options = {**family.sizes[size], **options}
+    renamed = {family.aliases.get(name, name): value for name, value in options.items()}
     unknown = [name for name in renamed if name not in known]
     if unknown and told.only_known:
         near = difflib.get_close_matches(unknown[0], known, n=1)

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from train.models import brainlm, load, tff_load
 from train.models.brainlm import Brainlm
-from train.models.brainlm_config import BrainlmConfig, VitmaeConfig, brainlm_config, vitmae_config
+from train.models.brainlm_config import (
+    BRAINLM_SIZES,
+    VITMAE_SIZES,
+    BrainlmConfig,
+    VitmaeConfig,
+    brainlm_config,
+    vitmae_config,
+)
 from train.models.brainlm_vitmae import BrainlmVitmae
 from train.models.load import WeightsError, under_model
 from train.models.swift_config import SwiftConfig
@@ -33,7 +40,10 @@ class Family:
     `anchors` are names that every checkpoint of it has, and that no other family's have all of. `shown` reads options from
     tensors, with the help of options that are known. `asked` are options that change the function and that no tensor shows,
     with what they are; `assumed` those that all published weights share, as the config's defaults say. `head` begins the
-    names of a head that may be left behind. `aliases` are published names of options; `hints` are told, and are no options.
+    names of a head that may be left behind.
+
+    `further` are options beside those of the config; `aliases` published names of options; `hints` are told, and are no
+    options; `sizes` are words for several options.
     """
 
     anchors: tuple[str, ...]
@@ -48,6 +58,7 @@ class Family:
     head: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
     hints: tuple[str, ...] = ()
+    sizes: Mapping[str, Options] = field(default_factory=dict)
     renamed: Callable[[Tensors], dict[str, Tensor]] = dict
 
     @property
@@ -285,6 +296,7 @@ FAMILIES: Mapping[str, Family] = {
         ignored=brainlm.NEVER_APPLIED,
         licence=_BRAINLM_LICENCE,
         assumed=("layer_norm_eps", "use_tanh_decoder"),
+        sizes=BRAINLM_SIZES,
     ),
     "brainlm-vitmae": Family(
         anchors=(_PATCHES, _TABLE, *(name for name, _ in _TRANSFORMER_PLACES.values())),
@@ -295,5 +307,6 @@ FAMILIES: Mapping[str, Family] = {
         ignored={},
         licence=_BRAINLM_LICENCE,
         assumed=("layer_norm_eps",),
+        sizes=VITMAE_SIZES,
     ),
 }
