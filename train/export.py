@@ -27,7 +27,7 @@ from train.config import Recipe, recipe_from
 from train.models.checkpoint_files import OWN_METADATA
 from train.models.importing import Told, build_fitted, fit_weights, setting
 from train.models.load import WeightsError, load_named, unwrapped
-from train.models.published import FAMILIES
+from train.models.published import FAMILIES, family_of
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 # What the published image models were trained on: parcels and frames.
@@ -175,8 +175,9 @@ def trained_network(checkpoint: Checkpoint, *, settings: Mapping[str, Any]) -> t
     recipe = recipe_from(checkpoint.state["recipe"])
     name, source = recipe.model.name, f"step {checkpoint.step}"
     weights = unwrapped(checkpoint.model)[0]
-    if name not in FAMILIES:
-        return _other_network(recipe, weights, settings=settings, source=source)
+    if family_of(weights) != name:
+        outputs = _outputs(checkpoint.state.get("objective") or {})
+        return _other_network(recipe, weights, settings={**outputs, **settings}, source=source)
     family = FAMILIES[name]
     defaults = {
         item.name: item.default
@@ -195,13 +196,25 @@ def trained_network(checkpoint: Checkpoint, *, settings: Mapping[str, Any]) -> t
 def _other_network(
     recipe: Recipe, weights: Mapping[str, Tensor], *, settings: Mapping[str, Any], source: str
 ) -> tuple[nn.Module, Recipe]:
-    """A network that is not published: built from the recipe, loaded by all of its names."""
+    """A network under other names than published ones: built from the recipe, loaded by all of its names."""
     from train.models import build_model
 
     options = {**options_of(recipe), **settings}
-    model = build_model(recipe.model.name, options)
+    try:
+        model = build_model(recipe.model.name, options)
+    except KeyError as error:
+        raise UsageError(
+            f"{recipe.model.name} needs {error.args[0]}, which the run took from its data; --set it"
+        ) from error
     load_named(model, weights, source=source, ignored={})
     return model, _with_options(recipe, options)
+
+
+def _outputs(objective: Mapping[str, Any]) -> dict[str, int]:
+    """How many outputs a run's target gave its network; nothing where there was none."""
+    if objective.get("kind") not in ("classification", "regression"):
+        return {}
+    return {"outputs": len(objective.get("classes", ())) or 1}
 
 
 def _with_options(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:

@@ -256,6 +256,22 @@ def test_options_that_a_recipe_leaves_to_the_network_are_its_defaults(tmp_path):
     assert load_imported(out).model.config == model.model.config
 
 
+@pytest.mark.parametrize(("classes", "outputs"), [((), 1), ((0.0, 1.0, 2.0), 3)])
+def test_a_network_under_names_of_our_own_is_built_by_the_recipe(monkeypatch, classes, outputs):
+    monkeypatch.setattr(export, "family_of", lambda _: None)
+    model = network("swift", outputs=outputs)
+    state = {
+        "recipe": as_tables(recipe_of("swift")),
+        "objective": {"kind": "classification", "target": "sex", "classes": classes},
+    }
+    checkpoint = Checkpoint(step=1, model=model.state_dict(), optimizer={}, rng={}, state=state)
+    found, recipe = export.trained_network(checkpoint, settings={})
+    assert all(torch.equal(tensor, found.state_dict()[key]) for key, tensor in model.state_dict().items())
+    assert recipe.model.options["outputs"] == outputs
+    with pytest.raises(WeightsError, match=r"step 1: \d+ names do not fit the model"):
+        export.trained_network(checkpoint, settings={"embed_dim": 8})
+
+
 def test_example_inputs_are_those_that_networks_take():
     for name in NETWORKS:
         model = network(name)

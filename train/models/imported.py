@@ -34,7 +34,9 @@ from train.models.published import FAMILIES
 FORMAT = 1
 WEIGHTS, RECIPE, ABOUT = "model.safetensors", "recipe.toml", "imported.json"
 # What the trainer takes from the data and the objective; a recipe may not say it too.
-_NOT_IN_RECIPES = ("img_size", "outputs")
+_NOT_IN_RECIPES = ("img_size", "in_chans", "outputs", "num_brain_voxels", "num_timepoints_per_voxel")
+# A head that learns by contrast: which head comes next is for the recipe's objective to say.
+_HEAD_OF_PRETRAINING = ("head", "emb")
 
 
 def write_import(folder: Path, fitted: Fitted, file: CheckpointFile, *, force: bool = False) -> None:
@@ -108,7 +110,8 @@ def recipe_text(fitted: Fitted, file: CheckpointFile) -> str:
         data = {"window": options["img_size"][3], "grid": list(options["img_size"][:3])}
     elif "num_timepoints_per_voxel" in options:
         data = {"window": options["num_timepoints_per_voxel"]}
-    model = {"name": fitted.network, **{name: options[name] for name in options if name not in _NOT_IN_RECIPES}}
+    own = {name: value for name, value in options.items() if name not in _NOT_IN_RECIPES}
+    model = {"name": fitted.network, **dict(item for item in own.items() if item != _HEAD_OF_PRETRAINING)}
     lines = [
         f"# The network of {_printable(file.name)} (sha256 {file.sha256[:12]}); {ABOUT} says where each option is known from.",
         "# Give the dataset with --set data.url=URL, normalised as the weights were trained.",
