@@ -186,7 +186,8 @@ def trained_network(checkpoint: Checkpoint, *, settings: Mapping[str, Any]) -> t
     }
     told = [
         Told(by="the network's defaults", options=defaults),
-        Told(by="the recipe", options=options_of(recipe)),
+        # The token model's window is the recipe's; networks without that option leave it.
+        Told(by="the recipe", options={"num_timepoints_per_voxel": recipe.data.window, **options_of(recipe)}),
         Told(by="--set", options=settings, only_known=True),
     ]
     fitted = fit_weights(weights, name, source=source, told=told)

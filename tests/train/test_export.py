@@ -256,6 +256,16 @@ def test_options_that_a_recipe_leaves_to_the_network_are_its_defaults(tmp_path):
     assert load_imported(out).model.config == model.model.config
 
 
+def test_the_window_of_a_series_network_is_that_of_its_recipe():
+    recipe = recipe_of("brainlm", num_timepoints_per_voxel=35)
+    tables = as_tables(recipe)
+    del tables["model"]["num_timepoints_per_voxel"]
+    tables["data"]["window"] = 35
+    state = network("brainlm").state_dict()
+    checkpoint = Checkpoint(step=1, model=state, optimizer={}, rng={}, state={"recipe": tables})
+    assert export.trained_network(checkpoint, settings={})[0].window == 35
+
+
 @pytest.mark.parametrize(("classes", "outputs"), [((), 1), ((0.0, 1.0, 2.0), 3)])
 def test_a_network_under_names_of_our_own_is_built_by_the_recipe(monkeypatch, classes, outputs):
     monkeypatch.setattr(export, "family_of", lambda _: None)

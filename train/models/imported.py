@@ -35,6 +35,7 @@ FORMAT = 1
 WEIGHTS, RECIPE, ABOUT = "model.safetensors", "recipe.toml", "imported.json"
 # What the trainer takes from the data and the objective; a recipe may not say it too.
 _NOT_IN_RECIPES = ("img_size", "in_chans", "outputs", "num_brain_voxels", "num_timepoints_per_voxel")
+_OF_OUR_OWN = "exported by this trainer: the terms of its data, and of the weights that it began with, apply"
 # A head that learns by contrast: which head comes next is for the recipe's objective to say.
 _HEAD_OF_PRETRAINING = ("head", "emb")
 
@@ -158,10 +159,15 @@ def _about(fitted: Fitted, file: CheckpointFile, *, sha256: str) -> dict[str, An
         "values": sum(tensor.numel() for tensor in fitted.tensors.values()),
         "dtypes": dtypes(fitted.tensors),
         "ignored": dict(fitted.ignored),
-        "licence": FAMILIES[fitted.network].licence,
+        "licence": licence(fitted, file),
         "weights_sha256": sha256,
         "versions": {"fmristream": __version__, "torch": torch.__version__, "safetensors": safetensors.__version__},
     }
+
+
+def licence(fitted: Fitted, file: CheckpointFile) -> str:
+    """What is known of the terms of the weights."""
+    return _OF_OUR_OWN if file.network else FAMILIES[fitted.network].licence
 
 
 def dtypes(tensors: Mapping[str, Tensor]) -> dict[str, int]:

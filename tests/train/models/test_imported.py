@@ -110,6 +110,12 @@ def test_the_licence_of_the_weights_stays_with_them(tmp_path):
     assert "CC BY-NC-ND 4.0" in read_about(tmp_path / "out")["licence"]
 
 
+def test_weights_of_our_own_runs_are_not_given_the_published_licence(tmp_path):
+    fitted, file = prepared(tmp_path, "brainlm")
+    write_import(tmp_path / "out", fitted, replace(file, network="brainlm"))
+    assert read_about(tmp_path / "out")["licence"].startswith("exported by this trainer")
+
+
 def test_nothing_is_overwritten_unasked(tmp_path):
     fitted, file = prepared(tmp_path)
     out = tmp_path / "out"
