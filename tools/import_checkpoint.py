@@ -22,6 +22,7 @@ from fmristream.errors import FmriStreamError, UsageError
 from train.models.checkpoint_files import CheckpointFile, read_checkpoint
 from train.models.imported import ABOUT, RECIPE, WEIGHTS, dtypes, licence, write_import
 from train.models.importing import Fitted, Told, fit_weights, setting
+from train.models.load import printable
 from train.models.published import FAMILIES
 
 WRITTEN, REFUSED, WRONG_USAGE = 0, 1, 2
@@ -78,7 +79,7 @@ def summary(fitted: Fitted, file: CheckpointFile) -> list[str]:
     lines += [f"stripped   {file.wrapper}"] if file.wrapper else []
     lines += [f"ignored    {name}: {reason}" for name, reason in fitted.ignored.items()]
     lines += [f"option     {name} = {value}  ({fitted.known_from[name]})" for name, value in fitted.options.items()]
-    return [*lines, f"licence    {licence(fitted, file)}"]
+    return [printable(line) for line in (*lines, f"licence    {licence(fitted, file)}")]
 
 
 def _parser() -> argparse.ArgumentParser:

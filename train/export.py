@@ -25,6 +25,7 @@ from fmristream.errors import CorruptDataError, FmriStreamError, UsageError
 from train.checkpoint import Checkpoint, newest_whole
 from train.config import Recipe, recipe_from
 from train.models.checkpoint_files import OWN_METADATA
+from train.models.imported import alone
 from train.models.importing import Told, build_fitted, fit_weights, setting
 from train.models.load import WeightsError, load_named, unwrapped
 from train.models.published import FAMILIES, family_of
@@ -45,16 +46,15 @@ def export_safetensors(model: nn.Module, path: Path, recipe: Recipe, *, replace:
         recipe: names the network and its options; grid and window are told where the recipe has a grid.
         replace: write over an earlier file.
     """
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: weights are written to .safetensors, got {path.suffix!r}")
     state = unwrapped(model.state_dict())[0]
     about = {"model": recipe.model.name, "options": options_of(recipe)}
     metadata = {OWN_METADATA: json.dumps(about, sort_keys=True, default=list)}
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
     with _put_whole(path, replace=replace) as unfinished:
-        unfinished.write_bytes(save(tensors, metadata))
+        save_file(alone(state), unfinished, metadata)
 
 
 def options_of(recipe: Recipe) -> dict[str, Any]:

@@ -141,6 +141,14 @@ def test_a_harmful_pickle_is_refused_before_it_runs(tmp_path, capsys):
     assert not (tmp_path / "marker").exists()
 
 
+def test_names_that_would_move_a_cursor_are_shown_without_doing_it(tmp_path, capsys):
+    lines = refused(given(tmp_path, "swift", **{"a\x1b[2J\rb\nc": torch.ones(2)}), tmp_path, capsys)
+    assert lines[2:] == ["unexpected  a?[2J?b?c  -        [2]"]
+    torch.save({"state_dict": {"a\x1b[2J": 3}}, tmp_path / "pytorch_model.bin")
+    (line,) = refused([str(tmp_path / "pytorch_model.bin"), "--as", "swift"], tmp_path, capsys)
+    assert "got other values for a?[2J;" in line
+
+
 def test_truncated_files_and_values_that_are_not_numbers_are_refused(tmp_path, capsys):
     words = given(tmp_path, "swift", **{"output_head.head.bias": torch.full((1,), torch.nan)})
     lines = refused(words, tmp_path, capsys)

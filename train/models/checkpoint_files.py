@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fmristream.errors import UsageError
-from train.models.load import WeightsError, read_weights, unwrapped
+from train.models.load import WeightsError, printable, read_weights, unwrapped
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 # weights_only itself was bypassed before that: CVE-2025-32434 (fixed in 2.6), CVE-2026-24747 (fixed in 2.10).
@@ -157,10 +157,11 @@ def _check_archive(file: IO[bytes], path: Path) -> None:
 def _refusal(path: Path, error: Exception) -> str:
     asked_for = re.search(r"GLOBAL (\S+)", str(error))
     if asked_for is None:
-        first_line = (str(error).splitlines() or [""])[0][:200]
+        first_line = printable((str(error).splitlines() or [""])[0][:200])
         return f"{path}: not a whole file of tensors and plain values ({type(error).__name__}: {first_line}); fetch it again"
+    wanted = printable(asked_for[1])
     return (
-        f"{path}: refused, because its pickle asks for {asked_for[1]}, which is neither a tensor nor a plain value: to read "
+        f"{path}: refused, because its pickle asks for {wanted}, which is neither a tensor nor a plain value: to read "
         f"it would be to run code that came with the file. {HOW_TO_EXTRACT.format(name=path.name)}"
     )
 
@@ -187,7 +188,7 @@ def _checked(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     """The state_dict, if it is one: names and dense tensors that lie within what the file stores."""
     odd = [str(name) for name, value in state.items() if not isinstance(name, str) or not _is_plain(value)]
     if odd or not state:
-        shown = ", ".join(odd[:_NAMES_SHOWN]) + (", ..." if len(odd) > _NAMES_SHOWN else "")
+        shown = ", ".join(map(printable, odd[:_NAMES_SHOWN])) + (", ..." if len(odd) > _NAMES_SHOWN else "")
         raise WeightsError(
             f"{path}: expected a state_dict of plain tensors, got {f'other values for {shown}' if odd else 'an empty one'}; "
             "save the state_dict of the network alone"

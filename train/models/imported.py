@@ -28,7 +28,7 @@ from fmristream.errors import UsageError
 from train.config import recipe_from
 from train.models.checkpoint_files import CheckpointFile
 from train.models.importing import Fitted, load_fitted
-from train.models.load import WeightsError, read_weights
+from train.models.load import WeightsError, printable, read_weights
 from train.models.published import FAMILIES
 
 FORMAT = 1
@@ -52,26 +52,24 @@ def write_import(folder: Path, fitted: Fitted, file: CheckpointFile, *, force: b
     Raises:
         UsageError: the folder is taken.
     """
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     _check_free(folder, force=force)
-    weights = bytes(save({name: stored(tensor) for name, tensor in fitted.tensors.items()}))
-    files = {
-        WEIGHTS: weights,
-        RECIPE: recipe_text(fitted, file).encode(),
-        ABOUT: _json(_about(fitted, file, sha256=hashlib.sha256(weights).hexdigest())),
-    }
+    recipe = recipe_text(fitted, file)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.parent / f".unfinished-{folder.name}-{uuid.uuid4().hex[:8]}"
     try:
         unfinished.mkdir()
-        for name, data in files.items():
-            write_flushed(unfinished / name, data)
-        flush_folder(unfinished)
+        save_file(alone(fitted.tensors), unfinished / WEIGHTS)
+        (unfinished / RECIPE).write_text(recipe, encoding="utf-8")
+        (unfinished / ABOUT).write_bytes(_json(_about(fitted, file, sha256=_sha256(unfinished / WEIGHTS))))
+        for name in (WEIGHTS, RECIPE, ABOUT):
+            _flush(unfinished / name)
+        _flush(unfinished)
         _put_in_place(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    flush_folder(folder.parent)
+    _flush(folder.parent)
 
 
 def load_imported(folder: Path) -> nn.Module:
@@ -114,7 +112,7 @@ def recipe_text(fitted: Fitted, file: CheckpointFile) -> str:
     own = {name: value for name, value in options.items() if name not in _NOT_IN_RECIPES}
     model = {"name": fitted.network, **dict(item for item in own.items() if item != _HEAD_OF_PRETRAINING)}
     lines = [
-        f"# The network of {_printable(file.name)} (sha256 {file.sha256[:12]}); {ABOUT} says where each option is known from.",
+        f"# The network of {printable(file.name)} (sha256 {file.sha256[:12]}); {ABOUT} says where each option is known from.",
         "# Give the dataset with --set data.url=URL, normalised as the weights were trained.",
     ]
     for section, values in (("data", data), ("model", model)):
@@ -123,10 +121,6 @@ def recipe_text(fitted: Fitted, file: CheckpointFile) -> str:
     text = "\n".join(lines) + "\n"
     recipe_from(tomllib.loads(text))  # what the trainer would refuse is not written
     return text
-
-
-def _printable(name: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _toml(value: Any, name: str) -> str:
@@ -175,22 +169,23 @@ def dtypes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()))
 
 
-def stored(tensor: Tensor) -> Tensor:
-    """A copy that safetensors takes: on the CPU, dense, its memory shared with no other."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
+def alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: on the CPU, dense, each with memory of its own; copied only where they are not."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        dense = tensor.detach().cpu().contiguous()
+        storage = dense.untyped_storage()
+        if storage.data_ptr() in taken or storage.nbytes() != dense.numel() * dense.element_size():
+            dense = dense.clone()
+        taken.add(dense.untyped_storage().data_ptr())
+        found[name] = dense
+    return found
 
 
-def write_flushed(path: Path, data: bytes) -> None:
-    """A new file whose bytes are on the disk when this returns."""
-    with open(path, "xb") as target:
-        target.write(data)
-        target.flush()
-        os.fsync(target.fileno())
-
-
-def flush_folder(folder: Path) -> None:
-    """Put a folder's names on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    """Put a file's bytes, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -15,6 +15,7 @@ from train.models.load import (
     WeightsError,
     find_misfits,
     leave_out,
+    printable,
     shape_text,
 )
 from train.models.published import FAMILIES, Family, family_of
@@ -281,7 +282,8 @@ def table(rows: Sequence[Row]) -> list[str]:
     shown = [Row(kind="", name="tensor", model="network", file="file"), *rows[:_ROWS_SHOWN]]
     widths = [max(len(getattr(row, part)) for row in shown) for part in ("kind", "name", "model")]
     lines = [
-        f"{row.kind:{widths[0]}}  {row.name:{widths[1]}}  {row.model:{widths[2]}}  {row.file}".rstrip() for row in shown
+        f"{row.kind:{widths[0]}}  {printable(row.name):{widths[1]}}  {row.model:{widths[2]}}  {row.file}".rstrip()
+        for row in shown
     ]
     left = Counter(row.kind for row in rows[_ROWS_SHOWN:])
     return [*lines, *(f"... and {count} more {kind}" for kind, count in left.items())]

@@ -142,6 +142,11 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
     return tuple(tensors[name].shape) if name in tensors else None
 
 
+def printable(text: str) -> str:
+    """The text of a file of others as a terminal may show it: without line breaks and what moves a cursor."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def shape_text(shape: tuple[int, ...] | None) -> str:
     """A shape in a table, such as [4, 2]."""
     return "-" if shape is None else str(list(shape))

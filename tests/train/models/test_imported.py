@@ -1,6 +1,7 @@
 """An import is on disk whole or not at all, replaces nothing unasked, and names no machine and no user."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from safetensors.torch import load_file
 from fmristream.errors import UsageError
 from tests.train.models.tiny_networks import NETWORKS, OPTIONS, example, network, published, run, unseen
 from train.config import load_recipe
-from train.models import imported
 from train.models.checkpoint_files import read_checkpoint
 from train.models.imported import load_imported, read_about, recipe_text, write_import
 from train.models.importing import Told, fit_weights
@@ -149,31 +149,40 @@ def test_force_replaces_an_import_and_nothing_else(tmp_path):
     assert (tmp_path / "thesis" / "chapter1.tex").exists()
 
 
-@pytest.mark.parametrize("at", ["model.safetensors", "imported.json", "flush"])
+@pytest.mark.parametrize("at", range(4))
 @pytest.mark.parametrize("force", [True, False])
 def test_a_failure_half_way_leaves_nothing_or_what_was_there(tmp_path, monkeypatch, at, force):
     fitted, file = prepared(tmp_path)
     out = tmp_path / "out"
     if force:
         write_import(out, fitted, file)
-    whole = imported.write_flushed
+    flushes = iter(range(9))
 
-    def failing(path, data):
-        if path.name == at:
-            path.write_bytes(data[: len(data) // 2])
+    def failing(_descriptor):
+        if next(flushes) == at:
             raise OSError(28, "No space left on device")
-        whole(path, data)
 
-    def failing_flush(_folder):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(imported, *(("flush_folder", failing_flush) if at == "flush" else ("write_flushed", failing)))
-    with pytest.raises(OSError, match=r"No space|Input"):
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="No space"):
         write_import(out, fitted, file, force=force)
     monkeypatch.undo()
     assert {path.name for path in tmp_path.iterdir()} == ({"given", "out"} if force else {"given"})
     if force:
         load_imported(out)
+
+
+def test_tensors_that_share_memory_are_written_each_for_itself(tmp_path):
+    _, file = prepared(tmp_path)
+    weights = dict(published("swift"))
+    rows = torch.randn(9, 4)
+    for place, name in enumerate(["norm1.weight", "norm1.bias", "norm2.weight"]):
+        weights[f"model.layers.0.blocks.0.{name}"] = rows[place]
+    weights["model.layers.0.blocks.0.norm2.bias"] = rows[0]
+    weights["model.patch_embed.fc.weight"] = torch.randn(8, 4).T
+    told = [Told(by="its hyper-parameters", options=file.options)]
+    write_import(tmp_path / "out", fit_weights(weights, "swift", source="w", told=told), file)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in stored.items())
 
 
 def test_damage_is_told(tmp_path):
