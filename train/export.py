@@ -157,7 +157,10 @@ def _put_whole(path: Path, *, replace: bool) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".unfinished-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
         yield unfinished
+        unfinished.chmod(mode)  # safetensors keeps its files for their owner alone; the umask decides
         with open(unfinished, "rb") as written:
             os.fsync(written.fileno())
         unfinished.replace(path)

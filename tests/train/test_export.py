@@ -181,8 +181,10 @@ def test_files_are_not_replaced_unasked_and_not_left_half_written(tmp_path, monk
         export_safetensors(model, path, recipe_of("tff1"), replace=True)
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.safetensors", b"thesis")]
     monkeypatch.undo()
+    mode = path.stat().st_mode
     export_safetensors(model, path, recipe_of("tff1"), replace=True)
     assert set(load_file(path)) == set(model.state_dict())
+    assert path.stat().st_mode == mode, "as any new file's, not for its owner alone"
     with pytest.raises(UsageError, match=r"are written to \.safetensors"):
         export_safetensors(model, tmp_path / "a.pt", recipe_of("tff1"))
 

@@ -60,8 +60,10 @@ def write_import(folder: Path, fitted: Fitted, file: CheckpointFile, *, force: b
     unfinished = folder.parent / f".unfinished-{folder.name}-{uuid.uuid4().hex[:8]}"
     try:
         unfinished.mkdir()
-        save_file(alone(fitted.tensors), unfinished / WEIGHTS)
         (unfinished / RECIPE).write_text(recipe, encoding="utf-8")
+        save_file(alone(fitted.tensors), unfinished / WEIGHTS)
+        # safetensors keeps its files for their owner alone; who may read an import is for the umask to say.
+        (unfinished / WEIGHTS).chmod((unfinished / RECIPE).stat().st_mode)
         (unfinished / ABOUT).write_bytes(_json(_about(fitted, file, sha256=_sha256(unfinished / WEIGHTS))))
         for name in (WEIGHTS, RECIPE, ABOUT):
             _flush(unfinished / name)

@@ -110,6 +110,12 @@ def test_the_licence_of_the_weights_stays_with_them(tmp_path):
     assert "CC BY-NC-ND 4.0" in read_about(tmp_path / "out")["licence"]
 
 
+def test_who_may_read_an_import_is_for_the_umask_to_say(tmp_path):
+    (tmp_path / "plain").write_text("")
+    write_import(tmp_path / "out", *prepared(tmp_path))
+    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_weights_of_our_own_runs_are_not_given_the_published_licence(tmp_path):
     fitted, file = prepared(tmp_path, "brainlm")
     write_import(tmp_path / "out", fitted, replace(file, network="brainlm"))
