@@ -85,9 +85,12 @@ def fit_weights(
         Row(kind=row.kind, name=row.name, model=shape_text(row.model), file=shape_text(row.weights))
         for row in find_misfits(own, wanted)
     ]
+    contradictions = _contradictions(seen, named)
     if misfits:
-        hints = [*_other_family(weights, network), *_contradictions(seen, named), *_head_hint(family, misfits)]
+        hints = [*_other_family(weights, network), *contradictions, *_head_hint(family, misfits)]
         raise _refusal(source, network, misfits, expected=len(own), hints=hints)
+    if contradictions:
+        raise UsageError(f"{source}: {'; '.join(contradictions)}: say one thing, or leave it to the tensors")
     _check_values(wanted, own, network, source=source)
     return Fitted(
         network=network,

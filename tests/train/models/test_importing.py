@@ -173,6 +173,14 @@ def test_a_size_that_the_tensors_contradict_is_refused_with_both(name, change, s
     assert said in "\n".join(lines)
 
 
+def test_a_contradiction_that_every_shape_survives_is_refused_too():
+    words = {"dim": [9, 9, 9], "sequence_length": 5}
+    with pytest.raises(
+        UsageError, match=r"img_size is \[9, 9, 9, 4\] by --set, and \[9, 9, 9, 5\] by the tensors: say one"
+    ):
+        fit_weights(published("tff1"), "tff1", source="w.pt", told=[Told(by="--config", options=words), *told("tff1")])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_refused(bad):
     weights = published("tff3", dtype=torch.bfloat16)
