@@ -14,6 +14,8 @@ NEVER_APPLIED = {
     "model.head.": "the classifier of older releases, which later ones keep under output_head",
 }
 HEAD_OF_ANOTHER_TASK = {"output_head.": "the head of the task that the weights were trained on"}
+# What DataParallel and DDP, and torch.compile, put before every name.
+WRAPPERS = ("module.", "_orig_mod.")
 _ROWS_SHOWN = 20
 
 
@@ -29,9 +31,13 @@ class Misfit:
     model: tuple[int, ...] | None
     weights: tuple[int, ...] | None
 
+    @property
+    def kind(self) -> str:
+        """What is wrong, in a word."""
+        return "missing" if self.weights is None else "unexpected" if self.model is None else "shape"
+
     def __str__(self) -> str:
-        kind = "missing" if self.weights is None else "unexpected" if self.model is None else "shape"
-        return f"{kind:10} {self.name}  model {_shape_text(self.model)}  weights {_shape_text(self.weights)}"
+        return f"{self.kind:10} {self.name}  model {shape_text(self.model)}  weights {shape_text(self.weights)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +54,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if Path(path).suffix != ".safetensors":
-        raise UsageError(f"{path}: weights are read from .safetensors only; convert the file's state_dict first")
+        raise UsageError(
+            f"{path}: weights are read from .safetensors only; bring other files in by tools/import_checkpoint.py"
+        )
     try:
         return dict(load_file(path))
     except FileNotFoundError as error:
@@ -59,34 +67,54 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def load_model(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> Loaded:
     """Load a backbone with its head: `model.*` and `output_head.*`; `source` names the weights in errors."""
-    return _load(model, _unwrapped(weights), source=source, ignored=NEVER_APPLIED)
+    return _load(model, unwrapped(weights)[0], source=source, ignored=NEVER_APPLIED)
 
 
 def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> Loaded:
     """Load the backbone alone, from `model.*` or from names without that prefix, whatever head the weights have."""
-    weights = _unwrapped(weights)
-    if not any(name.startswith("model.") for name in weights):
-        weights = {f"model.{name}": tensor for name, tensor in weights.items()}
     holder = nn.Module()
     holder.model = backbone
+    weights = under_model(unwrapped(weights)[0])
     return _load(holder, weights, source=source, ignored=NEVER_APPLIED | HEAD_OF_ANOTHER_TASK)
 
 
 def load_named(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, ignored: Mapping[str, str]) -> Loaded:
     """Load any module by the names it has itself; `ignored` maps beginnings of names that it lacks to the reason."""
-    return _load(module, _unwrapped(weights), source=source, ignored=ignored)
+    return _load(module, unwrapped(weights)[0], source=source, ignored=ignored)
 
 
-def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the `module.` that DDP puts before every name."""
-    wrapped = bool(weights) and all(name.startswith("module.") for name in weights)
-    return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in weights.items()}
+def under_model(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of a backbone as they are where it has a head beside it: with `model.` before them."""
+    if any(name.startswith("model.") for name in weights):
+        return dict(weights)
+    return {f"model.{name}": tensor for name, tensor in weights.items()}
+
+
+def unwrapped(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Names without what wrappers put before every one of them, and what that was."""
+    beginning = ""
+    while weights:
+        found = next((word for word in WRAPPERS if all(name.startswith(beginning + word) for name in weights)), "")
+        if not found:
+            break
+        beginning += found
+    return {name.removeprefix(beginning): tensor for name, tensor in weights.items()}, beginning
+
+
+def leave_out(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, ignored: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights that a model with the tensors `own` must take, and the names it leaves out, with the reason.
+
+    `ignored` maps beginnings of names to reasons; a name that the model has itself is never left out.
+    """
+    left_out = {name: reason for name in weights if name not in own and (reason := _reason(name, ignored))}
+    return {name: tensor for name, tensor in weights.items() if name not in left_out}, left_out
 
 
 def _load(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, ignored: Mapping[str, str]) -> Loaded:
     own = module.state_dict()
-    left_out = {name: reason for name in weights if name not in own and (reason := _reason(name, ignored))}
-    wanted = {name: tensor for name, tensor in weights.items() if name not in left_out}
+    wanted, left_out = leave_out(own, weights, ignored=ignored)
     misfits = find_misfits(own, wanted)
     if misfits:
         rows = [str(row) for row in misfits[:_ROWS_SHOWN]]
@@ -114,5 +142,11 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
     return tuple(tensors[name].shape) if name in tensors else None
 
 
-def _shape_text(shape: tuple[int, ...] | None) -> str:
+def printable(text: str) -> str:
+    """The text of a file of others as a terminal may show it: without line breaks and what moves a cursor."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def shape_text(shape: tuple[int, ...] | None) -> str:
+    """A shape in a table, such as [4, 2]."""
     return "-" if shape is None else str(list(shape))
