@@ -188,7 +188,7 @@ def _check_sizes(config: Mae4dConfig) -> None:
             raise UsageError(
                 f"mae4d: {heads} {count} does not divide the {channels} channels of {width}; change one of them"
             )
-        if config.positions == "sinusoidal" and (channels < 6 or channels % 2):
+        if channels < 6 or channels % 2:
             raise UsageError(
-                f"mae4d: sinusoidal positions need an even {width} of 6 or more (sine and cosine of three axes), got {channels}"
+                f"mae4d: {width} must be even and 6 or more, for sine and cosine of three axes, got {channels}"
             )
