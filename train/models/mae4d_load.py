@@ -29,6 +29,8 @@ def load_encoder(
 ) -> Loaded:
     """Take the encoder of a pre-trained or fine-tuned network strictly by its names, and leave the rest as it is.
 
+    A decoder is taken too where both have one: pre-training goes on.
+
     Args:
         model: whose encoder is loaded.
         weights: state of a `Mae4dPretrain` or `Mae4d`.
@@ -54,8 +56,10 @@ def load_encoder(
             )
         if brain == "model":
             weights[_BRAIN] = own
-    holder = nn.Module()
+    holder: nn.Module = nn.Module()
     holder.encoder = model.encoder
+    if isinstance(model, Mae4dPretrain) and any(name.startswith("decoder.") for name in weights):
+        holder = model
     return load_named(holder, weights, source=source, ignored=NOT_OF_THE_ENCODER)
 
 

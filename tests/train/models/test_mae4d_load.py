@@ -1,13 +1,16 @@
 """An encoder goes from pre-training to a head by name, with a mask that somebody has chosen."""
 
+import numpy as np
 import pytest
 import torch
 
+from fmristream import StreamingDataset, StreamingLoader
 from fmristream.errors import UsageError
 from tests.train.models.test_mae4d import BRAIN, PRETRAIN, SIZE, clips, small
 from train.models.load import WeightsError
-from train.models.mae4d import build_mae4d, build_mae4d_pretrain
+from train.models.mae4d import build_mae4d, build_mae4d_pretrain, rebuilding_losses
 from train.models.mae4d_load import load_encoder, resize_times
+from train.models.mae4d_patches import brain_from_bold, brain_from_positions
 
 OTHER = BRAIN.copy()
 OTHER[0] = True
@@ -22,6 +25,20 @@ def test_a_pretrained_encoder_gives_the_same_features_under_a_head():
     assert set(loaded.ignored) == {name for name in pretrained.state_dict() if name.startswith("decoder.")}
     assert torch.equal(model.features(clips()), pretrained.features(clips()))
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in head.items())
+
+
+def test_pre_training_goes_on_with_its_decoder_or_with_a_new_one():
+    trained, model = small(seed=1), small(seed=2)
+    assert load_encoder(model, trained.state_dict(), source="a").ignored == {}
+    assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in model.state_dict().items())
+    fresh, headed = small(seed=3), small(build_mae4d, seed=4)
+    decoder = {name: tensor.clone() for name, tensor in fresh.decoder.state_dict().items()}
+    assert set(load_encoder(fresh, headed.state_dict(), source="a").ignored) == {
+        "output_head.head.weight",
+        "output_head.head.bias",
+    }
+    assert torch.equal(fresh.features(clips()), headed.features(clips()))
+    assert all(torch.equal(tensor, decoder[name]) for name, tensor in fresh.decoder.state_dict().items())
 
 
 def test_an_encoder_goes_from_one_head_to_another():
@@ -101,3 +118,20 @@ def test_tables_that_cannot_be_resized_are_refused():
         resize_times(weights, times=0, how="slice")
     with pytest.raises(WeightsError, match="no learned table of times"):
         resize_times(small(positions="sinusoidal").state_dict(), times=2, how="slice")
+
+
+def test_the_brain_of_a_stream_is_where_its_clips_have_signal(cohort):
+    clips_of_cohort = StreamingDataset(cohort, window=4, split="train", seed=0, grid=(14, 13, 12))
+    loader = StreamingLoader(clips_of_cohort, batch_size=4)
+    try:
+        batch = next(iter(loader))
+    finally:
+        loader.close()
+    brain = brain_from_positions(clips_of_cohort.positions, clips_of_cohort.grid)
+    assert np.array_equal(brain, brain_from_positions(batch.positions, batch.grid))
+    assert np.array_equal(brain, brain_from_bold(batch.bold))
+    model = build_mae4d_pretrain(PRETRAIN | {"img_size": [14, 13, 12, 4]})
+    model.set_brain(brain)
+    rebuilt = model(batch.bold, generator=torch.Generator().manual_seed(0))
+    assert torch.isfinite(rebuilding_losses(rebuilt)).all()
+    assert torch.equal(model.encoder.patches.join(model.encoder.cut(batch.bold)), batch.bold)
