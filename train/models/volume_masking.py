@@ -137,10 +137,7 @@ def _blocks(grid: Shape3, window: Shape3) -> tuple[Shape3, int]:
 def _hidden_times(mode: Mode, noise: Tensor, *, times: int, length: int) -> Tensor:
     """(b, times) int64: 1 where hidden."""
     last = times - length
-    if mode == "future":
-        start = torch.full((len(noise), 1), last, device=noise.device)
-    else:
-        # Rounding may make the product of a noise below 1 the number of starts itself.
-        start = (noise * (last + 1)).long().clamp_max(last)
+    is_last = mode == "future"
+    start = torch.full((len(noise), 1), last, device=noise.device) if is_last else (noise * (last + 1)).long()
     time = torch.arange(times, device=noise.device)
     return ((time >= start) & (time < start + length)).long()
