@@ -5,7 +5,9 @@ layer and never applies it. Here it does not exist, because a parameter without 
 `train.models.load` skips it by name. Tokens stay channels-last from the patch embedding to the end.
 """
 
-from typing import cast
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +16,16 @@ from torch.utils.checkpoint import checkpoint
 
 from fmristream.errors import UsageError
 from train.models.attention import PieceAttention, TokenOrder, batch_order
-from train.models.swift_config import SwiftConfig
+from train.models.heads import HeadedModel, build_head
+from train.models.load import WeightsError
+from train.models.swift_config import SwiftConfig, swift_config
 from train.models.windows import PADDING, plan_pieces
 
 # On CPU the MLP of a large stage runs in chunks that stay in the cache, and once more for the gradient: at 82,000 tokens
 # of 36 channels that takes .7 of the time and keeps half of a block's activations unstored; at 10,000 of 72 it takes 1.2.
 MLP_CHUNK = 4096
 LARGE_STAGE = 4 * MLP_CHUNK
+_POSITIONS = re.compile(r"(?:^|\.)pos_embeds\.(\d+)\.(pos_embed|time_embed)$")
 
 
 class PatchEmbedding(nn.Module):
@@ -43,7 +48,7 @@ class PatchEmbedding(nn.Module):
 
 
 class PositionTables(nn.Module):
-    """Learned tables over space and time, added at the start of a stage; a short clip uses the first frames."""
+    """Learned tables over space and time, added at the start of a stage."""
 
     def __init__(self, channels: int, grid: tuple[int, int, int], frames: int) -> None:
         super().__init__()
@@ -54,8 +59,25 @@ class PositionTables(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, x, y, z, t, channels), before and after."""
-        time = self.time_embed[..., : x.shape[4]]
+        time = table_of(self.time_embed, x.shape[4])
         return x + self.pos_embed.permute(0, 2, 3, 4, 5, 1) + time.permute(0, 2, 3, 4, 5, 1)
+
+
+def table_of(table: Tensor, frames: int) -> Tensor:
+    """A time table (..., rows) for a clip: its beginning, or all of it stretched where the clip is longer."""
+    return table[..., :frames] if frames <= table.shape[-1] else stretch_table(table, frames)
+
+
+def stretch_table(table: Tensor, frames: int) -> Tensor:
+    """(..., rows) to (..., frames), linear between neighbours, the first and the last row where they were.
+
+    A product with hat functions, because CUDA's own interpolation has a gradient that differs from run to run.
+    """
+    rows = table.shape[-1]
+    places = torch.linspace(0, rows - 1, frames, dtype=torch.float64, device=table.device)
+    row = torch.arange(rows, dtype=torch.float64, device=table.device).unsqueeze(1)
+    hats = (1 - (places - row).abs()).clamp_min(0).to(table.dtype)
+    return (table.unsqueeze(-1) * hats).sum(-2)
 
 
 class Mlp(nn.Module):
@@ -84,7 +106,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, order: TokenOrder) -> Tensor:
         """(tokens, channels), before and after."""
         x = x + self.attn(self.norm1(x), order)
-        if x.device.type != "cpu" or len(x) < LARGE_STAGE:
+        # A compiler fuses the MLP itself, and would unroll the chunks.
+        if x.device.type != "cpu" or len(x) < LARGE_STAGE or torch.compiler.is_compiling():
             return self._add_mlp(x)
         chunks = x.split_with_sizes([min(MLP_CHUNK, len(x) - start) for start in range(0, len(x), MLP_CHUNK)])
         return torch.cat([self._add_mlp_twice(chunk) for chunk in chunks])
@@ -132,6 +155,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList([Block(channels, config.num_heads[number]) for _ in range(config.depths[number])])
         is_last = number == len(config.depths) - 1
         self.downsample = None if is_last else PatchMerging(channels, config.c_multiplier)
+        self.checkpointing = config.checkpointing
 
     def plan(self, frames: int, device: torch.device) -> None:
         """Sort the tokens of clips of `frames` frames, for the blocks without and with shift."""
@@ -147,9 +171,15 @@ class Stage(nn.Module):
         orders = [self._order(shift, batch=shape[0], tokens=shape[1:5].numel()) for shift in (0, 1)]
         x = x.reshape(-1, shape[5])
         for number, block in enumerate(self.blocks):
-            x = block(x, orders[number % 2])
+            x = self._run(block, x, orders[number % 2])
         x = x.view(shape)
-        return x if self.downsample is None else cast(Tensor, self.downsample(x))
+        return x if self.downsample is None else self._run(self.downsample, x)
+
+    def _run(self, part: nn.Module, *inputs: Tensor | TokenOrder) -> Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return cast(Tensor, part(*inputs))
+        # Nothing inside is random, so no generator state needs keeping.
+        return cast(Tensor, checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False))
 
     def _order(self, shift: int, *, batch: int, tokens: int) -> TokenOrder:
         index = (self.plain_index, self.shifted_index)[shift]
@@ -176,6 +206,11 @@ class Swift(nn.Module):
         """(b, c, x, y, z, t) to (b, channels, x, y, z, t) on the last stage's grid."""
         self._check(bold)
         if bold.shape[5] != self.planned_frames:
+            if torch.compiler.is_compiling():
+                raise UsageError(
+                    f"swift: planned for clips of {self.planned_frames} frames, got {bold.shape[5]}; "
+                    "call plan_clips before you compile or export"
+                )
             self.plan_clips(bold.shape[5])
         x = self.patch_embed(bold)
         for tables, stage in zip(self.pos_embeds, self.layers, strict=True):
@@ -186,7 +221,7 @@ class Swift(nn.Module):
     def plan_clips(self, frames: int) -> None:
         """Prepare for clips of this many frames; `forward` does so when the number changes.
 
-        Before `torch.compile` call it yourself, if the clips are shorter than `img_size` says.
+        Before `torch.compile` call it yourself, if the clips have another length than `img_size` says.
         """
         self.planned_frames = frames
         for stage in self.layers:
@@ -195,8 +230,69 @@ class Swift(nn.Module):
     def _check(self, bold: Tensor) -> None:
         grid, frames = self.config.img_size[:3], self.config.img_size[3]
         expected = (self.config.in_chans, *grid)
-        if bold.dim() != 6 or tuple(bold.shape[1:5]) != expected or not 1 <= bold.shape[5] <= frames:
+        is_placed = bold.dim() == 6 and tuple(bold.shape[1:5]) == expected and bold.shape[5] > 0
+        if not is_placed:
             raise UsageError(
                 f"swift: expected (batch, {', '.join(map(str, expected))}, 1 to {frames}) as (b, c, x, y, z, t), "
                 f"got {tuple(bold.shape)}; give the model the img_size and in_chans of the data"
             )
+        if bold.shape[5] > frames and self.config.longer_clips == "refuse":
+            raise UsageError(
+                f"swift: a clip of {bold.shape[5]} frames is longer than the time tables, which hold {frames}; cut it, "
+                'or stretch the tables: for every clip by longer_clips = "interpolate", or once and for all by resize_tables'
+            )
+
+
+def build_swift(options: Mapping[str, Any]) -> HeadedModel:
+    """The network of a recipe's model section: `outputs`, `head` (v1, v2 or emb), and the backbone's options."""
+    sizes = dict(options)
+    outputs, head = sizes.pop("outputs", 1), sizes.pop("head", "v1")
+    backbone = Swift(swift_config(sizes))
+    return HeadedModel(backbone, build_head(head, channels=backbone.num_features, outputs=outputs))
+
+
+def resize_tables(
+    weights: Mapping[str, Tensor], config: SwiftConfig, *, how: Literal["slice", "interpolate"], source: str
+) -> dict[str, Tensor]:
+    """The same weights with time tables as long as the clips of `config`, which may be longer or shorter than trained.
+
+    Args:
+        weights: of a backbone or of a whole model, ours or published.
+        config: of the model that is to load them.
+        how: "slice" keeps the first frames; "interpolate" stretches or shrinks linearly, from the first frame to the last.
+        source: name of the weights in errors.
+
+    Raises:
+        WeightsError: the weights have no tables, or were trained on another spatial grid, whose tables mean other places.
+        UsageError: a table is shorter than what is to be cut from it.
+    """
+    if how not in ("slice", "interpolate"):
+        raise UsageError(f"swift: time tables are resized by slice or interpolate, got {how!r}")
+    found = {name: match for name in weights if (match := _POSITIONS.search(name))}
+    if not found:
+        raise WeightsError(f"{source}: no position tables (pos_embeds.*); give the weights of a SwiFT")
+    resized = dict(weights)
+    for name, match in found.items():
+        stage = int(match[1])
+        if match[2] == "time_embed":
+            resized[name] = _resize(weights[name], config.img_size[3], how, source=source)
+        elif stage < len(config.depths):
+            _check_space(weights[name], config, stage, source=source)
+    return resized
+
+
+def _resize(table: Tensor, frames: int, how: str, *, source: str) -> Tensor:
+    rows = table.shape[-1]
+    if how == "slice" and frames > rows:
+        raise UsageError(f'{source}: time tables of {rows} frames cannot be cut to {frames}; choose how="interpolate"')
+    resized = table[..., :frames] if how == "slice" else stretch_table(table.float(), frames).to(table.dtype)
+    return resized.clone()
+
+
+def _check_space(table: Tensor, config: SwiftConfig, stage: int, *, source: str) -> None:
+    trained, wanted = tuple(table.shape[2:5]), config.stage_grid(stage)
+    if trained != wanted:
+        raise WeightsError(
+            f"{source}: trained on a grid of {' x '.join(map(str, trained))} tokens in stage {stage}, the model has "
+            f"{' x '.join(map(str, wanted))}; tables over space are not resized: pad or crop the data to the trained grid"
+        )
