@@ -28,6 +28,14 @@ LARGE_STAGE = 4 * MLP_CHUNK
 _POSITIONS = re.compile(r"(?:^|\.)pos_embeds\.(\d+)\.(pos_embed|time_embed)$")
 
 
+def run_part(part: nn.Module, *inputs: Tensor | TokenOrder, checkpointing: bool) -> Tensor:
+    """A part's output; with checkpointing only its inputs are kept for the gradient, for which it is computed once more."""
+    if not (checkpointing and torch.is_grad_enabled()):
+        return cast(Tensor, part(*inputs))
+    # Nothing inside is random, so no generator state needs keeping.
+    return cast(Tensor, checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False))
+
+
 class PatchEmbedding(nn.Module):
     """One linear map of every spatial patch of every frame."""
 
@@ -171,15 +179,9 @@ class Stage(nn.Module):
         orders = [self._order(shift, batch=shape[0], tokens=shape[1:5].numel()) for shift in (0, 1)]
         x = x.reshape(-1, shape[5])
         for number, block in enumerate(self.blocks):
-            x = self._run(block, x, orders[number % 2])
+            x = run_part(block, x, orders[number % 2], checkpointing=self.checkpointing)
         x = x.view(shape)
-        return x if self.downsample is None else self._run(self.downsample, x)
-
-    def _run(self, part: nn.Module, *inputs: Tensor | TokenOrder) -> Tensor:
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return cast(Tensor, part(*inputs))
-        # Nothing inside is random, so no generator state needs keeping.
-        return cast(Tensor, checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False))
+        return x if self.downsample is None else run_part(self.downsample, x, checkpointing=self.checkpointing)
 
     def _order(self, shift: int, *, batch: int, tokens: int) -> TokenOrder:
         index = (self.plain_index, self.shifted_index)[shift]
@@ -212,7 +214,7 @@ class Swift(nn.Module):
                     "call plan_clips before you compile or export"
                 )
             self.plan_clips(bold.shape[5])
-        x = self.patch_embed(bold)
+        x = run_part(self.patch_embed, bold, checkpointing=self.config.checkpointing)
         for tables, stage in zip(self.pos_embeds, self.layers, strict=True):
             x = stage(tables(x))
         features: Tensor = x.permute(0, 5, 1, 2, 3, 4)

@@ -312,7 +312,7 @@ def test_weights_of_another_spatial_grid_are_refused():
     weights = build_swift(SMALL).state_dict()
     other = swift_config(SMALL | {"img_size": [8, 12, 16, 5]})
     with pytest.raises(
-        WeightsError, match="a.safetensors: trained on a grid of 4 x 4 x 4 tokens in stage 0, the model has"
+        WeightsError, match=r"a\.safetensors: trained on a grid of 4 x 4 x 4 tokens in stage 0, the model has"
     ):
         resize_tables(weights, other, how="slice", source="a.safetensors")
     with pytest.raises(WeightsError, match="no position tables"):
@@ -383,5 +383,5 @@ def test_a_compiled_model_takes_other_clips_once_they_are_planned():
 def test_a_clip_that_was_not_planned_is_not_compiled_silently():
     model = build_swift(SMALL)
     torch.compiler.reset()
-    with pytest.raises(Exception, match="plan_clips|observed exception|Observed exception"):
+    with pytest.raises(RuntimeError, match="got 3; call plan_clips before you compile"):
         torch.compile(model, backend="aot_eager", fullgraph=True)(small_bold()[..., :3])
