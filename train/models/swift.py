@@ -6,7 +6,7 @@ layer and never applies it. Here it does not exist, because a parameter without 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -28,10 +28,10 @@ LARGE_STAGE = 4 * MLP_CHUNK
 _POSITIONS = re.compile(r"(?:^|\.)pos_embeds\.(\d+)\.(pos_embed|time_embed)$")
 
 
-def run_part(part: nn.Module, *inputs: Tensor | TokenOrder, checkpointing: bool) -> Tensor:
+def run_part(part: Callable[..., Tensor], *inputs: Tensor | TokenOrder, checkpointing: bool) -> Tensor:
     """A part's output; with checkpointing only its inputs are kept for the gradient, for which it is computed once more."""
     if not (checkpointing and torch.is_grad_enabled()):
-        return cast(Tensor, part(*inputs))
+        return part(*inputs)
     # Nothing inside is random, so no generator state needs keeping.
     return cast(Tensor, checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False))
 
@@ -104,8 +104,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Attention inside the pieces of a plan, then an MLP; each reads normalised tokens and is added to them."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, *, checkpointing: bool = False) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.norm1 = nn.LayerNorm(channels)
         self.attn = PieceAttention(channels, heads)
         self.norm2 = nn.LayerNorm(channels)
@@ -113,16 +114,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, order: TokenOrder) -> Tensor:
         """(tokens, channels), before and after."""
-        x = x + self.attn(self.norm1(x), order)
+        x = run_part(self._add_attention, x, order, checkpointing=self.checkpointing)
         # A compiler fuses the MLP itself, and would unroll the chunks.
         if x.device.type != "cpu" or len(x) < LARGE_STAGE or torch.compiler.is_compiling():
-            return self._add_mlp(x)
+            return run_part(self._add_mlp, x, checkpointing=self.checkpointing)
         chunks = x.split_with_sizes([min(MLP_CHUNK, len(x) - start) for start in range(0, len(x), MLP_CHUNK)])
-        return torch.cat([self._add_mlp_twice(chunk) for chunk in chunks])
+        return torch.cat([run_part(self._add_mlp, chunk, checkpointing=True) for chunk in chunks])
 
-    def _add_mlp_twice(self, x: Tensor) -> Tensor:
-        # Nothing inside is random, so no generator state needs keeping.
-        out: Tensor = checkpoint(self._add_mlp, x, use_reentrant=False, preserve_rng_state=False)
+    def _add_attention(self, x: Tensor, order: TokenOrder) -> Tensor:
+        out: Tensor = x + self.attn(self.norm1(x), order)
         return out
 
     def _add_mlp(self, x: Tensor) -> Tensor:
@@ -160,7 +160,10 @@ class Stage(nn.Module):
         channels = config.stage_channels(number)
         self.grid = config.stage_grid(number)
         self.window, self.shift = config.stage_window(number)
-        self.blocks = nn.ModuleList([Block(channels, config.num_heads[number]) for _ in range(config.depths[number])])
+        self.blocks = nn.ModuleList(
+            Block(channels, config.num_heads[number], checkpointing=config.checkpointing)
+            for _ in range(config.depths[number])
+        )
         is_last = number == len(config.depths) - 1
         self.downsample = None if is_last else PatchMerging(channels, config.c_multiplier)
         self.checkpointing = config.checkpointing
@@ -179,7 +182,7 @@ class Stage(nn.Module):
         orders = [self._order(shift, batch=shape[0], tokens=shape[1:5].numel()) for shift in (0, 1)]
         x = x.reshape(-1, shape[5])
         for number, block in enumerate(self.blocks):
-            x = run_part(block, x, orders[number % 2], checkpointing=self.checkpointing)
+            x = block(x, orders[number % 2])
         x = x.view(shape)
         return x if self.downsample is None else run_part(self.downsample, x, checkpointing=self.checkpointing)
 

@@ -28,7 +28,8 @@ class SwiftConfig:
     `img_size[3]` is the length of the learned time tables. A shorter clip uses their beginning; a longer one is refused,
     or with `longer_clips` "interpolate" gets the tables stretched linearly from its first frame to its last.
     With `last_layer_full_MSA` the last stage attends over its whole grid, `window_size[3]` frames at a time, without shift.
-    With `checkpointing` only what enters a block is kept for the gradient, and the block is computed once more.
+    With `checkpointing` only what enters attention, MLP and the layers between stages is kept for the gradient, for which
+    they are computed once more.
     """
 
     img_size: tuple[int, ...]
