@@ -16,14 +16,20 @@ _LENGTHS = {
     "depths": None,
     "num_heads": None,
 }
+LONGER_CLIPS = ("refuse", "interpolate")
+# What a recipe's model section holds beside the backbone's options.
+HEAD_OPTIONS = ("head", "outputs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwiftConfig:
     """A SwiFT backbone. Sizes run over (x, y, z, t), `depths` and `num_heads` over stages.
 
-    `img_size[3]` is the longest clip: the length of the learned time table, of which a shorter clip uses the beginning.
+    `img_size[3]` is the length of the learned time tables. A shorter clip uses their beginning; a longer one is refused,
+    or with `longer_clips` "interpolate" gets the tables stretched linearly from its first frame to its last.
     With `last_layer_full_MSA` the last stage attends over its whole grid, `window_size[3]` frames at a time, without shift.
+    With `checkpointing` only what enters attention, MLP and the layers between stages is kept for the gradient, for which
+    they are computed once more.
     """
 
     img_size: tuple[int, ...]
@@ -36,6 +42,8 @@ class SwiftConfig:
     in_chans: int = 1
     c_multiplier: int = 2
     last_layer_full_MSA: bool = True
+    longer_clips: str = "refuse"
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -64,7 +72,7 @@ def swift_config(options: Mapping[str, Any]) -> SwiftConfig:
     known = [field.name for field in fields(SwiftConfig)]
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name, [*known, *HEAD_OPTIONS], n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
             raise UsageError(f"swift has no option {name}; {hint}")
     missing = [field.name for field in fields(SwiftConfig) if field.default is MISSING and field.name not in options]
@@ -87,8 +95,11 @@ def _check_types(config: SwiftConfig) -> None:
     for name in ("embed_dim", "in_chans", "c_multiplier"):
         if not _is_count(getattr(config, name)):
             raise UsageError(f"swift: {name} must be a whole number above 0, got {getattr(config, name)!r}")
-    if not isinstance(config.last_layer_full_MSA, bool):
-        raise UsageError(f"swift: last_layer_full_MSA must be true or false, got {config.last_layer_full_MSA!r}")
+    for name in ("last_layer_full_MSA", "checkpointing"):
+        if not isinstance(getattr(config, name), bool):
+            raise UsageError(f"swift: {name} must be true or false, got {getattr(config, name)!r}")
+    if config.longer_clips not in LONGER_CLIPS:
+        raise UsageError(f"swift: longer_clips must be one of {', '.join(LONGER_CLIPS)}, got {config.longer_clips!r}")
 
 
 def _is_count(value: Any) -> bool:

@@ -41,20 +41,20 @@ def uncut(windows: Tensor, window: Axes, shape: Axes) -> Tensor:
     return windows.reshape(b, *counts, *window, c).permute(0, 1, 5, 2, 6, 3, 7, 4, 8, 9).reshape(shape)
 
 
-def origin(sizes: Axes, window: Axes, shift: Axes) -> Tensor:
+def origin(sizes: Axes, window: Axes, shift: Axes, device: torch.device | None = None) -> Tensor:
     """After the roll: which tokens of a window were neighbours before it, as one number per token of the padded grid."""
-    label = torch.zeros(sizes)
+    label = torch.zeros(sizes, device=device)
     for axis, (size, length, step) in enumerate(zip(sizes, window, shift, strict=True)):
-        place = torch.arange(size)
+        place = torch.arange(size, device=device)
         # 0: whole windows; 1: the end of the axis; 2: its beginning, rolled behind the end
-        part = (place >= size - length).float() + (place >= size - step).float() if step else torch.zeros(size)
+        part = (place >= size - length).float() + (place >= size - step).float() if step else 0.0 * place
         label = 3 * label + part.reshape([-1 if i == axis else 1 for i in range(4)])
     return label
 
 
-def mask(sizes: Axes, window: Axes, shift: Axes) -> Tensor:
+def mask(sizes: Axes, window: Axes, shift: Axes, device: torch.device | None = None) -> Tensor:
     """-100 between tokens that the roll brought together, else 0; (windows, tokens, tokens)."""
-    label = cut(origin(sizes, window, shift)[None, ..., None], window).squeeze(-1)
+    label = cut(origin(sizes, window, shift, device)[None, ..., None], window).squeeze(-1)
     return torch.where(label.unsqueeze(1) == label.unsqueeze(2), 0.0, -100.0)
 
 
@@ -81,7 +81,7 @@ def block(x: Tensor, weights: Weights, name: str, heads: int, window: Axes, shif
     y = F.pad(y, (0, 0, 0, pads[3], 0, pads[2], 0, pads[1], 0, pads[0]))
     padded = tuple(y.shape[1:5])
     rolled = torch.roll(y, tuple(-step for step in shift), (1, 2, 3, 4))
-    bias = mask(padded, window, shift).to(x) if any(shift) else None
+    bias = mask(padded, window, shift, x.device).to(x.dtype) if any(shift) else None
     y = uncut(attention(cut(rolled, window), weights, f"{name}.attn", heads, bias), window, tuple(y.shape))
     y = torch.roll(y, shift, (1, 2, 3, 4))
     x = x + y[:, : sizes[0], : sizes[1], : sizes[2], : sizes[3]]

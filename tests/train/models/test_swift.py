@@ -4,17 +4,20 @@ import os
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from fmristream.errors import UsageError
 from tests.train.models.plain_swift import plain_swift
 from tools.golden import read_case
 from tools.parity_swift import check_published_swift, check_swift
 from train.models import build_model
-from train.models.swift import LARGE_STAGE, MLP_CHUNK, Swift
+from train.models.load import WeightsError, load_backbone
+from train.models.swift import LARGE_STAGE, MLP_CHUNK, Swift, build_swift, resize_tables, stretch_table
 from train.models.swift_config import swift_config
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -239,7 +242,146 @@ def test_a_config_without_sizes_says_what_is_missing():
         build_model("swif", SMALL)
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 8, 12, 8, 5), (2, 1, 8, 12, 8, 6), (2, 1, 8, 8, 8, 5), (1, 8, 12, 8, 5)])
+@pytest.mark.parametrize("shape", [(2, 2, 8, 12, 8, 5), (2, 1, 8, 12, 8, 0), (2, 1, 8, 8, 8, 5), (1, 8, 12, 8, 5)])
 def test_bold_of_another_shape_is_refused(shape):
-    with pytest.raises(UsageError, match=r"expected \(batch, 1, 8, 12, 8, 1 to 5\)"):
-        build_model("swift", SMALL)(torch.zeros(shape))
+    for longer_clips in ("refuse", "interpolate"):
+        with pytest.raises(UsageError, match=r"expected \(batch, 1, 8, 12, 8, 1 to 5\)"):
+            build_model("swift", SMALL | {"longer_clips": longer_clips})(torch.zeros(shape))
+
+
+def long_bold(frames, batch=2):
+    return torch.randn(batch, 1, *SMALL["img_size"][:3], frames, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_longer_clip_is_refused_unless_the_recipe_says_how():
+    with pytest.raises(UsageError, match=r"a clip of 6 frames is longer than the time tables, which hold 5"):
+        build_swift(SMALL)(long_bold(6))
+
+
+@pytest.mark.parametrize("frames", [6, 9, 14])
+def test_longer_clips_read_tables_stretched_from_their_first_to_their_last_frame(frames):
+    trained = Swift(swift_config(SMALL | {"longer_clips": "interpolate"}))
+    config = swift_config(SMALL | {"img_size": [*SMALL["img_size"][:3], frames]})
+    weights = resize_tables(trained.state_dict(), config, how="interpolate", source="a.safetensors")
+    longer = Swift(config)
+    load_backbone(longer, weights, source="a.safetensors")
+    torch.testing.assert_close(trained(long_bold(frames)), longer(long_bold(frames)), rtol=0, atol=1e-6)
+    for name, table in weights.items():
+        if name.endswith("time_embed"):
+            rows = trained.get_parameter(name).flatten(0, -2).unsqueeze(0)
+            oracle = F.interpolate(rows, size=frames, mode="linear", align_corners=True)
+            torch.testing.assert_close(table.flatten(0, -2), oracle[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "frames"), [(5, 12), (5, 3), (1, 4), (4, 1), (3, 3)])
+def test_a_stretched_table_is_linear_between_its_rows_and_hands_them_its_gradient(rows, frames):
+    table = torch.randn(3, rows, dtype=torch.float64, requires_grad=True)
+    stretched = stretch_table(table, frames)
+    places = np.linspace(0, rows - 1, frames)
+    oracle = np.stack([np.interp(places, np.arange(rows), row) for row in table.detach().numpy()])
+    np.testing.assert_allclose(stretched.detach().numpy(), oracle, atol=1e-12)
+    stretched.sum().backward()
+    assert table.grad.sum().item() == pytest.approx(3 * frames), "every frame's gradient reaches some row"
+
+
+def test_a_checkpointed_longer_clip_teaches_the_trained_tables():
+    model = build_swift(SMALL | {"longer_clips": "interpolate", "checkpointing": True})
+    model(long_bold(7)).sum().backward()
+    gradients = [tables.time_embed.grad for tables in model.model.pos_embeds]
+    assert all(bool((gradient != 0).any(1).all()) for gradient in gradients)
+
+
+def test_tables_of_weights_are_cut_or_stretched_and_then_load_strictly():
+    weights = dict(build_swift(SMALL).state_dict()) | {"model.norm.weight": torch.ones(16)}
+    short, long = (swift_config(SMALL | {"img_size": [*SMALL["img_size"][:3], frames]}) for frames in (3, 8))
+    cut = resize_tables(weights, short, how="slice", source="a.safetensors")
+    load_backbone(Swift(short), cut, source="a.safetensors")
+    name = "model.pos_embeds.1.time_embed"
+    assert torch.equal(cut[name], weights[name][..., :3])
+    assert weights[name].shape[-1] == 5, "what was given is unchanged"
+    load_backbone(Swift(long), resize_tables(weights, long, how="interpolate", source=""), source="a.safetensors")
+    with pytest.raises(WeightsError, match="2 names do not fit"):
+        load_backbone(Swift(long), weights, source="a.safetensors")
+    with pytest.raises(UsageError, match="time tables of 5 frames cannot be cut to 8"):
+        resize_tables(weights, long, how="slice", source="a.safetensors")
+    with pytest.raises(UsageError, match="by slice or interpolate, got 'nearest'"):
+        resize_tables(weights, long, how="nearest", source="a.safetensors")
+
+
+def test_weights_of_another_spatial_grid_are_refused():
+    weights = build_swift(SMALL).state_dict()
+    other = swift_config(SMALL | {"img_size": [8, 12, 16, 5]})
+    with pytest.raises(
+        WeightsError, match=r"a\.safetensors: trained on a grid of 4 x 4 x 4 tokens in stage 0, the model has"
+    ):
+        resize_tables(weights, other, how="slice", source="a.safetensors")
+    with pytest.raises(WeightsError, match="no position tables"):
+        resize_tables({"a": torch.zeros(1)}, other, how="slice", source="a.safetensors")
+
+
+def losses_and_gradients(model, bold):
+    model.zero_grad()
+    loss = (model(bold) - 1).square().mean()
+    loss.backward()
+    return loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("grid", [SMALL["img_size"], [32, 30, 32, 5]], ids=["small", "with chunks"])
+def test_checkpointing_changes_neither_losses_nor_gradients(grid):
+    options = SMALL | {"img_size": grid, "embed_dim": 4, "num_heads": [1, 2]}
+    bold = torch.randn(2, 1, *grid)
+    plain, lean = build_swift(options), build_swift(options | {"checkpointing": True})
+    lean.load_state_dict(plain.state_dict())
+    expected = losses_and_gradients(plain, bold)
+    torch.testing.assert_close(losses_and_gradients(lean, bold), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_checkpointing_keeps_only_what_enters_a_block():
+    kept = {}
+    for checkpointing in (False, True):
+        tensors = {}
+
+        def pack(tensor, tensors=tensors):
+            tensors[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        model = build_swift(SMALL | {"checkpointing": checkpointing})
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(small_bold()).sum()
+        kept[checkpointing] = sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
+    assert kept[True] < kept[False] / 3
+
+
+@pytest.mark.parametrize(
+    ("backend", "checkpointing"),
+    [
+        ("aot_eager", False),
+        ("aot_eager", True),
+        pytest.param("inductor", False, marks=pytest.mark.full),
+        pytest.param("inductor", True, marks=pytest.mark.full),
+    ],
+)
+def test_the_compiled_model_has_no_break_and_gives_the_same_losses_and_gradients(backend, checkpointing):
+    model = build_swift(SMALL | {"depths": [2, 1], "checkpointing": checkpointing})
+    expected = losses_and_gradients(model, small_bold())
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    torch.testing.assert_close(losses_and_gradients(compiled, small_bold()), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_compiled_model_takes_other_clips_once_they_are_planned():
+    model = build_swift(SMALL | {"depths": [1, 1], "longer_clips": "interpolate"})
+    model.model.plan_clips(7)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(long_bold(7)), model(long_bold(7)), rtol=0, atol=1e-5)
+        model.model.plan_clips(3)
+        torch.testing.assert_close(compiled(long_bold(3)), model(long_bold(3)), rtol=0, atol=1e-5)
+
+
+def test_a_clip_that_was_not_planned_is_not_compiled_silently():
+    model = build_swift(SMALL)
+    torch.compiler.reset()
+    with pytest.raises(RuntimeError, match="got 3; call plan_clips before you compile"):
+        torch.compile(model, backend="aot_eager", fullgraph=True)(small_bold()[..., :3])
