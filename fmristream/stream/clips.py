@@ -47,6 +47,7 @@ from fmristream.stream.selection import (
 )
 from fmristream.stream.side import SideReader, SideSeries
 from fmristream.stream.targets import Target, read_target
+from fmristream.stream.values import words_of_values
 from fmristream.stream.window_reader import Scratch, WindowReader
 
 # Runs of recent rows that stay in memory, 1 kB each.
@@ -402,6 +403,7 @@ class StreamingDataset:
             windows=self.num_windows,
             selection=self.selection_digest,
             settings=self._settings,
+            values=self._values,
         )
 
     @cached_property
@@ -421,6 +423,17 @@ class StreamingDataset:
             "dataset": str(self.dataset.generation.document["content_digest"]),
         }
         return {name: words for name, words in asked.items() if words is not None}
+
+    @cached_property
+    def _values(self) -> dict[str, str]:
+        """What the values of windows are made with, in words."""
+        return words_of_values(
+            self.recipe,
+            RunSource(self.dataset, self.runs[0]),
+            exact=self._reader.exact,
+            grid=self._grid if self.has_grid else None,
+            orientation=self.orientation,
+        )
 
     @property
     def subjects(self) -> tuple[str, ...]:
