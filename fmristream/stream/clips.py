@@ -50,6 +50,8 @@ from fmristream.stream.targets import Target, read_target
 from fmristream.stream.values import words_of_values
 from fmristream.stream.window_reader import Scratch, WindowReader
 
+_TOO_SHORT = "runs no longer than the context"
+
 # Runs of recent rows that stay in memory, 1 kB each.
 _RECENT_RUNS = 1024
 
@@ -114,7 +116,8 @@ class StreamingDataset:
         cache_bytes: what the folder may hold.
 
     Attributes:
-        left_out: what is not streamed, in words, and how many: runs shorter than the window and the like.
+        left_out: what is not streamed, in words, and how many: runs shorter than the window, whole runs no longer than the
+            context, and the like.
 
     Raises:
         UsageError: no run is selected, or an argument makes no sense.
@@ -170,24 +173,24 @@ class StreamingDataset:
         require_one_grid(self.runs, where=self.dataset.store.name)
         if not mix_spaces:
             require_one_space(self.runs, where=self.dataset.store.name)
+        require_fitted(fitted, self.dataset, split)
+        self._context = context = whole("context", context)
+        self.recipe = parse_recipe(
+            normalize,
+            stats=stats,
+            context=context,
+            fitted=[one.values for one in fitted],
+            atlases=atlases,
+        )
         self._recent: dict[int, Run] = {}
         self.left_out: Counter[str] = Counter()
         self._partners: Partners | None = None
         self._table = self._make_table()
+        if context is not None and context >= self.window:
+            what = f"the window's {self.window}" if self._frames is not None else "the longest run's"
+            raise UsageError(f"context={context}: expected fewer frames than {what}, to predict the rest")
         self._weights, self._quotas = weights, self._make_quotas(weights)
         self._tell_what_is_left_out()
-        require_fitted(fitted, self.dataset, split)
-        self.recipe = parse_recipe(
-            normalize,
-            stats=stats,
-            context=whole("context", context),
-            fitted=[one.values for one in fitted],
-            atlases=atlases,
-        )
-        if context is not None and context >= self.window:
-            raise UsageError(
-                f"context={context}: expected fewer frames than the window's {self.window}, to predict the rest"
-            )
         self._reader = WindowReader(dataset=self.dataset, recipe=self.recipe, exact=exact)
         self._targets = [
             read_target(self.dataset.participants, name, where=self.dataset.store.name) for name in targets
@@ -233,7 +236,9 @@ class StreamingDataset:
         """What there is to number: windows, clips at events, or runs."""
         frames = self.runs.numbers("frames").astype(np.int64)
         if self._frames is None:
-            return WholeRuns(frames, step=self._step)
+            table = WholeRuns(frames, step=self._step, longer_than=self._context or 0)
+            self.left_out[_TOO_SHORT] = len(frames) - table.total
+            return table
         self.left_out["runs shorter than the window"] = int((frames < self._frames.span).sum())
         if self._events is not None:
             found = event_starts(self.dataset, self.runs, self._events, window=self._frames, delay_s=self._delay_s)
@@ -368,6 +373,8 @@ class StreamingDataset:
             told["random_phase"] = True
         if self._views is not None:
             told["views"] = self._views
+        if self.left_out[_TOO_SHORT]:
+            told["longer_than"] = self._context
         if isinstance(self._table, EventTable):
             told["events"] = sha256(
                 self._table.first.astype("<i8").tobytes() + self._table.starts.astype("<i8").tobytes()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmristream.errors import CorruptDataError, SpaceError, UsageError
+from fmristream.errors import CorruptDataError, UsageError
 from fmristream.sampling.deal import Draws, Schedule, World, check_schedule
 from fmristream.sampling.state import StreamState
 from fmristream.signal.grid import stretches_of
@@ -24,6 +24,7 @@ from fmristream.storage.retry import RetryPolicy
 from fmristream.stream.batch import Batch
 from fmristream.stream.clips import Row, StreamingDataset
 from fmristream.stream.feed import Feed, Feeding, Ready, feed_of
+from fmristream.stream.forms import require_endless, require_form, require_room
 from fmristream.stream.mixture import Mixture
 from fmristream.stream.pool import BatchPool
 from fmristream.stream.window_reader import Scratch, Target
@@ -33,9 +34,6 @@ PREFETCH_BYTES = 256 * 2**20
 
 # Positions that are drawn at once.
 _DRAWN_AHEAD = 256
-
-_DTYPES = ("float32", "float16", "int16")
-_OUTPUTS = ("packed", "placed")
 
 Scale = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -80,7 +78,7 @@ class StreamingLoader:
             its own.
 
     Raises:
-        UsageError: no window, a batch smaller than the world, or an unknown dtype or output.
+        UsageError: no window, a batch smaller than the world, an unknown dtype or output, or int16 of what has no residuals.
         SpaceError: grayordinates are to be placed.
     """
 
@@ -98,7 +96,7 @@ class StreamingLoader:
         prefetch_bytes: int = PREFETCH_BYTES,
         retry: RetryPolicy | None = None,
     ) -> None:
-        _require_form(dtype, output)
+        require_form(dtype, output)
         if batch_size < 1 or threads < 1 or prefetch_batches < 1:
             raise UsageError(
                 f"batch_size {batch_size}, threads {threads}, prefetch_batches {prefetch_batches}: expected 1 or more each"
@@ -112,7 +110,7 @@ class StreamingLoader:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fmristream-loader")
         self._scratch = local()
         self._members = members = clips.members if isinstance(clips, Mixture) else (clips,)
-        _require_room(clips, dtype=dtype, output=output)
+        require_room(clips, members, dtype=dtype, output=output)
         self._dtype, self._is_placed = dtype, output == "placed"
         self._grid = clips.grid if self._is_placed or clips.has_grid else None
         self._positions = torch.from_numpy(clips.positions) if clips.has_grid and not self._is_placed else None
@@ -133,11 +131,19 @@ class StreamingLoader:
     @property
     def epoch(self) -> int:
         """Epoch of the next batch."""
-        return self._epoch_at(self._consumed)
+        return self.epoch_at(self._consumed)
 
     def __len__(self) -> int:
         """Batches that start in this epoch; epochs may differ by one."""
-        return self._schedule.batches_in(self.epoch, consumed=self._consumed)
+        return self.batches_at(self._consumed)
+
+    def epoch_at(self, consumed: int) -> int:
+        """Epoch of the batch that comes after so many samples."""
+        return self._schedule.epoch_of(consumed)
+
+    def batches_at(self, consumed: int) -> int:
+        """Batches that start in that epoch, for a stream that has handed out so many samples."""
+        return self._schedule.batches_in(self.epoch_at(consumed), consumed=consumed)
 
     def __iter__(self) -> Iterator[Batch]:
         """The rest of this epoch's batches; the next call goes on with the next epoch. Without a seed, always one pass."""
@@ -148,7 +154,7 @@ class StreamingLoader:
         self._resumed = False
         self._iteration = mine = self._iteration + 1
         epoch = self.epoch
-        while self._epoch_at(self._consumed) == epoch and not self._is_past_end(self._consumed):
+        while self.epoch_at(self._consumed) == epoch and not self._is_past_end(self._consumed):
             batch = self._next()
             yield batch
             if self._iteration != mine:
@@ -158,8 +164,7 @@ class StreamingLoader:
 
     def forever(self) -> Iterator[Batch]:
         """Batches of this epoch and all that follow, without end."""
-        if not self._schedule.order.is_shuffled:
-            raise UsageError("stored order (seed=None) is one pass; give the clips a seed to go on for ever")
+        require_endless(self.clips.seed)
         while True:
             yield from self
 
@@ -380,31 +385,8 @@ class StreamingLoader:
         self._ahead.clear()
         self._consumed = consumed
 
-    def _epoch_at(self, position: int) -> int:
-        return self._schedule.epoch_of(position)
-
     def _is_past_end(self, position: int) -> bool:
         return self._schedule.is_past_end(position)
-
-
-def _require_form(dtype: str, output: str) -> None:
-    if dtype not in _DTYPES or output not in _OUTPUTS:
-        raise UsageError(
-            f"dtype={dtype!r}, output={output!r}: expected one of {', '.join(_DTYPES)} and one of {', '.join(_OUTPUTS)}"
-        )
-    if dtype == "int16" and output == "placed":
-        raise UsageError("dtype='int16', output='placed': residuals have no background; use output='packed'")
-
-
-def _require_room(clips: StreamingDataset | Mixture, *, dtype: str, output: str) -> None:
-    """Raise where batches of these clips cannot have the form that is asked for."""
-    if dtype == "int16" and not clips.has_windows:
-        raise UsageError("dtype='int16' with window=None: residuals have no background to pad runs with; use float16")
-    if output == "packed" and isinstance(clips, Mixture) and not clips.shares_mask:
-        raise SpaceError(
-            "the members of the mixture lie on different masks, so packed batches cannot hold them; use output='placed' "
-            "with one grid, or convert all with one --mask"
-        )
 
 
 def _with_scales(batch: Batch, ahead: _Ahead) -> Batch:
