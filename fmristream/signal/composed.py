@@ -89,8 +89,10 @@ class RunPrepared:
 
     def __init__(self, plan: Plan, source: RecipeSource, *, exact: bool, channels: int) -> None:
         self._plan, self._source = plan, source
-        self.kept = _used_frames(plan, source)  # (t,) bool: frames that were neither skipped nor scrubbed
-        self._is_whole = bool(self.kept.all())
+        scrubbed = _scrubbed_frames(plan, source)
+        self.kept = ~scrubbed if scrubbed.any() else None
+        self._used = _used_frames(plan, source, scrubbed)
+        self._is_whole = bool(self._used.all())
         self._head, self._rest = _head_of(plan, source, whole=self._is_whole, exact=exact)
         self.width = layout_of(plan, source).voxels
         self.channels = channels
@@ -110,8 +112,8 @@ class RunPrepared:
             return self._ops
         with self._lock:
             if not self._is_ready:
-                numbers = np.flatnonzero(self.kept)
-                builder = _Builder(self._plan, self._source, self._head, used=self.kept, is_whole=self._is_whole)
+                numbers = np.flatnonzero(self._used)
+                builder = _Builder(self._plan, self._source, self._head, used=self._used, is_whole=self._is_whole)
                 self._ops = builder.build(self._rest, lambda: head_blocks(self._head, self._source, numbers))
                 self._is_ready = True
         return self._ops
@@ -136,6 +138,7 @@ class ClipPrepared:
 
     is_framewise = False
     affine = None
+    kept = None  # scrubbing is refused with such recipes
 
     def __init__(self, plan: Plan, source: RecipeSource) -> None:
         self._plan, self._source = plan, source
@@ -181,7 +184,7 @@ class ClipPrepared:
     def _build(self, numbers: NDArray[np.int64], raw: "Raw") -> list[Op]:
         used = np.zeros(self._source.run.frames, dtype=bool)
         used[numbers] = True
-        used &= _used_frames(self._plan, self._source)
+        used &= _used_frames(self._plan, self._source, np.zeros_like(used))
         builder = _Builder(self._plan, self._source, self._head, used=used, is_whole=False)
         return builder.build(self._rest, raw)
 
@@ -359,15 +362,27 @@ def _added(model: TemporalModel, step: Temporal, source: RecipeSource) -> Tempor
     return add_bandpass(model, low_hz=step.low_hz, high_hz=step.high_hz, tr_s=tr_s)
 
 
-def _used_frames(plan: Plan, source: RecipeSource) -> NDArray[np.bool_]:
+def scrubs(steps: Sequence[Step]) -> bool:
+    """Whether a step leaves frames out."""
+    return any(isinstance(step, Temporal) and step.strategy is not None and step.strategy.scrubs for step in steps)
+
+
+def _scrubbed_frames(plan: Plan, source: RecipeSource) -> NDArray[np.bool_]:
+    """(t,) frames that strategies leave out: those that moved, and those before the steady state."""
+    scrubbed = np.zeros(source.run.frames, dtype=bool)
+    for step in plan.steps:
+        if isinstance(step, Temporal) and step.strategy is not None and step.strategy.scrubs:
+            found = tables.select(step.strategy, source.confounds(), frames=source.run.frames, where=source.where)
+            scrubbed |= found.is_left_out
+    return scrubbed
+
+
+def _used_frames(plan: Plan, source: RecipeSource, scrubbed: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """(t,) frames that statistics may use: not those that are skipped or scrubbed."""
-    used = np.ones(source.run.frames, dtype=bool)
+    used = ~scrubbed
     for step in plan.steps:
         if isinstance(step, Skip):
             used[: step.frames] = False
-        elif isinstance(step, Temporal) and step.strategy is not None and step.strategy.scrubs:
-            found = tables.select(step.strategy, source.confounds(), frames=source.run.frames, where=source.where)
-            used &= ~found.is_left_out
     if not used.any():
         raise UsageError(f"{source.where}: no frame is left to take statistics of; skip or scrub fewer")
     return used
@@ -465,4 +480,4 @@ def _write(values: NDArray[np.float64], fill: NDArray[np.float32], out: NDArray[
             channel[~np.isfinite(channel)] = background
 
 
-__all__ = ["ClipPrepared", "GlobalOp", "Op", "Plan", "RunPrepared", "cohort_op", "layout_of"]
+__all__ = ["ClipPrepared", "GlobalOp", "Op", "Plan", "RunPrepared", "cohort_op", "layout_of", "scrubs"]

@@ -569,6 +569,19 @@ class StreamingDataset:
         """Channels of a window: what the normalisation makes of one signal."""
         return self.recipe.channels
 
+    @property
+    def scrubs(self) -> bool:
+        """Whether the recipe may leave frames out of statistics (`Batch.frames_kept`)."""
+        return self.recipe.scrubs
+
+    def frames_kept(self, row: Row) -> NDArray[np.bool_]:
+        """(t,) of a clip, False for frames that the recipe scrubs."""
+        kept, frames = np.ones(self.window, dtype=bool), row.clip.frames
+        of_run = self._reader.prepared(row.run).kept
+        if of_run is not None:
+            kept[: len(frames)] = of_run[list(frames)]
+        return kept
+
     def fill(self, run: Run) -> NDArray[np.float32]:
         """(c,) what stands outside the mask under this normalisation."""
         known = self.recipe.fill(run)
@@ -603,12 +616,14 @@ class StreamingDataset:
         rows = [row for (row,) in self._rows(*(np.array([number], dtype=np.int64),) * 2, epoch)]
         read = [self._read_item(row) for row in rows]
         side = [self.read_side(row.clip) for row in rows]
+        kept = [self.frames_kept(row) for row in rows] if self.scrubs else []
         first, is_one = rows[0], len(rows) == 1
         return {
             "bold" if self.has_grid else "packed": read[0] if is_one else np.stack(read),
             "run": first.run.name if is_one else tuple(row.run.name for row in rows),
             "start": first.clip.start if is_one else tuple(row.clip.start for row in rows),
             **({} if self._frames is not None else {"length": first.clip.length}),
+            **({"frames_kept": kept[0] if is_one else np.stack(kept)} if kept else {}),
             **({"side": side[0] if is_one else _stacked(side)} if side[0] else {}),
             "subject": first.run.subject,
             "targets": {target.name: np.float32(target.of(first.run.subject)) for target in self._targets},

@@ -287,11 +287,13 @@ class StreamingLoader:
         array, values = self._pool.lend((count, clips.channels, clips.window, last), self._dtype)
         fill = np.empty((count, clips.channels), dtype=np.float32)
         side = self._members[0].side.empty(count, clips.window)
-        ahead.batch = self._describe(ahead, values, torch.from_numpy(fill), side)
+        kept = np.ones((count, clips.window), dtype=bool) if clips.scrubs else None
+        ahead.batch = self._describe(ahead, values, torch.from_numpy(fill), side, kept)
         for place, (row, arriving) in enumerate(zip(ahead.rows, ahead.arriving, strict=True)):
             own_side = {name: rows[place] for name, rows in side.items()}
             # The tensor goes along so that its memory is not lent again before the last thread has written to it.
-            work = partial(self._fill, ahead.scales, row, array[place], fill[place], own_side, values)
+            own_kept = None if kept is None else kept[place]
+            work = partial(self._fill, ahead.scales, row, array[place], fill[place], own_side, own_kept, values)
             submitted = self._threads.submit(work) if arriving is None else _after(arriving, work, self._threads)
             ahead.filling.append(submitted)
 
@@ -302,6 +304,7 @@ class StreamingLoader:
         values: NDArray[Any],
         fill: NDArray[np.float32],
         side: Mapping[str, NDArray[np.float32]],
+        kept: NDArray[np.bool_] | None,
         _lent: torch.Tensor,
         ready: Ready | None = None,
     ) -> None:
@@ -317,6 +320,8 @@ class StreamingLoader:
         fill[:] = prepared.fill
         values[:, length:] = fill[:, None, None]  # whole runs are padded to the longest
         row.clips.side.read(row.clip, {name: known[:length] for name, known in side.items()})
+        if kept is not None and prepared.kept is not None:
+            kept[:length] = prepared.kept[list(row.clip.frames)]
         if values.dtype == np.int16:
             affine = prepared.affine
             assert affine is not None, "who filled looked at it"
@@ -336,7 +341,12 @@ class StreamingLoader:
             return reader.fill(ready.request, target, scratch, data=data, prepared=ready.prepared)
 
     def _describe(
-        self, ahead: _Ahead, values: torch.Tensor, fill: torch.Tensor, side: Mapping[str, NDArray[np.float32]]
+        self,
+        ahead: _Ahead,
+        values: torch.Tensor,
+        fill: torch.Tensor,
+        side: Mapping[str, NDArray[np.float32]],
+        kept: NDArray[np.bool_] | None,
     ) -> Batch:
         def numbers(found: Iterable[int]) -> torch.Tensor:
             return torch.tensor(list(found), dtype=torch.int64)
@@ -367,6 +377,7 @@ class StreamingLoader:
             global_size=self._schedule.batch_size,
             position=ahead.position,
             side={name: torch.from_numpy(known) for name, known in side.items()},
+            kept=None if kept is None else torch.from_numpy(kept),
             epoch=torch.from_numpy(np.tile(ahead.draws.epoch, self.clips.views)),
             sample=places.repeat(self.clips.views),
             orientation=self.clips.orientation,

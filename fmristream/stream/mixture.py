@@ -158,6 +158,11 @@ class Mixture:
         return len({clips.packed_as for clips in self.members}) == 1
 
     @property
+    def scrubs(self) -> bool:
+        """Whether a member's recipe may leave frames out."""
+        return any(clips.scrubs for clips in self.members)
+
+    @property
     def has_windows(self) -> bool:
         """Whether all clips have as many frames; those of whole runs have not."""
         return all(clips.has_windows for clips in self.members)
