@@ -2,10 +2,10 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
 from threading import local
 from typing import Any, Self
@@ -23,6 +23,7 @@ from fmristream.storage.fetch import Counts
 from fmristream.storage.retry import RetryPolicy
 from fmristream.stream.batch import Batch
 from fmristream.stream.clips import Row, StreamingDataset
+from fmristream.stream.described import Buffers, Describer, Scale, with_scales
 from fmristream.stream.feed import Feed, Feeding, Ready, feed_of
 from fmristream.stream.forms import require_endless, require_form, require_room
 from fmristream.stream.mixture import Mixture
@@ -34,8 +35,6 @@ PREFETCH_BYTES = 256 * 2**20
 
 # Positions that are drawn at once.
 _DRAWN_AHEAD = 256
-
-Scale = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(slots=True)
@@ -112,10 +111,14 @@ class StreamingLoader:
         self._members = members = clips.members if isinstance(clips, Mixture) else (clips,)
         require_room(clips, members, dtype=dtype, output=output)
         self._dtype, self._is_placed = dtype, output == "placed"
-        self._grid = clips.grid if self._is_placed or clips.has_grid else None
-        self._positions = torch.from_numpy(clips.positions) if clips.has_grid and not self._is_placed else None
+        self._describer = Describer(
+            clips,
+            members,
+            is_placed=self._is_placed,
+            global_size=batch_size,
+            offset=self.world.share(batch_size)[0],
+        )
         self._stretches = [stretches_of(member.positions) if self._is_placed else None for member in members]
-        self._targets = [{target.name: target for target in member.targets} for member in members]
         # Each member has its share of what may be under way.
         self._feeds: list[Feed | None] = [
             feed_of(member.reader, limit_bytes=prefetch_bytes // len(members), policy=retry) for member in members
@@ -241,7 +244,7 @@ class StreamingLoader:
         self._consumed = ahead.position + self._schedule.batch_size
         self._fetch_ahead()
         assert ahead.batch is not None, "the first batches have memory"
-        return _with_scales(ahead.batch, ahead) if self._dtype == "int16" else ahead.batch
+        return with_scales(ahead.batch, ahead.rows, ahead.scales) if self._dtype == "int16" else ahead.batch
 
     def _fetch_ahead(self) -> None:
         position = self._ahead[-1].position + self._schedule.batch_size if self._ahead else self._consumed
@@ -288,11 +291,12 @@ class StreamingLoader:
         fill = np.empty((count, clips.channels), dtype=np.float32)
         side = self._members[0].side.empty(count, clips.window)
         kept = np.ones((count, clips.window), dtype=bool) if clips.scrubs else None
-        ahead.batch = self._describe(ahead, values, torch.from_numpy(fill), side, kept)
+        buffers = Buffers(values=values, fill=fill, side=side, kept=kept)
+        ahead.batch = self._describer.describe(ahead.rows, ahead.draws, ahead.position, buffers)
         for place, (row, arriving) in enumerate(zip(ahead.rows, ahead.arriving, strict=True)):
             own_side = {name: rows[place] for name, rows in side.items()}
-            # The tensor goes along so that its memory is not lent again before the last thread has written to it.
             own_kept = None if kept is None else kept[place]
+            # The tensor goes along so that its memory is not lent again before the last thread has written to it.
             work = partial(self._fill, ahead.scales, row, array[place], fill[place], own_side, own_kept, values)
             submitted = self._threads.submit(work) if arriving is None else _after(arriving, work, self._threads)
             ahead.filling.append(submitted)
@@ -340,50 +344,6 @@ class StreamingLoader:
             data = feed.again(ready)
             return reader.fill(ready.request, target, scratch, data=data, prepared=ready.prepared)
 
-    def _describe(
-        self,
-        ahead: _Ahead,
-        values: torch.Tensor,
-        fill: torch.Tensor,
-        side: Mapping[str, NDArray[np.float32]],
-        kept: NDArray[np.bool_] | None,
-    ) -> Batch:
-        def numbers(found: Iterable[int]) -> torch.Tensor:
-            return torch.tensor(list(found), dtype=torch.int64)
-
-        rows = ahead.rows
-        first = ahead.position + self.world.share(self._schedule.batch_size)[0]
-        places = torch.arange(first, first + len(ahead.draws.number))
-        return Batch(
-            packed=None if self._is_placed else values,
-            placed=values.view(*values.shape[:3], *self.clips.grid) if self._is_placed else None,
-            positions=self._positions,
-            grid=self._grid,
-            fill=fill,
-            valid=torch.from_numpy(np.tile(ahead.draws.valid, self.clips.views)),
-            window=numbers(row.number for row in rows),
-            start=numbers(row.clip.start for row in rows),
-            lengths=None if self.clips.has_windows else numbers(row.clip.length for row in rows),
-            source=numbers(row.source for row in rows),
-            views=self.clips.views,
-            subject=[row.run.subject for row in rows],
-            run=[row.run.name for row in rows],
-            targets={
-                target.name: torch.tensor(
-                    [self._targets[row.source][target.name].of(row.run.subject) for row in rows], dtype=torch.float32
-                )
-                for target in self.clips.targets
-            },
-            global_size=self._schedule.batch_size,
-            position=ahead.position,
-            side={name: torch.from_numpy(known) for name, known in side.items()},
-            kept=None if kept is None else torch.from_numpy(kept),
-            epoch=torch.from_numpy(np.tile(ahead.draws.epoch, self.clips.views)),
-            sample=places.repeat(self.clips.views),
-            orientation=self.clips.orientation,
-            voxel_sizes_mm=self.clips.voxel_sizes_mm,
-        )
-
     def _state(self, consumed: int) -> StreamState:
         return self.clips.state(consumed)
 
@@ -398,18 +358,6 @@ class StreamingLoader:
 
     def _is_past_end(self, position: int) -> bool:
         return self._schedule.is_past_end(position)
-
-
-def _with_scales(batch: Batch, ahead: _Ahead) -> Batch:
-    """The batch with what its residuals are scaled by, a row for each run."""
-    keys = [(row.source, row.run.name) for row in ahead.rows]
-    rows = {key: row for row, key in enumerate(dict.fromkeys(keys))}
-    return replace(
-        batch,
-        scale=torch.from_numpy(np.stack([ahead.scales[key][0] for key in rows])),
-        offset=torch.from_numpy(np.stack([ahead.scales[key][1] for key in rows])),
-        scale_row=torch.tensor([rows[key] for key in keys], dtype=torch.int64),
-    )
 
 
 def _after(ready: Future[Ready], work: Callable[..., None], threads: ThreadPoolExecutor) -> Future[None]:
