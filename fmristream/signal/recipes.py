@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from fmristream.catalog.run import Run
 from fmristream.errors import UsageError
-from fmristream.signal.composed import ClipPrepared, Plan, RunPrepared, layout_of, scrubs
+from fmristream.signal.composed import ClipPrepared, RunPrepared, scrubs
 from fmristream.signal.normalize import RECIPES, Normalization, fill_of
 from fmristream.signal.normalize import prepare as prepare_single
 from fmristream.signal.parcellate import Atlas
+from fmristream.signal.plan import Plan, layout_of
 from fmristream.signal.prepared import Layout, Prepared, RecipeSource
 from fmristream.signal.steps import (
     ALIASES,
