@@ -7,6 +7,7 @@ FmriStreamError
 ├── StorageError          the store failed, or cannot do what is needed (also an OSError)
 │   ├── ObjectMissingError    an object that the dataset names is not there (also a FileNotFoundError)
 │   ├── ObjectExistsError     an object that is written once is there already (also a FileExistsError)
+│   ├── AccessError           the store lets nobody in with these credentials, or not any more (also a PermissionError)
 │   └── ConflictError         another writer committed a version first
 ├── EngineError           the processes or machines that do the work died, cannot be reached, or differ from this one
 ├── CorruptDataError      stored bytes are not what was written: checksum, length or digest differ
@@ -45,6 +46,10 @@ class ObjectMissingError(StorageError, FileNotFoundError):
 
 class ObjectExistsError(StorageError, FileExistsError):
     """An object that is written once is there already."""
+
+
+class AccessError(StorageError, PermissionError):
+    """The store refuses access: credentials are missing, wrong or expired. Trying again changes nothing."""
 
 
 class ConflictError(StorageError):

@@ -152,22 +152,23 @@ class WholeRuns:
     Args:
         frames: frames of each run.
         step: frames from one to the next.
+        longer_than: frames of a clip that are not enough: a context that leaves nothing to predict.
     """
 
-    def __init__(self, frames: Frames, *, step: int = 1) -> None:
+    def __init__(self, frames: Frames, *, step: int = 1, longer_than: int = 0) -> None:
         self._lengths = -(-np.asarray(frames, dtype=np.int64) // step)
-        self.counts = (self._lengths > 0).astype(np.int64)
+        self.counts = (self._lengths > longer_than).astype(np.int64)
         self.first = np.concatenate([[0], np.cumsum(self.counts)])
 
     @property
     def total(self) -> int:
-        """Number of runs that have a frame."""
+        """Number of runs that are long enough."""
         return int(self.first[-1])
 
     @property
     def longest(self) -> int:
         """Frames of the longest clip."""
-        return int(self._lengths.max(initial=0))
+        return int(self._lengths[self.counts > 0].max(initial=0))
 
     def locate(self, numbers: Numbers, *, phase_key: int | None = None) -> tuple[Numbers, Numbers, Numbers]:
         """(run positions, first frames, lengths): all of the run; nothing shifts it."""

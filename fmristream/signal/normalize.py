@@ -111,6 +111,7 @@ class GlobalPrepared:
     channels = 1
     is_framewise = True
     needs_frames = True
+    kept = None
 
     def __init__(self, normalization: Normalization, source: RunSource) -> None:
         run = source.run
@@ -147,6 +148,7 @@ class VoxelwisePrepared:
     channels = 1
     is_framewise = True
     needs_frames = True
+    kept = None
     fill = np.zeros(1, dtype=np.float32)
 
     def __init__(self, source: RunSource, moments: NDArray[Any]) -> None:

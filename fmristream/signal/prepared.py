@@ -124,6 +124,11 @@ class Prepared(Protocol):
         ...
 
     @property
+    def kept(self) -> NDArray[np.bool_] | None:
+        """(t,) of the run, False for frames that are scrubbed; None where none is."""
+        ...
+
+    @property
     def affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """(scale, offset), (v,) each, with output = signed residual x scale + offset; None where the recipe is not just that.
 

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from fmristream.catalog.run import Run
 from fmristream.errors import UsageError
-from fmristream.signal.composed import ClipPrepared, Plan, RunPrepared, layout_of
+from fmristream.signal.composed import ClipPrepared, RunPrepared, scrubs
 from fmristream.signal.normalize import RECIPES, Normalization, fill_of
 from fmristream.signal.normalize import prepare as prepare_single
 from fmristream.signal.parcellate import Atlas
+from fmristream.signal.plan import Plan, layout_of
 from fmristream.signal.prepared import Layout, Prepared, RecipeSource
 from fmristream.signal.steps import (
     ALIASES,
@@ -89,6 +90,11 @@ class Recipe:
     def reduces(self) -> bool:
         """Whether the output has other voxels than what is stored."""
         return any(isinstance(step, REDUCTIONS) or _is_pca(step) for step in self.steps)
+
+    @property
+    def scrubs(self) -> bool:
+        """Whether frames of a run may be left out of its statistics by what its confounds tell of them."""
+        return scrubs(self.steps)
 
     @property
     def single(self) -> Normalization | None:

@@ -8,12 +8,13 @@ from typing import Any, Protocol, TypeVar
 
 from fmristream.errors import CorruptDataError, ObjectMissingError, StorageError
 from fmristream.storage.retry import AgainError
-from fmristream.storage.store import Store
+from fmristream.storage.store import Store, access_refused
 
 T = TypeVar("T")
 
 _OK, _PARTIAL, _NO_SUCH_RANGE = 200, 206, 416
 _GONE = frozenset({404, 410})
+_REFUSED = frozenset({401, 403})
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 # Of an answer, before its connection is told to wait: by default 64 KiB, two wake-ups for each of them.
 _BUFFER_BYTES = 2**20
@@ -39,6 +40,7 @@ class AsyncReads(Protocol):
 
         Raises:
             AgainError: a failure that may pass.
+            AccessError: the store refuses access.
             CorruptDataError: the object was replaced since it was first read, or ends before.
             ObjectMissingError: it is gone.
             StorageError: a failure that stays.
@@ -155,10 +157,9 @@ class HttpReads:
         if response.status in _PASSING:
             asked = response.headers.get("Retry-After", "")
             raise AgainError(said, pause_s=float(asked) if asked.isdecimal() else 0.0)
-        error = StorageError(f"{self._name}/{key}: cannot be read: {said}")
-        if response.status in (401, 403):
-            raise error from PermissionError(said)
-        raise error
+        if response.status in _REFUSED:
+            raise access_refused(f"{self._name}/{key}", said)
+        raise StorageError(f"{self._name}/{key}: cannot be read: {said}")
 
     async def _body(self, response: Any, count: int) -> bytes:
         try:

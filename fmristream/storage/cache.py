@@ -4,7 +4,6 @@ A file is a chunk and its crc32c behind it; its name is a hash of where the chun
 Files appear whole, under their name, or not at all. Whatever is damaged or cut short counts as absent.
 """
 
-import errno
 import fcntl
 import hashlib
 import logging
@@ -32,8 +31,6 @@ _FREED = 1 / 16
 _ABANDONED_S = 3600
 # How old the time of last use may be before it is set anew: each time would double the work of a hit.
 _USED_S = 600
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOENT})
 
 # What is ours in the folder: AB/CDEF... of a sha256, and tmp/... of 16 random bytes.
 _FOLDER, _CHUNK, _SCRATCH = re.compile("[0-9a-f]{2}"), re.compile("[0-9a-f]{62}"), re.compile("[0-9a-f]{32}")

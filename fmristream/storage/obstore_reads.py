@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ from fmristream.errors import MissingExtraError, ObjectMissingError, StorageErro
 from fmristream.storage.async_reads import AsyncReads, Versions
 from fmristream.storage.filesystem import event_loop
 from fmristream.storage.retry import AgainError
+from fmristream.storage.store import access_refused
 from fmristream.storage.urls import scheme_of
 
 # `obstore` or `fsspec`: which client fetches frames. Not set: obstore for s3:// where it is installed and the environment
@@ -17,6 +19,9 @@ CLIENT_VARIABLE = "FMRISTREAM_CLIENT"
 
 _KEYS = ("AWS_ACCESS_KEY_ID",)
 _UNSIGNED = ("yes", "true", "on", "1")
+
+# What S3 answers with status 400 where credentials are no good any more; obstore tells these from no other bad request.
+_EXPIRED = re.compile("<Code>(ExpiredToken|InvalidToken|TokenRefreshRequired|RequestExpired)</Code>")
 
 
 def obstore_reads(url: str, name: str) -> AsyncReads | None:
@@ -44,7 +49,7 @@ def obstore_reads(url: str, name: str) -> AsyncReads | None:
 
 
 class ObstoreReads:
-    """One attempt each; who asks tries again."""
+    """One attempt each; who asks tries again. Headers of errors, so Retry-After, do not come through obstore."""
 
     retries = False
 
@@ -82,8 +87,10 @@ class ObstoreReads:
                 f"{self._name}/{key}: there is no such object; check the URL, or restore the object from a copy"
             ) from error
         except (PermissionError, errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
-            raise StorageError(f"{self._name}/{key}: the store refuses access") from error
+            raise access_refused(f"{self._name}/{key}", "the credentials do not allow it") from error
         except errors.BaseError as error:  # its text may hold the URL
+            if expired := _EXPIRED.search(str(error)):
+                raise access_refused(f"{self._name}/{key}", expired[1]) from error
             raise AgainError(f"obstore says {type(error).__name__}") from error
         if tuple(answer.range) != (start, stop) or len(data) != stop - start:
             raise AgainError(f"bytes {start} to {stop} were asked for and {len(data)} came, from {answer.range[0]} on")

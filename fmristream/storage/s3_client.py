@@ -11,7 +11,17 @@ import os
 from typing import Any
 
 import s3fs
-from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError, HTTPClientError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    SSOError,
+    TokenRetrievalError,
+)
 from botocore.parsers import ResponseParserError
 from botocore.session import Session
 from fsspec.asyn import sync_wrapper
@@ -32,6 +42,13 @@ CONNECT_S = 10
 # For the whole of a body that never falls silent and never ends: slower than this no training and no conversion is.
 SLOWEST_BYTES_PER_S = 64 * 2**10
 LONGEST_S = 900
+
+# Credentials that are no good any more, which some servers say with status 400.
+_EXPIRED = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestExpired"})
+_REFUSED = frozenset({401, 403})
+
+# Nothing to sign with: a profile's login has ended, a role's keys cannot be had.
+_NO_LOGIN = (CredentialRetrievalError, NoAuthTokenError, SSOError, TokenRetrievalError)
 
 # What arrived there was not what was sent.
 _DAMAGED_ON_THE_WAY = frozenset({"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"})
@@ -56,6 +73,8 @@ class S3Client(s3fs.S3FileSystem):  # type: ignore[misc]
                 if code in _DAMAGED_ON_THE_WAY and attempts_left:
                     continue
                 said = error.response["Error"].get("Message") or f"{code}, status {status_of(error)}"
+                if code in _EXPIRED or status_of(error) in _REFUSED:
+                    raise PermissionError(said if code in (None, "403") else f"{said} ({code})") from error
                 raise translate_boto_error(error, message=said) from error
             except ResponseParserError as error:  # a page of whatever stands between
                 if not attempts_left:
@@ -64,6 +83,8 @@ class S3Client(s3fs.S3FileSystem):  # type: ignore[misc]
                 raise OSError(errno.EIO, str(error)) from error
             except NoCredentialsError as error:
                 raise OSError(errno.EACCES, f"{error}; for a public bucket set AWS_NO_SIGN_REQUEST=YES") from error
+            except _NO_LOGIN as error:
+                raise OSError(errno.EACCES, str(error)) from error
         raise AssertionError("the last attempt returns or raises")
 
     call_s3 = sync_wrapper(_call_s3)

@@ -15,9 +15,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, Self, TypeVar
 
-from fmristream.errors import CorruptDataError, ObjectExistsError, ObjectMissingError, StorageError, UsageError
+from fmristream.errors import (
+    AccessError,
+    CorruptDataError,
+    ObjectExistsError,
+    ObjectMissingError,
+    StorageError,
+    UsageError,
+)
 from fmristream.storage.filesystem import client_errors
-from fmristream.storage.urls import redacted, scheme_of
+from fmristream.storage.urls import redacted, scheme_of, without_query
 
 T = TypeVar("T")
 Data = TypeVar("Data", bytes, memoryview)
@@ -112,14 +119,14 @@ def open_store(url: str) -> Store:
     """The store behind a URL: a local folder, `memory://`, `s3://`, or read-only any other scheme that fsspec reads.
 
     Raises:
-        UsageError: the URL names no folder or an unknown scheme.
+        UsageError: the URL names no folder or an unknown scheme, or has a query.
         MissingExtraError: the client for the scheme is not installed.
     """
     from fmristream.storage import local, remote, s3
 
     if not url.strip():
         raise UsageError("the dataset URL is empty; give a folder or a URL such as s3://bucket/dataset")
-    scheme = scheme_of(url)
+    scheme = scheme_of(without_query(url))
     if scheme == "file":
         return local.LocalStore(url)
     if scheme == "memory":
@@ -158,7 +165,7 @@ def translated(store: str, key: str, action: Callable[[], T]) -> T:
     """Run an I/O action; what goes wrong becomes our error and names the object."""
     try:
         return action()
-    except (ObjectExistsError, ObjectMissingError, CorruptDataError):
+    except (ObjectExistsError, ObjectMissingError, AccessError, CorruptDataError):
         raise
     except FileExistsError as error:
         raise ObjectExistsError(f"{store}/{key}: exists already and is written only once") from error
@@ -166,11 +173,30 @@ def translated(store: str, key: str, action: Callable[[], T]) -> T:
         raise ObjectMissingError(
             f"{store}/{key}: there is no such object; check the URL, or restore the object from a copy"
         ) from error
+    except PermissionError as error:
+        raise access_refused(f"{store}/{key}", _said(error)) from error
     except client_errors() as error:
-        raise StorageError(f"{store}/{key}: {redacted(str(getattr(error, 'strerror', None) or error))}") from error
+        raise StorageError(f"{store}/{key}: {_said(error)}") from error
+
+
+def access_refused(what: str, said: str) -> AccessError:
+    """The error for an object that a store does not hand out.
+
+    Args:
+        what: the object.
+        said: the store's own words, without secrets.
+    """
+    return AccessError(
+        f"{what}: access is refused: {said}; credentials or permissions may be missing, expired or withdrawn: renew them, "
+        "then go on from here or from the last saved state"
+    )
+
+
+def _said(error: BaseException) -> str:
+    return redacted(str(getattr(error, "strerror", None) or error))
 
 
 def is_denied(error: StorageError) -> bool:
     """Whether the store refused access: what a bucket that forbids listing answers for objects that are not there."""
     cause = error.__cause__
-    return isinstance(cause, PermissionError) or getattr(cause, "status", None) == 403  # aiohttp
+    return isinstance(error, AccessError) or isinstance(cause, PermissionError) or getattr(cause, "status", None) == 403

@@ -45,6 +45,28 @@ def without_credentials(url: str) -> str:
     return url
 
 
+# Where a query is a signature or a token for one object, or means nothing to the client.
+_WITHOUT_QUERY = frozenset({"http", "https", "az", "abfs"})
+
+
+def without_query(url: str) -> str:
+    """The URL of a dataset itself, after a look that it has no query.
+
+    A presigned URL lets people read one object; a dataset has thousands. What could be sent along with each request would end
+    in logs, states and shell histories.
+
+    Raises:
+        UsageError: it has one.
+    """
+    if scheme_of(url) in _WITHOUT_QUERY and ("?" in url or "#" in url):
+        raise UsageError(
+            f"{display_url(url)}: the URL has a query ('?...', not shown: it may hold a secret), which is not sent with the "
+            "requests for a dataset's objects; give the folder's URL without it: passwords of web servers belong into ~/.netrc, "
+            "and buckets behind presigned links are opened as s3://, gs:// or az:// with credentials of the environment"
+        )
+    return url
+
+
 def redacted(text: str) -> str:
     """A sentence without user names, passwords, queries and fragments of the URLs in it."""
     text = re.sub(r"(?<=://)[^/\s\"']*@", "", text)

@@ -48,6 +48,7 @@ class Batch:
         first_view: which view the first rows are: of a batch that `view` made, its number.
         side: (b, t) or (b, t, k) float32 by name, aligned to the frames; NaN where nothing is known.
         lengths: (b,) int64, how many frames of each sample are its run's; None where all are.
+        kept: (b, t) bool, False for frames that the recipe scrubs; None where it scrubs none. See `frames_kept`.
         epoch: (b,) int64 on the host, the epoch that each sample belongs to.
         sample: (b,) int64 on the host, each sample's position in the stream, the same for any number of ranks.
         orientation: where the grid's axes run to, such as `RAS`; "" where nobody knows.
@@ -76,6 +77,7 @@ class Batch:
     source: torch.Tensor | None = None
     side: Mapping[str, torch.Tensor] = field(default_factory=dict)
     lengths: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
     epoch: torch.Tensor | None = None
     sample: torch.Tensor | None = None
     orientation: str = ""
@@ -122,6 +124,16 @@ class Batch:
         frames = torch.arange(self.signal.shape[2], device=self.valid.device)
         lengths = len(frames) if self.lengths is None else self.lengths[:, None]
         return self.valid[:, None] & (frames < lengths)
+
+    @property
+    def frames_kept(self) -> torch.Tensor:
+        """(b, t) bool: False for frames that `confounds:scrub` or `steady` of the recipe leave out of statistics.
+
+        Their values are there like others', and are no good: weigh a loss by `frames_valid & frames_kept`.
+        """
+        if self.kept is not None:
+            return self.kept
+        return torch.ones(len(self), self.signal.shape[2], dtype=torch.bool, device=self.valid.device)
 
     @property
     def side_valid(self) -> dict[str, torch.Tensor]:

@@ -1,52 +1,35 @@
 """A selection of runs, cut into clips: the map-style dataset under every loader. No torch in here."""
 
 import os
-import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmristream.catalog.columns import JoinedColumns
 from fmristream.catalog.run import Run
 from fmristream.catalog.split import SplitPart
-from fmristream.errors import SpaceError, UsageError
 from fmristream.sampling.clip import Clip
-from fmristream.sampling.deal import Draws, Order, ShuffledOrder, StoredOrder
-from fmristream.sampling.keys import key_of
+from fmristream.sampling.deal import Draws
 from fmristream.sampling.order import Locality
-from fmristream.sampling.state import StreamState
-from fmristream.sampling.views import VIEWS, Partners
-from fmristream.sampling.weights import Quotas
-from fmristream.sampling.window import ClipTable, EventTable, WholeRuns, Window, WindowTable
 from fmristream.shards.dataset import Dataset, open_dataset
-from fmristream.shards.digest import sha256, sha256_json
-from fmristream.signal.grid import Shape3, voxel_sizes_mm
-from fmristream.signal.orientation import Turn, axes_of_codes, axis_codes, placed_positions, tells_directions, turn_to
+from fmristream.signal.grid import Shape3
 from fmristream.signal.parcellate import Atlas
 from fmristream.signal.recipes import parse_recipe
 from fmristream.storage.cache import CachedStore, DiskCache
 from fmristream.storage.local import LocalStore
-from fmristream.stream.events import event_starts
+from fmristream.stream.clip_plan import plan_clips, tell_what_is_left_out
+from fmristream.stream.cuts import cut_of
+from fmristream.stream.facts import ClipFacts
 from fmristream.stream.fitted import Fitted, require_fitted
 from fmristream.stream.forks import ForkGuard
-from fmristream.stream.run_source import RunSource
-from fmristream.stream.selection import (
-    Weights,
-    quotas_of,
-    require_one_grid,
-    require_one_space,
-    select_runs,
-    whole,
-    words_of,
-)
+from fmristream.stream.items import item_of
+from fmristream.stream.placement import placement_of
+from fmristream.stream.selection import Weights, require_one_grid, require_one_space, select_runs
 from fmristream.stream.side import SideReader, SideSeries
-from fmristream.stream.targets import Target, read_target
+from fmristream.stream.targets import read_targets
 from fmristream.stream.window_reader import Scratch, WindowReader
 
 # Runs of recent rows that stay in memory, 1 kB each.
@@ -72,7 +55,7 @@ class Row:
     source: int = 0
 
 
-class StreamingDataset:
+class StreamingDataset(ClipFacts):
     """Clips of runs, streamed from a converted dataset.
 
     Give it to `StreamingLoader`, or to any torch DataLoader: it has a length and items.
@@ -113,7 +96,8 @@ class StreamingDataset:
         cache_bytes: what the folder may hold.
 
     Attributes:
-        left_out: what is not streamed, in words, and how many: runs shorter than the window and the like.
+        left_out: what is not streamed, in words, and how many: runs shorter than the window, whole runs no longer than the
+            context, and the like.
 
     Raises:
         UsageError: no run is selected, or an argument makes no sense.
@@ -150,333 +134,43 @@ class StreamingDataset:
         fitted: Sequence[Fitted] = (),
         atlases: Mapping[str, Atlas] | None = None,
     ) -> None:
-        dataset = source if isinstance(source, Dataset) else open_dataset(source)
-        dataset = dataset if cache is None else _behind_cache(dataset, cache, cache_bytes)
-        if not isinstance(dataset.store, LocalStore):
-            dataset.warm(participants=bool(targets))
-        self.dataset = dataset if where is None else dataset.where(where)
-        self.seed, grid = whole("seed", seed), _whole_grid(grid)
-        if isinstance(targets, str):
-            raise UsageError(f"targets={targets!r}: expected a list of columns; write targets=[{targets!r}]")
-        self._frames = _window(whole("window", window), whole("stride", stride), whole("step", step))
-        self._step, self.split, self.normalize = step, split, normalize
-        self._phase, self._views, self._events, self._delay_s = bool(random_phase), views, events, delay_s
-        self._locality = (
-            locality if isinstance(locality, Locality | None) else Locality(windows=whole("locality", locality))
+        self.dataset = _opened(source, cache, cache_bytes, has_targets=bool(targets))
+        if where is not None:
+            self.dataset = self.dataset.where(where)
+        self.split, self.normalize = split, normalize
+        cut = cut_of(
+            window=window,
+            stride=stride,
+            step=step,
+            random_phase=random_phase,
+            views=views,
+            events=events,
+            delay_s=delay_s,
+            weights=weights,
+            locality=locality,
+            seed=seed,
+            context=context,
         )
-        self._require_sense(stride, weights)
+        self.seed = cut.seed
+        self._targets = read_targets(self.dataset, targets)
         self.runs = select_runs(self.dataset, split)
         require_one_grid(self.runs, where=self.dataset.store.name)
         if not mix_spaces:
             require_one_space(self.runs, where=self.dataset.store.name)
-        self._recent: dict[int, Run] = {}
-        self.left_out: Counter[str] = Counter()
-        self._partners: Partners | None = None
-        self._table = self._make_table()
-        self._weights, self._quotas = weights, self._make_quotas(weights)
-        self._tell_what_is_left_out()
         require_fitted(fitted, self.dataset, split)
-        self.recipe = parse_recipe(
-            normalize,
-            stats=stats,
-            context=whole("context", context),
-            fitted=[one.values for one in fitted],
-            atlases=atlases,
-        )
-        if context is not None and context >= self.window:
-            raise UsageError(
-                f"context={context}: expected fewer frames than the window's {self.window}, to predict the rest"
-            )
+        values = [one.values for one in fitted]
+        self.recipe = parse_recipe(normalize, stats=stats, context=cut.context, fitted=values, atlases=atlases)
+        self._plan = plan_clips(self.dataset, self.runs, cut, split=split)
+        self.left_out = self._plan.left_out
+        tell_what_is_left_out(self._plan, where=self.dataset.store.name)
+        self._exact = exact
         self._reader = WindowReader(dataset=self.dataset, recipe=self.recipe, exact=exact)
-        self._targets = [
-            read_target(self.dataset.participants, name, where=self.dataset.store.name) for name in targets
-        ]
-        # Grayordinates are a list: there is nothing that they could be placed in.
-        layout = self.recipe.layout(RunSource(self.dataset, self.runs[0])) if self.recipe.reduces else None
-        self._layout = layout  # None where the output has the stored voxels
-        is_list = layout.mask is None if layout is not None else self.dataset.is_grayordinates(self.runs[0])
-        self.has_grid = not is_list
-        shape = self.runs[0].shape if layout is None or layout.mask is None else layout.mask.shape
-        self._turn = self._turn_to(orientation)
-        self._grid: Shape3 = grid or self._turn.shape((shape[0], shape[1], shape[2]))
-        if grid is not None or orientation is not None:
-            assert self.grid  # raises where there is none
+        self._placement = placement_of(
+            self.dataset, self.runs[0], self.recipe, normalize=normalize, grid=grid, orientation=orientation
+        )
         self.side = SideReader(self.dataset, self.runs, side)
         self._guard = ForkGuard(self.dataset.store.name)
-
-    def _require_sense(self, stride: int | None, weights: Weights | None) -> None:
-        """Raise UsageError for arguments that exclude each other."""
-        if self._views is not None and self._views not in VIEWS:
-            raise UsageError(f"views={self._views!r}: expected {' or '.join(map(repr, VIEWS))}")
-        if self._events is None and self._delay_s != 0:
-            raise UsageError(f"delay_s={self._delay_s}: a delay of events, but no events are asked for")
-        if self.seed is None and (self._phase or weights is not None or self._locality is not None):
-            raise UsageError("random_phase, weights and locality are of a shuffled order; give a seed")
-        kind = (
-            "whole runs (window=None)"
-            if self._frames is None
-            else "clips at events"
-            if self._events is not None
-            else ""
-        )
-        others = {"stride": stride, "random_phase": self._phase or None, "views": self._views}
-        given = [name for name, value in others.items() if value is not None]
-        if kind and given:
-            raise UsageError(
-                f"{kind} have no {' and no '.join(given)}; leave {'it' if len(given) == 1 else 'them'} away"
-            )
-        if self._frames is None and self._events is not None:
-            raise UsageError("events with window=None: clips at events need a length; give window")
-
-    def _make_table(self) -> ClipTable:
-        """What there is to number: windows, clips at events, or runs."""
-        frames = self.runs.numbers("frames").astype(np.int64)
-        if self._frames is None:
-            return WholeRuns(frames, step=self._step)
-        self.left_out["runs shorter than the window"] = int((frames < self._frames.span).sum())
-        if self._events is not None:
-            found = event_starts(self.dataset, self.runs, self._events, window=self._frames, delay_s=self._delay_s)
-            del self.left_out["runs shorter than the window"]  # told by their events
-            self.left_out.update(found.left_out)
-            return EventTable(found.starts, self._frames)
-        if self._views is None:
-            return WindowTable(frames, self._frames)
-        self._partners = Partners(frames, self._frames, self._groups_of_views())
-        table = WindowTable(frames, self._frames, is_alone=self._partners.is_alone)
-        every = WindowTable(frames, self._frames)
-        self.left_out["windows that leave no room for a second view"] = every.total - table.total
-        self.left_out["runs too short for two views"] = int(((every.counts > 0) & (table.counts == 0)).sum())
-        return table
-
-    def _groups_of_views(self) -> NDArray[np.int64]:
-        if self._views == "same-run":
-            return np.arange(len(self.runs), dtype=np.int64)
-        return self._columns.column("subject").values
-
-    def _make_quotas(self, weights: Weights | None) -> Quotas | None:
-        if weights is None:
-            return None
-        quotas, without = quotas_of(weights, self._columns, self._table)
-        self.left_out["runs without a value to balance by"] = without
-        return quotas
-
-    def _tell_what_is_left_out(self) -> None:
-        self.left_out = Counter({what: count for what, count in self.left_out.items() if count})
-        if self.left_out:
-            told = ", ".join(f"{count} {what}" for what, count in self.left_out.items())
-            warnings.warn(
-                f"{self.dataset.store.name}: left out of {len(self.runs)} selected runs: {told}", stacklevel=3
-            )
-
-    @cached_property
-    def _columns(self) -> JoinedColumns:
-        return JoinedColumns(self.runs, self.dataset.participant_columns)
-
-    @property
-    def window(self) -> int:
-        """Frames of a clip; of whole runs those of the longest."""
-        return self._table.longest
-
-    @property
-    def packed_as(self) -> tuple[Any, ...]:
-        """What the values of a packed frame are: equal where those of two selections are the same places.
-
-        Reductions by parcels and components have their own: of another dataset they are other values.
-        """
-        grid = self.has_grid and self.grid
-        own = (self.recipe.text, self.content_digest if not grid else "", id(self.recipe) if self.recipe.fitted else 0)
-        reduced = own if self.recipe.reduces else ()
-        return (self.runs[0].space_digest, self.voxels, grid, self.orientation, *reduced)
-
-    @property
-    def has_windows(self) -> bool:
-        """Whether all clips have as many frames; those of whole runs have not."""
-        return self._frames is not None
-
-    @property
-    def stride(self) -> int:
-        """Frames from one window's start to the next; 1 where there are no windows."""
-        return 1 if self._frames is None else self._frames.stride
-
-    @property
-    def views(self) -> int:
-        """Rows that a sample has in a batch: 2 for contrastive tasks."""
-        return 1 if self._partners is None else 2
-
-    @property
-    def num_windows(self) -> int:
-        """Windows in the selection."""
-        return self._table.total
-
-    @property
-    def grid(self) -> Shape3:
-        """(x, y, z) that windows are placed in.
-
-        Raises:
-            SpaceError: the runs are grayordinates.
-        """
-        if not self.has_grid:
-            raise SpaceError(
-                f"{self.dataset.store.name}: {self._called}, which have no grid to be placed in, so no model of "
-                "volumes such as SwiFT takes them; use the packed windows of batch.packed, or volumes of the same runs"
-            )
-        return self._grid
-
-    @property
-    def _called(self) -> str:
-        if self._layout is None:
-            return f"the runs hold {self.voxels} grayordinates (CIFTI-2)"
-        return f"normalize={self.normalize!r} gives {self.voxels} values a frame"
-
-    @property
-    def voxels(self) -> int:
-        """In-mask voxels, grayordinates, parcels or components of a frame, as they come."""
-        return self.runs[0].voxels if self._layout is None else self._layout.voxels
-
-    @property
-    def affine(self) -> NDArray[np.float64]:
-        """(4, 4) voxel to mm of the grid before it was padded or cut."""
-        found = None if self._layout is None else self._layout.affine
-        return self.runs[0].affine_matrix if found is None else found
-
-    @property
-    def content_digest(self) -> str:
-        """Digest of what the dataset says."""
-        return self.dataset.content_digest
-
-    @property
-    def generation_digest(self) -> str:
-        """Digest of the version that is open."""
-        return self.dataset.generation_digest
-
-    @cached_property
-    def selection_digest(self) -> str:
-        """Digest of the selected runs, in order, and of what makes clips of them: what the order is keyed by."""
-        window = {"length": None if self._frames is None else self._frames.length, "stride": self.stride}
-        selection = {"runs": self.runs.column("digest"), "window": window}
-        # Nothing of this where nothing of it was asked for: digests of the first release stay what they were.
-        sampling = self._sampling()
-        return sha256_json({**selection, "sampling": sampling} if sampling else selection)
-
-    def _sampling(self) -> dict[str, Any]:
-        """What decides which samples come, beside runs, length and stride."""
-        told: dict[str, Any] = {}
-        if self._step != 1:
-            told["step"] = self._step
-        if self._phase:
-            told["random_phase"] = True
-        if self._views is not None:
-            told["views"] = self._views
-        if isinstance(self._table, EventTable):
-            told["events"] = sha256(
-                self._table.first.astype("<i8").tobytes() + self._table.starts.astype("<i8").tobytes()
-            )
-        if self._quotas is not None:
-            told["weights"] = self._quotas.digest
-        if self._locality is not None:
-            told["locality"] = [self._locality.windows, self._locality.visits]
-        if isinstance(self.split, SplitPart):
-            told["split"] = [self.split.split.digest, self.split.part]
-        return told
-
-    @cached_property
-    def order(self) -> Order:
-        """What positions of a stream mean."""
-        if self.seed is None:
-            return StoredOrder(samples=self.num_windows)
-        return ShuffledOrder(
-            samples=self.num_windows if self._quotas is None else self._quotas.samples,
-            seed=self.seed,
-            selection_digest=self.selection_digest,
-            quotas=self._quotas,
-            locality=self._locality,
-        )
-
-    def state(self, consumed: int) -> StreamState:
-        """Where a stream is after some samples."""
-        return StreamState(
-            consumed=consumed,
-            seed=self.seed,
-            window=None if self._frames is None else self._frames.length,
-            stride=self.stride,
-            windows=self.num_windows,
-            selection=self.selection_digest,
-            settings=self._settings,
-        )
-
-    @cached_property
-    def _settings(self) -> dict[str, str]:
-        """What was asked for, in words; what was not is not there."""
-        asked = {
-            "split": None if self.split is None else str(self.split),
-            "where": " and ".join(f"({one})" for one in self.dataset.filters) or None,
-            "step": None if self._step == 1 else str(self._step),
-            "random_phase": "yes" if self._phase else None,
-            "views": self._views,
-            "events": None if self._events is None else f"{self._events}, {self._delay_s:g} s later",
-            "weights": None if self._quotas is None or self._weights is None else words_of(self._weights, self._quotas),
-            "locality": None
-            if self._locality is None
-            else f"{self._locality.windows} windows, {self._locality.visits} visits",
-            "dataset": str(self.dataset.generation.document["content_digest"]),
-        }
-        return {name: words for name, words in asked.items() if words is not None}
-
-    @property
-    def subjects(self) -> tuple[str, ...]:
-        """Subject of each selected run."""
-        return tuple(self.runs.column("subject"))
-
-    @property
-    def target_labels(self) -> Mapping[str, tuple[str, ...]]:
-        """The words behind a target's codes; empty for numbers."""
-        return {target.name: target.labels for target in self._targets}
-
-    @property
-    def target_values(self) -> Mapping[str, tuple[float, ...]]:
-        """Each target's value for every selected subject once, in sorted order of labels; NaN where it is missing."""
-        subjects = sorted(set(self.subjects))
-        return {target.name: tuple(target.of(subject) for subject in subjects) for target in self._targets}
-
-    @property
-    def targets(self) -> tuple[Target, ...]:
-        """The targets that samples carry."""
-        return tuple(self._targets)
-
-    @cached_property
-    def positions(self) -> NDArray[np.int64]:
-        """(v,) where each stored voxel lies in the C-ordered `grid`; -1 where it is cut off.
-
-        Raises:
-            SpaceError: the runs are grayordinates.
-        """
-        grid = self.grid  # raises first, in words about models
-        reduced = None if self._layout is None else self._layout.mask
-        mask = self.dataset.space(self.runs[0]).mask if reduced is None else reduced
-        return placed_positions(mask, grid, self._turn)
-
-    @cached_property
-    def orientation(self) -> str:
-        """Where the axes of `grid` run to, such as `LAS`; "" for grayordinates and where the affine does not tell."""
-        affine = self._turn.matrix(self._affine)
-        return axis_codes(affine) if self.has_grid and tells_directions(affine) else ""
-
-    @cached_property
-    def voxel_sizes_mm(self) -> tuple[float, float, float] | None:
-        """Edge lengths of a voxel along the axes of `grid`; None for grayordinates."""
-        return voxel_sizes_mm(self._turn.matrix(self._affine)) if self.has_grid else None
-
-    @property
-    def _affine(self) -> NDArray[np.float64]:
-        """(4, 4) of what is placed, before it is turned."""
-        reduced = None if self._layout is None else self._layout.affine
-        return self.runs[0].affine_matrix if reduced is None else reduced
-
-    def _turn_to(self, orientation: str | None) -> Turn:
-        if orientation is None:
-            return Turn()
-        axes_of_codes(orientation)
-        return turn_to(orientation, self._affine) if self.has_grid else Turn()
+        self._recent: dict[int, Run] = {}
 
     def rows(self, draws: Draws) -> list[Row]:
         """The rows of a batch, or of a rank's share: first views of all samples, then the second ones of all.
@@ -497,24 +191,18 @@ class StreamingDataset:
 
     def _rows(self, numbers: NDArray[np.int64], slots: NDArray[np.int64], epoch: int) -> list[list[Row]]:
         """The views of some samples of one epoch."""
-        phase_key = self._key("phase", epoch) if self._phase else None
-        runs, starts, lengths = self._table.locate(numbers, phase_key=phase_key)
-        views = [(runs, starts)]
-        if self._partners is not None:
-            views.append(self._partners.draw(runs, starts, slots, key=self._key("view", epoch)))
+        step = self._plan.cut.step
         return [
             [
                 Row(
                     clips=self,
                     run=self._run_at(run),
-                    clip=Clip(run=run, start=start, length=length, step=self._step),
-                    number=n,
+                    clip=Clip(run=run, start=start, length=length, step=step),
+                    number=number,
                 )
-                for run, start, length, n in zip(
-                    some.tolist(), first.tolist(), lengths.tolist(), numbers.tolist(), strict=True
-                )
+                for run, start, length, number in zip(*(column.tolist() for column in (*view, numbers)), strict=True)
             ]
-            for some, first in views
+            for view in self._plan.locate(numbers, slots, epoch)
         ]
 
     def _run_at(self, position: int) -> Run:
@@ -525,9 +213,6 @@ class StreamingDataset:
                 self._recent.clear()
             run = self._recent[position] = self.runs[position]
         return run
-
-    def _key(self, what: str, epoch: int) -> int:
-        return key_of(f"fmristream-{what}-v1", self.selection_digest, self.seed, epoch)
 
     def clip(self, number: int, epoch: int = 0) -> Clip:
         """The frames that a window number means in an epoch."""
@@ -544,10 +229,13 @@ class StreamingDataset:
         """What reads clips of the dataset."""
         return self._reader
 
-    @property
-    def channels(self) -> int:
-        """Channels of a window: what the normalisation makes of one signal."""
-        return self.recipe.channels
+    def frames_kept(self, row: Row) -> NDArray[np.bool_]:
+        """(t,) of a clip, False for frames that the recipe scrubs."""
+        kept, frames = np.ones(self.window, dtype=bool), row.clip.frames
+        of_run = self._reader.prepared(row.run).kept
+        if of_run is not None:
+            kept[: len(frames)] = of_run[list(frames)]
+        return kept
 
     def fill(self, run: Run) -> NDArray[np.float32]:
         """(c,) what stands outside the mask under this normalisation."""
@@ -581,24 +269,7 @@ class StreamingDataset:
             raise IndexError(f"window {number} was asked for, there are {len(self)}")
         number %= len(self)
         rows = [row for (row,) in self._rows(*(np.array([number], dtype=np.int64),) * 2, epoch)]
-        read = [self._read_item(row) for row in rows]
-        side = [self.read_side(row.clip) for row in rows]
-        first, is_one = rows[0], len(rows) == 1
-        return {
-            "bold" if self.has_grid else "packed": read[0] if is_one else np.stack(read),
-            "run": first.run.name if is_one else tuple(row.run.name for row in rows),
-            "start": first.clip.start if is_one else tuple(row.clip.start for row in rows),
-            **({} if self._frames is not None else {"length": first.clip.length}),
-            **({"side": side[0] if is_one else _stacked(side)} if side[0] else {}),
-            "subject": first.run.subject,
-            "targets": {target.name: np.float32(target.of(first.run.subject)) for target in self._targets},
-            "window": number,
-        }
-
-    def _read_item(self, row: Row) -> NDArray[np.float32]:
-        packed = np.empty((self.channels, self.window, self.voxels), dtype=np.float32)
-        self.read_clip(row.run, row.clip, packed, Scratch())
-        return self._placed(packed, row.run) if self.has_grid else packed
+        return item_of(self, rows)
 
     @property
     def side_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -611,35 +282,15 @@ class StreamingDataset:
         self.side.read(clip, {name: rows[: clip.length] for name, rows in side.items()})
         return side
 
-    def _placed(self, packed: NDArray[np.float32], run: Run) -> NDArray[np.float32]:
-        inside = self.positions >= 0
-        bold = np.empty((*packed.shape[:2], int(np.prod(self.grid))), dtype=np.float32)
-        bold[:] = self.fill(run)[:, None, None]
-        bold[..., self.positions[inside]] = packed[..., inside]
-        return np.moveaxis(bold.reshape(*packed.shape[:2], *self.grid), 1, -1)
 
-
-def _behind_cache(dataset: Dataset, path: str | os.PathLike[str], limit_bytes: int) -> Dataset:
-    store = CachedStore(dataset.store, DiskCache(path, limit_bytes))
-    return Dataset(dataset.url, store, dataset.generation)
-
-
-def _stacked(side: Sequence[Mapping[str, NDArray[np.float32]]]) -> dict[str, NDArray[np.float32]]:
-    return {name: np.stack([one[name] for one in side]) for name in side[0]}
-
-
-def _window(length: int | None, stride: int | None, step: int) -> Window | None:
-    if length is None:
-        Window(length=1, stride=1, step=step)  # refuses a step below 1
-        return None
-    spanned = Window(length=length, stride=1 if stride is None else stride, step=step)
-    return spanned if stride is not None else Window(length=length, stride=spanned.span, step=step)
-
-
-def _whole_grid(grid: Any) -> Shape3 | None:
-    if grid is None:
-        return None
-    sizes = tuple(whole("grid", size) for size in grid) if isinstance(grid, Sequence) else ()
-    if len(sizes) != 3 or min(sizes) < 1:
-        raise UsageError(f"grid {grid!r}: expected three sizes of 1 or more voxels")
-    return sizes
+def _opened(
+    source: str | Dataset, cache: str | os.PathLike[str] | None, cache_bytes: int, *, has_targets: bool
+) -> Dataset:
+    """The dataset, behind its cache; what will be asked of a remote one is asked for at once."""
+    dataset = source if isinstance(source, Dataset) else open_dataset(source)
+    if cache is not None:
+        store = CachedStore(dataset.store, DiskCache(cache, cache_bytes))
+        dataset = Dataset(dataset.url, store, dataset.generation)
+    if not isinstance(dataset.store, LocalStore):
+        dataset.warm(participants=has_targets)
+    return dataset

@@ -15,8 +15,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fmristream.errors import FmriStreamError
 from fmristream.signal import kernels
 from fmristream.signal.grid import Shape3
+from fmristream.stream.forms import require_endless
 
 if TYPE_CHECKING:
+    from fmristream.storage.fetch import Counts
     from fmristream.stream.augment import Compose
     from fmristream.stream.batch import Batch
     from fmristream.stream.loader import StreamingLoader
@@ -161,9 +163,14 @@ class DeviceLoader:
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._state = self._left = loader.state_dict()  # of the batch in hand; of the loader, as this object left it
 
+    @property
+    def epoch(self) -> int:
+        """Epoch of the batch that is handed out next, however far the loader has read."""
+        return self.loader.epoch_at(self._next_position())
+
     def __len__(self) -> int:
-        """Batches of this epoch, as the loader counts them."""
-        return len(self.loader)
+        """Batches that start in this epoch; epochs may differ by one."""
+        return self.loader.batches_at(self._next_position())
 
     def __iter__(self) -> Iterator["Batch"]:
         """The rest of this epoch's batches; what was prepared and never handed out comes again."""
@@ -190,6 +197,32 @@ class DeviceLoader:
             raise failure
         self._state = self._left = self.loader.state_dict()
 
+    def forever(self) -> Iterator["Batch"]:
+        """Batches of this epoch and all that follow, without end.
+
+        Raises:
+            UsageError: stored order is one pass.
+        """
+        require_endless(self.loader.clips.seed)
+        while True:
+            yield from self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the first batch that starts in an epoch; nothing happens in that epoch itself, as `StreamingLoader` has it.
+
+        Raises:
+            UsageError: it is negative, or epochs are shorter than a batch.
+        """
+        if epoch != self.epoch:
+            self._rewind()
+            self.loader.set_epoch(epoch)
+            self._state = self._left = self.loader.state_dict()
+
+    @property
+    def counts(self) -> "Counts | None":
+        """Requests and bytes so far; None where files are read in place."""
+        return self.loader.counts
+
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is after the last batch handed out."""
         return dict(self._state)
@@ -214,6 +247,11 @@ class DeviceLoader:
         if self.loader.state_dict() == self._left != self._state and self.loader.clips.seed is not None:
             self.loader.load_state_dict(self._state)
         self._state = self._left = self.loader.state_dict()
+
+    def _next_position(self) -> int:
+        """Samples before the batch that is handed out next: the loader has read further, or was put elsewhere."""
+        now = self.loader.state_dict()
+        return int((self._state if now == self._left else now)["consumed"])
 
     def _moved(self, batch: "Batch") -> tuple["Batch", Any]:
         move: Callable[[], Batch] = lambda: batch.to(self.device, dtype=self._dtype, augment=self._augment)  # noqa: E731

@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Any
 
 from fmristream.catalog.run import Run
+from fmristream.errors import FmriStreamError
 from fmristream.sampling.clip import Clip
 from fmristream.shards.run_reader import Span
 from fmristream.signal.prepared import Prepared
@@ -111,6 +112,7 @@ class Feeding:
         self._lock = Lock()
         self._is_cancelled = False
         self._handles: list[Handle] = []
+        self._runs = [run for run, _ in clips]
         self._turn = fetcher.turn()  # taken now: a batch that is planned later than the next one still comes first
         planned = [threads.submit(reader.request, run, clip) for run, clip in clips]
         when_all_done(planned, lambda: self._fetch(planned))
@@ -132,7 +134,7 @@ class Feeding:
             if plan.cancelled():
                 self.clips[number].cancel()
             elif (error := plan.exception()) is not None:
-                _fail(self.clips[number], error)
+                _fail(self.clips[number], _of_run(self._runs[number], error))
             else:
                 requests[number] = plan.result()
         with self._lock:
@@ -165,12 +167,21 @@ def _finisher(
                 clip.cancel()
                 return
             if (error := part.exception()) is not None:
-                _fail(clip, error)
+                _fail(clip, _of_run(request.run, error))
                 return
         if clip.set_running_or_notify_cancel():
             clip.set_result(Ready(request, recipe.result(), own))
 
     return finish
+
+
+def _of_run(run: Run, error: BaseException) -> BaseException:
+    """The error with the name of the run: objects have names that say nothing to people."""
+    if not isinstance(error, FmriStreamError) or run.name in str(error):
+        return error
+    named = type(error)(f"{error} (of {run.name})")
+    named.__cause__ = error
+    return named
 
 
 def _fail(clip: Future[Ready], error: BaseException) -> None:

@@ -2,10 +2,10 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
 from threading import local
 from typing import Any, Self
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmristream.errors import CorruptDataError, SpaceError, UsageError
+from fmristream.errors import CorruptDataError, UsageError
 from fmristream.sampling.deal import Draws, Schedule, World, check_schedule
 from fmristream.sampling.state import StreamState
 from fmristream.signal.grid import stretches_of
@@ -23,7 +23,9 @@ from fmristream.storage.fetch import Counts
 from fmristream.storage.retry import RetryPolicy
 from fmristream.stream.batch import Batch
 from fmristream.stream.clips import Row, StreamingDataset
+from fmristream.stream.described import Buffers, Describer, Scale, with_scales
 from fmristream.stream.feed import Feed, Feeding, Ready, feed_of
+from fmristream.stream.forms import require_endless, require_form, require_room
 from fmristream.stream.mixture import Mixture
 from fmristream.stream.pool import BatchPool
 from fmristream.stream.window_reader import Scratch, Target
@@ -33,11 +35,6 @@ PREFETCH_BYTES = 256 * 2**20
 
 # Positions that are drawn at once.
 _DRAWN_AHEAD = 256
-
-_DTYPES = ("float32", "float16", "int16")
-_OUTPUTS = ("packed", "placed")
-
-Scale = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(slots=True)
@@ -80,7 +77,7 @@ class StreamingLoader:
             its own.
 
     Raises:
-        UsageError: no window, a batch smaller than the world, or an unknown dtype or output.
+        UsageError: no window, a batch smaller than the world, an unknown dtype or output, or int16 of what has no residuals.
         SpaceError: grayordinates are to be placed.
     """
 
@@ -98,7 +95,7 @@ class StreamingLoader:
         prefetch_bytes: int = PREFETCH_BYTES,
         retry: RetryPolicy | None = None,
     ) -> None:
-        _require_form(dtype, output)
+        require_form(dtype, output)
         if batch_size < 1 or threads < 1 or prefetch_batches < 1:
             raise UsageError(
                 f"batch_size {batch_size}, threads {threads}, prefetch_batches {prefetch_batches}: expected 1 or more each"
@@ -112,12 +109,16 @@ class StreamingLoader:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fmristream-loader")
         self._scratch = local()
         self._members = members = clips.members if isinstance(clips, Mixture) else (clips,)
-        _require_room(clips, dtype=dtype, output=output)
+        require_room(clips, members, dtype=dtype, output=output)
         self._dtype, self._is_placed = dtype, output == "placed"
-        self._grid = clips.grid if self._is_placed or clips.has_grid else None
-        self._positions = torch.from_numpy(clips.positions) if clips.has_grid and not self._is_placed else None
+        self._describer = Describer(
+            clips,
+            members,
+            is_placed=self._is_placed,
+            global_size=batch_size,
+            offset=self.world.share(batch_size)[0],
+        )
         self._stretches = [stretches_of(member.positions) if self._is_placed else None for member in members]
-        self._targets = [{target.name: target for target in member.targets} for member in members]
         # Each member has its share of what may be under way.
         self._feeds: list[Feed | None] = [
             feed_of(member.reader, limit_bytes=prefetch_bytes // len(members), policy=retry) for member in members
@@ -133,11 +134,19 @@ class StreamingLoader:
     @property
     def epoch(self) -> int:
         """Epoch of the next batch."""
-        return self._epoch_at(self._consumed)
+        return self.epoch_at(self._consumed)
 
     def __len__(self) -> int:
         """Batches that start in this epoch; epochs may differ by one."""
-        return self._schedule.batches_in(self.epoch, consumed=self._consumed)
+        return self.batches_at(self._consumed)
+
+    def epoch_at(self, consumed: int) -> int:
+        """Epoch of the batch that comes after so many samples."""
+        return self._schedule.epoch_of(consumed)
+
+    def batches_at(self, consumed: int) -> int:
+        """Batches that start in that epoch, for a stream that has handed out so many samples."""
+        return self._schedule.batches_in(self.epoch_at(consumed), consumed=consumed)
 
     def __iter__(self) -> Iterator[Batch]:
         """The rest of this epoch's batches; the next call goes on with the next epoch. Without a seed, always one pass."""
@@ -148,7 +157,7 @@ class StreamingLoader:
         self._resumed = False
         self._iteration = mine = self._iteration + 1
         epoch = self.epoch
-        while self._epoch_at(self._consumed) == epoch and not self._is_past_end(self._consumed):
+        while self.epoch_at(self._consumed) == epoch and not self._is_past_end(self._consumed):
             batch = self._next()
             yield batch
             if self._iteration != mine:
@@ -158,8 +167,7 @@ class StreamingLoader:
 
     def forever(self) -> Iterator[Batch]:
         """Batches of this epoch and all that follow, without end."""
-        if not self._schedule.order.is_shuffled:
-            raise UsageError("stored order (seed=None) is one pass; give the clips a seed to go on for ever")
+        require_endless(self.clips.seed)
         while True:
             yield from self
 
@@ -236,7 +244,7 @@ class StreamingLoader:
         self._consumed = ahead.position + self._schedule.batch_size
         self._fetch_ahead()
         assert ahead.batch is not None, "the first batches have memory"
-        return _with_scales(ahead.batch, ahead) if self._dtype == "int16" else ahead.batch
+        return with_scales(ahead.batch, ahead.rows, ahead.scales) if self._dtype == "int16" else ahead.batch
 
     def _fetch_ahead(self) -> None:
         position = self._ahead[-1].position + self._schedule.batch_size if self._ahead else self._consumed
@@ -282,11 +290,14 @@ class StreamingLoader:
         array, values = self._pool.lend((count, clips.channels, clips.window, last), self._dtype)
         fill = np.empty((count, clips.channels), dtype=np.float32)
         side = self._members[0].side.empty(count, clips.window)
-        ahead.batch = self._describe(ahead, values, torch.from_numpy(fill), side)
+        kept = np.ones((count, clips.window), dtype=bool) if clips.scrubs else None
+        buffers = Buffers(values=values, fill=fill, side=side, kept=kept)
+        ahead.batch = self._describer.describe(ahead.rows, ahead.draws, ahead.position, buffers)
         for place, (row, arriving) in enumerate(zip(ahead.rows, ahead.arriving, strict=True)):
             own_side = {name: rows[place] for name, rows in side.items()}
+            own_kept = None if kept is None else kept[place]
             # The tensor goes along so that its memory is not lent again before the last thread has written to it.
-            work = partial(self._fill, ahead.scales, row, array[place], fill[place], own_side, values)
+            work = partial(self._fill, ahead.scales, row, array[place], fill[place], own_side, own_kept, values)
             submitted = self._threads.submit(work) if arriving is None else _after(arriving, work, self._threads)
             ahead.filling.append(submitted)
 
@@ -297,6 +308,7 @@ class StreamingLoader:
         values: NDArray[Any],
         fill: NDArray[np.float32],
         side: Mapping[str, NDArray[np.float32]],
+        kept: NDArray[np.bool_] | None,
         _lent: torch.Tensor,
         ready: Ready | None = None,
     ) -> None:
@@ -312,6 +324,8 @@ class StreamingLoader:
         fill[:] = prepared.fill
         values[:, length:] = fill[:, None, None]  # whole runs are padded to the longest
         row.clips.side.read(row.clip, {name: known[:length] for name, known in side.items()})
+        if kept is not None and prepared.kept is not None:
+            kept[:length] = prepared.kept[list(row.clip.frames)]
         if values.dtype == np.int16:
             affine = prepared.affine
             assert affine is not None, "who filled looked at it"
@@ -330,44 +344,6 @@ class StreamingLoader:
             data = feed.again(ready)
             return reader.fill(ready.request, target, scratch, data=data, prepared=ready.prepared)
 
-    def _describe(
-        self, ahead: _Ahead, values: torch.Tensor, fill: torch.Tensor, side: Mapping[str, NDArray[np.float32]]
-    ) -> Batch:
-        def numbers(found: Iterable[int]) -> torch.Tensor:
-            return torch.tensor(list(found), dtype=torch.int64)
-
-        rows = ahead.rows
-        first = ahead.position + self.world.share(self._schedule.batch_size)[0]
-        places = torch.arange(first, first + len(ahead.draws.number))
-        return Batch(
-            packed=None if self._is_placed else values,
-            placed=values.view(*values.shape[:3], *self.clips.grid) if self._is_placed else None,
-            positions=self._positions,
-            grid=self._grid,
-            fill=fill,
-            valid=torch.from_numpy(np.tile(ahead.draws.valid, self.clips.views)),
-            window=numbers(row.number for row in rows),
-            start=numbers(row.clip.start for row in rows),
-            lengths=None if self.clips.has_windows else numbers(row.clip.length for row in rows),
-            source=numbers(row.source for row in rows),
-            views=self.clips.views,
-            subject=[row.run.subject for row in rows],
-            run=[row.run.name for row in rows],
-            targets={
-                target.name: torch.tensor(
-                    [self._targets[row.source][target.name].of(row.run.subject) for row in rows], dtype=torch.float32
-                )
-                for target in self.clips.targets
-            },
-            global_size=self._schedule.batch_size,
-            position=ahead.position,
-            side={name: torch.from_numpy(known) for name, known in side.items()},
-            epoch=torch.from_numpy(np.tile(ahead.draws.epoch, self.clips.views)),
-            sample=places.repeat(self.clips.views),
-            orientation=self.clips.orientation,
-            voxel_sizes_mm=self.clips.voxel_sizes_mm,
-        )
-
     def _state(self, consumed: int) -> StreamState:
         return self.clips.state(consumed)
 
@@ -380,43 +356,8 @@ class StreamingLoader:
         self._ahead.clear()
         self._consumed = consumed
 
-    def _epoch_at(self, position: int) -> int:
-        return self._schedule.epoch_of(position)
-
     def _is_past_end(self, position: int) -> bool:
         return self._schedule.is_past_end(position)
-
-
-def _require_form(dtype: str, output: str) -> None:
-    if dtype not in _DTYPES or output not in _OUTPUTS:
-        raise UsageError(
-            f"dtype={dtype!r}, output={output!r}: expected one of {', '.join(_DTYPES)} and one of {', '.join(_OUTPUTS)}"
-        )
-    if dtype == "int16" and output == "placed":
-        raise UsageError("dtype='int16', output='placed': residuals have no background; use output='packed'")
-
-
-def _require_room(clips: StreamingDataset | Mixture, *, dtype: str, output: str) -> None:
-    """Raise where batches of these clips cannot have the form that is asked for."""
-    if dtype == "int16" and not clips.has_windows:
-        raise UsageError("dtype='int16' with window=None: residuals have no background to pad runs with; use float16")
-    if output == "packed" and isinstance(clips, Mixture) and not clips.shares_mask:
-        raise SpaceError(
-            "the members of the mixture lie on different masks, so packed batches cannot hold them; use output='placed' "
-            "with one grid, or convert all with one --mask"
-        )
-
-
-def _with_scales(batch: Batch, ahead: _Ahead) -> Batch:
-    """The batch with what its residuals are scaled by, a row for each run."""
-    keys = [(row.source, row.run.name) for row in ahead.rows]
-    rows = {key: row for row, key in enumerate(dict.fromkeys(keys))}
-    return replace(
-        batch,
-        scale=torch.from_numpy(np.stack([ahead.scales[key][0] for key in rows])),
-        offset=torch.from_numpy(np.stack([ahead.scales[key][1] for key in rows])),
-        scale_row=torch.tensor([rows[key] for key in keys], dtype=torch.int64),
-    )
 
 
 def _after(ready: Future[Ready], work: Callable[..., None], threads: ThreadPoolExecutor) -> Future[None]:

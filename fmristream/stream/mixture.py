@@ -101,11 +101,13 @@ class Mixture:
         """Where the stream is after some samples."""
         first = self.members[0]
         settings: dict[str, str] = {}
+        values: dict[str, str] = {}
         for number, clips in enumerate(self.members):
             own = clips.state(0)
             facts = {"window": own.window, "stride": own.stride, "seed": own.seed, "windows": own.windows}
             told = {**{name: str(value) for name, value in facts.items()}, **own.settings}
             settings |= {f"{name} of member {number}": value for name, value in told.items()}
+            values |= {f"{name} of member {number}": words for name, words in own.values.items()}
         settings["mixture"] = ":".join(map(str, self._turns.quotas.tolist()))
         return StreamState(
             consumed=consumed,
@@ -115,6 +117,7 @@ class Mixture:
             windows=self.num_windows,
             selection=self.selection_digest,
             settings=settings,
+            values=values,
         )
 
     def rows(self, draws: Draws) -> list[Row]:
@@ -153,6 +156,11 @@ class Mixture:
     def shares_mask(self) -> bool:
         """Whether a value of a frame is the same place for all members, as packed batches need it."""
         return len({clips.packed_as for clips in self.members}) == 1
+
+    @property
+    def scrubs(self) -> bool:
+        """Whether a member's recipe may leave frames out."""
+        return any(clips.scrubs for clips in self.members)
 
     @property
     def has_windows(self) -> bool:

@@ -74,6 +74,14 @@ class RunSource:
         """Columns with one row a frame."""
         return self._dataset.confounds(self.run)
 
+    def parcel_digest(self, atlas: str) -> str:
+        """Digest of the space of an atlas's parcels.
+
+        Raises:
+            UsageError: the run has none of it, or of several.
+        """
+        return the_only_parcels(self._dataset, self.run, parcel_spaces_of(self._dataset, self.reader), atlas)
+
     def parcels(self, atlas: str) -> StoredParcels:
         """Series and weights of an atlas.
 
@@ -81,7 +89,6 @@ class RunSource:
             UsageError: the run has none of it, or of several.
         """
         reader = self.reader
-        digest = the_only_parcels(self._dataset, self.run, parcel_spaces_of(self._dataset, reader), atlas)
-        space = read_parcel_space(self._dataset, digest)
+        space = read_parcel_space(self._dataset, self.parcel_digest(atlas))
         series = read_small_array(reader, array_name(space.atlas)).astype(np.float64)
         return StoredParcels(weights=space.weights, series=series * self.run.slope + self.run.inter)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fmristream.catalog.tables import Participant
 from fmristream.errors import UsageError
+from fmristream.shards.dataset import Dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,17 @@ class Target:
     def of(self, subject: str) -> float:
         """The subject's value; NaN where it is missing."""
         return self.values.get(subject, float("nan"))
+
+
+def read_targets(dataset: Dataset, names: Sequence[str]) -> tuple[Target, ...]:
+    """The columns that samples are to carry.
+
+    Raises:
+        UsageError: there is no such column, or one name was given in place of a list.
+    """
+    if isinstance(names, str):
+        raise UsageError(f"targets={names!r}: expected a list of columns; write targets=[{names!r}]")
+    return tuple(read_target(dataset.participants, name, where=dataset.store.name) for name in names)
 
 
 def read_target(participants: Sequence[Participant], name: str, *, where: str) -> Target:

@@ -18,8 +18,9 @@ from fmristream.signal.prepared import Prepared
 from fmristream.signal.recipes import Recipe, prepare
 from fmristream.storage.local import LocalStore
 from fmristream.stream.kept import Kept
-from fmristream.stream.rows import Piece, Scratch, Sink, Target, sink_of
+from fmristream.stream.rows import Piece, Scratch, Target
 from fmristream.stream.run_source import RunSource
+from fmristream.stream.sinks import Sink, sink_of
 
 __all__ = ["Request", "Scratch", "Target", "WindowReader"]
 

@@ -17,11 +17,10 @@ STATE = StreamState(
     windows=1000,
     selection="a" * 64,
     settings={"split": "train", "where": "(age > 60)", "dataset": "c" * 64},
+    values={"normalize": "voxel-zscore", "grid": "96 x 96 x 96"},
 )
-OF_VERSION_1 = {
-    **{name: value for name, value in STATE.as_dict().items() if name != "settings"},
-    "version": 1,
-}
+OF_VERSION_2 = {**{name: value for name, value in STATE.as_dict().items() if name != "values"}, "version": 2}
+OF_VERSION_1 = {**{name: value for name, value in OF_VERSION_2.items() if name != "settings"}, "version": 1}
 SEEDS = st.one_of(st.none(), st.integers(-(2**63), 2**63))
 
 
@@ -51,6 +50,9 @@ def test_a_state_fits_its_own_stream_wherever_that_is():
         ("settings", {**STATE.settings, "split": "val"}, ("split train", "val")),
         ("settings", {**STATE.settings, "where": "(age > 61)"}, ("where (age > 60)", "(age > 61)")),
         ("settings", {**STATE.settings, "weights": "subject"}, ("weights None", "subject")),
+        ("values", {**STATE.values, "normalize": "none"}, ("normalize voxel-zscore", "streams none")),
+        ("values", {**STATE.values, "stats": "prefix of 3 frames"}, ("stats None", "prefix of 3 frames")),
+        ("values", {"normalize": "voxel-zscore"}, ("grid 96 x 96 x 96", "None")),
     ],
 )
 def test_a_state_of_another_stream_is_refused_and_both_values_are_named(name, other, shown):
@@ -67,10 +69,14 @@ def test_a_state_of_another_stream_is_refused_and_both_values_are_named(name, ot
         {"consumed": 3},
         {**STATE.as_dict(), "rank": 0},
         {name: value for name, value in STATE.as_dict().items() if name != "selection"},
-        changed(version=3),
+        changed(version=4),
+        changed(version=2),
         changed(version=1),
         {**OF_VERSION_1, "version": 2},
+        {**OF_VERSION_2, "version": 3},
         changed(settings=None),
+        changed(values=None),
+        changed(values={"normalize": None}),
         changed(settings={"split": 5}),
         changed(version=True),
         changed(version=0),
@@ -108,6 +114,13 @@ def test_a_state_of_the_first_release_is_read_and_fits_by_its_digest():
     old.require_same_stream(STATE)
     with pytest.raises(ResumeError, match="selection of runs"):
         old.require_same_stream(StreamState.from_dict(changed(selection="b" * 64)))
+
+
+def test_a_state_of_the_second_release_tells_no_values_and_goes_on_with_any():
+    old = StreamState.from_dict(OF_VERSION_2)
+    old.require_same_stream(StreamState.from_dict(changed(values={"normalize": "none"})))
+    with pytest.raises(ResumeError, match="where \\(age > 60\\), this loader streams None"):
+        old.require_same_stream(StreamState.from_dict(changed(settings={"split": "train", "dataset": "c" * 64})))
 
 
 JSON_VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.just([1]))

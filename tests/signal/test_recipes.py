@@ -157,6 +157,9 @@ def test_scrubbed_frames_enter_no_statistic():
     expected = np.where(np.arange(40) == 3, 0, rest / np.where(np.arange(40) == 3, 1, rest[~bad].std(0)))
     close(made(run, "confounds:motion6+scrub | voxel-zscore")[0], expected, atol=5e-5)
     np.testing.assert_array_equal(prepare(parse_recipe("confounds:motion6+scrub"), run).kept, ~bad)
+    steady = prepare(parse_recipe("skip:3 | confounds:steady"), run).kept
+    np.testing.assert_array_equal(steady, np.arange(120) > 0)  # what is skipped is no worse than the rest
+    assert prepare(parse_recipe("skip:3 | confounds:motion6"), run).kept is None
 
 
 def test_collinear_confounds_count_once():

@@ -94,8 +94,21 @@ def test_an_azure_container_is_no_credential():
 
 
 @pytest.mark.parametrize(
-    "url", ["https://host/data?X-Amz-Signature=sEcReT", "memory://a/b?token=sEcReT#sEcReT", "s3://b/k?sEcReT"]
+    "url",
+    [
+        "https://host/data?X-Amz-Signature=sEcReT",
+        "HTTP://host/?sEcReT",
+        "az://box/data?sv=1&sig=sEcReT",
+        "https://h/d#sEcReT",
+    ],
 )
+def test_a_link_for_one_object_is_no_dataset_and_its_secret_is_not_repeated(url):
+    with pytest.raises(UsageError, match="has a query") as caught:
+        open_store(url)
+    assert "sEcReT" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["memory://a/b?token=sEcReT#sEcReT", "s3://b/k?sEcReT"])
 def test_a_query_never_shows_in_a_name(url):
     assert "sEcReT" not in display_url(url)
     store = open_store(url)

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 Fault = Literal[
     "503", "503 retry-after", "429", "429 retry-after", "500",
+    "401", "403",  # credentials that are no good any more
     "stall",  # half a body, then nothing
     "silent",  # no answer
     "trickle",  # some bytes a second
@@ -87,7 +88,7 @@ class RangeServer:
     async def _send(  # noqa: C901 - one branch a fault
         self, writer: asyncio.StreamWriter, data: "_File", start: int, stop: int, is_range: bool, fault: Fault | None
     ) -> bool:
-        if fault is not None and fault[:3] in ("503", "429", "500"):
+        if fault is not None and fault[:3].isdecimal():
             later = "Retry-After: 1\r\n" if "retry-after" in fault else ""
             writer.write(f"HTTP/1.1 {fault[:3]} Busy\r\n{later}Content-Length: 0\r\n\r\n".encode())
             await writer.drain()

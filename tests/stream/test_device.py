@@ -259,6 +259,32 @@ def test_a_loader_that_was_put_elsewhere_is_followed(cohort_url):
         assert same(told(ours), whole[1:])
 
 
+def test_epochs_are_gone_to_and_counted_from_the_batch_in_hand(cohort_url):
+    clips = fmristream.StreamingDataset(cohort_url, window=7, split="train", seed=3)
+    with fmristream.StreamingLoader(clips, batch_size=5) as loader:
+        epochs = [told(loader) for _ in range(3)]
+    lengths = [len(epoch) for epoch in epochs]
+    with DeviceLoader(fmristream.StreamingLoader(clips, batch_size=5), "cpu", ahead=3) as ours:
+        ours.set_epoch(1)
+        assert (ours.epoch, len(ours)) == (1, lengths[1])
+        begun = told(islice(ours, lengths[1] - 1))
+        assert (ours.loader.epoch, ours.epoch, len(ours)) == (2, 1, lengths[1])  # the loader has read further
+        ours.set_epoch(1)  # the habit of calling it does not begin the epoch anew
+        assert same(begun + told(ours), epochs[1])
+        assert ours.epoch == 2
+        ours.set_epoch(0)
+        assert same(told(ours), epochs[0])
+        assert same(told(islice(ours.forever(), lengths[1] + lengths[2])), epochs[1] + epochs[2])
+        assert ours.counts is None  # of local files
+        with pytest.raises(UsageError, match="0 or more"):
+            ours.set_epoch(-1)
+    with (
+        DeviceLoader(fmristream.StreamingLoader(fmristream.StreamingDataset(cohort_url), batch_size=3), "cpu") as ours,
+        pytest.raises(UsageError, match="one pass"),
+    ):
+        next(ours.forever())
+
+
 def test_it_passes_over_an_evaluation_split_again_from_the_start(cohort_url):
     clips = fmristream.StreamingDataset(cohort_url, window=7, split="val")
     with DeviceLoader(fmristream.StreamingLoader(clips, batch_size=3), "cpu") as ours:

@@ -12,7 +12,9 @@ from fmristream.shards import codec
 from fmristream.stream.clips import StreamingDataset
 from fmristream.stream.loader import StreamingLoader
 from fmristream.stream.rows import Scratch, Target
+from tests.stream.nifti_runs import converted
 from tests.stream.stores import PassingStore, opened_through
+from tests.stream.test_normalization import brain_like
 
 COHORT = "synth://?subjects=2&runs=1&shape=9x10x7&frames=29&seed=5"
 LAYOUTS = {
@@ -113,6 +115,28 @@ def test_residuals_are_the_values_once_they_are_scaled(tmp_path_factory):
 def test_residuals_under_a_recipe_that_is_no_scale_for_each_voxel_are_refused(dataset_url):
     with pytest.raises(UsageError, match="int16"):
         loaded(dataset_url, "global-zscore", dtype="int16")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shown"), [("f4", "<f4 is stored"), ("i4", "<i4 is stored"), ("u2", "more than that")]
+)
+def test_what_has_no_residuals_of_16_bits_is_refused_when_the_loader_is_made(tmp_path, dtype, shown):
+    url = converted(tmp_path, {"1": brain_like("i2"), "2": brain_like(dtype, seed=1)})
+    normalize = "voxel-zscore | clip:5" if dtype == "u2" else "voxel-zscore"
+    clips = StreamingDataset(url, window=4, normalize=normalize)
+    with pytest.raises(UsageError, match=f"dtype='int16'.*{shown}.*float16"):
+        StreamingLoader(clips, batch_size=2, dtype="int16")
+    other = StreamingDataset(url, window=4, normalize="none", where="subject == '1'")
+    with StreamingLoader(other, batch_size=2, dtype="int16") as loader:
+        assert next(iter(loader)).packed.dtype == torch.int16
+
+
+def test_residuals_that_wrap_are_refused_when_the_loader_is_made(tmp_path):
+    stored = np.full((4, 4, 4, 12), -30_000, dtype="i2", order="F")
+    stored[..., 7] = 30_000
+    clips = StreamingDataset(converted(tmp_path, {"1": stored}), window=4)
+    with pytest.raises(UsageError, match=r"dtype='int16'.*run sub-1_.*do not fit 16 bits"):
+        StreamingLoader(clips, batch_size=1, dtype="int16")
 
 
 @pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"output": "grid"}, {"dtype": "int16", "output": "placed"}])

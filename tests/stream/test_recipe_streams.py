@@ -178,3 +178,58 @@ def test_a_recipe_of_a_run_is_made_ready_once_and_kept_under_a_bound(url, monkey
 def test_a_dataset_with_a_recipe_travels_to_another_process(url):
     clips = fmristream.StreamingDataset(url, window=12, normalize="detrend | voxel-zscore | clip:3")
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(clips))[3]["bold"], clips[3]["bold"])
+
+
+SCRUBBED = [0, 20, 40]
+SCRUBS = "confounds:motion6+scrub+steady | voxel-zscore"
+
+
+def kept_by_hand(batch, step: int = 1) -> np.ndarray:
+    starts = batch.start.numpy()[:, None]
+    return ~np.isin(starts + step * np.arange(batch.signal.shape[2]), SCRUBBED)
+
+
+@pytest.mark.parametrize("options", [{}, {"output": "placed"}, {"dtype": "float16"}])
+@pytest.mark.parametrize("cut", [{}, {"step": 3}, {"views": "same-run", "seed": 1}, {"window": None}])
+def test_batches_say_which_frames_were_scrubbed(url, options, cut):
+    clips = fmristream.StreamingDataset(url, normalize=SCRUBS, **{"window": 12, **cut})
+    with fmristream.StreamingLoader(clips, batch_size=3, threads=2, **options) as loader:
+        batches = list(loader)
+    assert any(not batch.frames_kept.all() for batch in batches)
+    for batch in batches:
+        expected = kept_by_hand(batch, cut.get("step", 1))
+        np.testing.assert_array_equal(batch.frames_kept.numpy(), expected)
+        np.testing.assert_array_equal(batch.to("cpu").frames_kept.numpy(), expected)
+        for view in range(batch.views):
+            rows = slice(view * 3, view * 3 + 3)
+            np.testing.assert_array_equal(batch.view(view).frames_kept.numpy(), expected[rows])
+
+
+def test_where_nothing_is_scrubbed_all_frames_are_kept_and_nothing_travels(url):
+    clips = fmristream.StreamingDataset(url, window=12, normalize="confounds:motion6 | voxel-zscore")
+    with fmristream.StreamingLoader(clips, batch_size=3) as loader:
+        batch = next(iter(loader))
+    assert batch.kept is None
+    assert batch.frames_kept.shape == (3, 12)
+    assert batch.frames_kept.all()
+    assert "frames_kept" not in clips[0]
+
+
+def test_members_of_a_mixture_scrub_their_own_frames(url):
+    texts = (SCRUBS, "voxel-zscore")
+    members = [fmristream.StreamingDataset(url, window=12, normalize=text, seed=1) for text in texts]
+    with fmristream.StreamingLoader(fmristream.Mixture([(one, 1) for one in members]), batch_size=6) as loader:
+        for batch, _ in zip(loader, range(4), strict=False):
+            expected = kept_by_hand(batch) | (batch.source.numpy() == 1)[:, None]
+            np.testing.assert_array_equal(batch.frames_kept.numpy(), expected)
+
+
+def test_a_plain_dataloader_collates_them(url):
+    from torch.utils.data import DataLoader
+
+    clips = fmristream.StreamingDataset(url, window=12, normalize=SCRUBS)
+    for batch in DataLoader(clips, batch_size=5):
+        frames = batch["start"].numpy()[:, None] + np.arange(12)
+        np.testing.assert_array_equal(batch["frames_kept"].numpy(), ~np.isin(frames, SCRUBBED))
+    views = fmristream.StreamingDataset(url, window=12, normalize=SCRUBS, views="same-run", seed=1)
+    assert views.item(0, epoch=1)["frames_kept"].shape == (2, 12)

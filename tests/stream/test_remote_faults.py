@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmristream.errors import CorruptDataError, FmriStreamError, ObjectMissingError, StorageError
+from fmristream.errors import (
+    AccessError,
+    CorruptDataError,
+    FmriStreamError,
+    ObjectMissingError,
+    StorageError,
+    UsageError,
+)
 from fmristream.storage.retry import RetryPolicy
 from fmristream.stream.clips import StreamingDataset
 from fmristream.stream.loader import StreamingLoader
@@ -15,7 +22,8 @@ from tests.stream.range_server import FAULTS, Fault, RangeServer, frames_only, r
 
 BATCH = 6
 QUICK = RetryPolicy(attempts=10, attempt_s=0.5, deadline_s=8, first_pause_s=0.01, longest_pause_s=0.05)
-PASSING: tuple[Fault, ...] = tuple(fault for fault in FAULTS if fault != "replaced")
+STAYING = ("replaced", "401", "403")
+PASSING: tuple[Fault, ...] = tuple(fault for fault in FAULTS if fault not in STAYING)
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +126,52 @@ def test_an_object_that_is_replaced_in_the_middle_is_an_error_and_never_mixed(se
     assert all(torch.equal(one, other) for one, other in zip(arrived, expected, strict=False))
 
 
-@pytest.mark.parametrize("status", ["404", "403"])
-def test_what_is_gone_or_forbidden_is_said_at_once(server: RangeServer, status, cohort_url, tmp_path):
+@pytest.mark.parametrize("status", ["401", "403"])
+def test_credentials_that_expire_in_mid_epoch_are_said_at_once_and_no_sample_is_wrong(
+    server: RangeServer, expected, status
+):
+    clips = clips_of(server.url)
+    server.choose = lambda number: status if number > 20 else None
+    arrived: list[torch.Tensor] = []
+    with StreamingLoader(clips, batch_size=BATCH, threads=2) as loader:  # with the pauses that a user has
+        begun = time.monotonic()
+        with pytest.raises(AccessError, match=f"answers {status}.*expired") as caught:
+            arrived.extend(batch.packed.clone() for batch in loader)
+        assert time.monotonic() - begun < 10
+        assert "/residual/c/0/0" in str(caught.value)
+        assert "sub-" in str(caught.value)
+        assert isinstance(caught.value, PermissionError)
+        assert loader.counts.retries == 0
+        assert arrived
+        assert all(torch.equal(one, other) for one, other in zip(arrived, expected, strict=False))
+        server.choose = lambda number: None  # renewed
+        rest = [batch.packed.clone() for batch in loader]
+        assert same(arrived + rest, expected)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fmristream")]
+
+
+@pytest.mark.parametrize("part", ["/moments/", "index/"])
+def test_where_vectors_and_indexes_are_refused_the_run_is_named_too(server: RangeServer, part):
+    clips = clips_of(server.url)
+    server.applies = lambda path: part in f"/{path}"
+    server.choose = lambda number: "403"
+    with StreamingLoader(clips, batch_size=BATCH) as loader, pytest.raises(AccessError) as caught:
+        next(iter(loader))
+    assert part in str(caught.value)
+    assert "sub-" in str(caught.value)
+
+
+@pytest.mark.parametrize("secret", ["?X-Amz-Signature=sEcReT&X-Amz-Expires=60", "?token=sEcReT", "#sEcReT"])
+def test_a_link_with_a_query_is_refused_before_anything_is_asked_and_not_repeated(server: RangeServer, secret):
+    server.applies = lambda path: True
+    for url in (f"{server.url}/{secret}", f"{server.url}{secret}"):
+        with pytest.raises(UsageError, match=r"netrc.*s3://") as caught:
+            StreamingDataset(url, window=7)
+        assert "sEcReT" not in str(caught.value)
+    assert not server.asked
+
+
+def test_what_is_gone_is_said_at_once(server: RangeServer, cohort_url, tmp_path):
     import shutil
 
     root = Path(shutil.copytree(cohort_url, tmp_path / "copy"))

@@ -199,6 +199,31 @@ def test_runs_of_several_lengths_say_how_many_frames_are_theirs(tmp_path):
     assert (batch.packed[1, 0, 9:] == 0).all()
 
 
+@pytest.mark.parametrize("stats", ["prefix", "context"])
+def test_whole_runs_that_leave_nothing_to_predict_are_left_out_and_told(tmp_path, stats):
+    from tests.ingest.nifti_files import nifti_bytes
+    from tests.stream.test_normalization import brain_like
+
+    frames = {"a": 23, "b": 9, "c": 10, "d": 11}
+    files = {
+        f"sub-{label}_bold.nii": nifti_bytes(np.asfortranarray(brain_like("i2", seed=count)[..., :count]))
+        for label, count in frames.items()
+    }
+    url = convert_folder(tmp_path, files, space="MNI")
+    every = StreamingDataset(url, window=None, stats=stats, context=8)
+    assert not every.left_out
+    with pytest.warns(UserWarning, match="2 runs no longer than the context"):
+        clips = StreamingDataset(url, window=None, stats=stats, context=10)
+    assert clips.left_out == {"runs no longer than the context": 2}
+    assert [item["length"] for item in (clips[number] for number in range(len(clips)))] == [23, 11]
+    assert clips.selection_digest != every.selection_digest == StreamingDataset(url, window=None).selection_digest
+    with StreamingLoader(clips, batch_size=2) as loader:
+        (batch,) = list(loader)
+        assert batch.lengths.tolist() == [23, 11]
+    with pytest.raises(UsageError, match="fewer frames than the longest run's"):
+        StreamingDataset(url, window=None, stats=stats, context=23)
+
+
 def test_runs_shorter_than_the_window_are_counted_and_told_once(tmp_path):
     from tests.ingest.nifti_files import nifti_bytes
     from tests.stream.test_normalization import brain_like
