@@ -35,7 +35,7 @@ _BEGINS_ANEW = "of a layer above the frames' network, which begins anew"
 
 
 class FrameBlock(nn.Module):
-    """Convolution, normalisation, ReLU, and the largest of each 2 x 2 x 2 voxels; odd borders are kept."""
+    """Convolution, normalisation, the largest of each 2 x 2 x 2 voxels, and ReLU; odd borders are kept."""
 
     def __init__(self, in_channels: int, channels: int, config: CnnRnnConfig) -> None:
         super().__init__()
@@ -44,8 +44,8 @@ class FrameBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(frames, channels, x, y, z) to (frames, channels of the block, halves of x, y and z, rounded up)."""
-        out: Tensor = F.max_pool3d(F.relu(self.norm(self.conv(x))), 2, ceil_mode=True)
-        return out
+        # ReLU after pooling is the same function on an eighth of the voxels.
+        return F.relu(F.max_pool3d(self.norm(self.conv(x)), 2, ceil_mode=True))
 
 
 class FrameCnn(nn.Module):
