@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from fmristream.errors import UsageError
 from train.models.cnn_rnn_config import CnnRnnConfig, cnn_rnn_config
 from train.models.cnn_rnn_fusion import RECURRENT, Columns, SideSeries
-from train.models.cnn_rnn_norm import make_norm
+from train.models.cnn_rnn_norm import FrameBatchNorm, make_norm, moments
 from train.models.convolution import Conv3d
 from train.models.load import Loaded, load_named
 from train.models.tff import Encoder, IntoBert
@@ -44,8 +44,24 @@ class FrameBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(frames, channels, x, y, z) to (frames, channels of the block, halves of x, y and z, rounded up)."""
-        # ReLU after pooling is the same function on an eighth of the voxels.
-        return F.relu(F.max_pool3d(self.norm(self.conv(x)), 2, ceil_mode=True))
+        return _half(self.norm(self.conv(x)))
+
+    def with_batch_statistics(self, frames: Tensor, chunk: int) -> Tensor:
+        """The same with the statistics of all frames, of which a chunk at a time is in memory; convolves twice."""
+        norm, chunks = cast(FrameBatchNorm, self.norm), torch.split(frames, chunk)
+        parts = [checkpoint(lambda x: moments(self.conv(x)), x, use_reentrant=False) for x in chunks]
+        counts = frames.new_tensor([x.numel() / x.shape[1] for x in chunks], dtype=torch.float32)
+        mean, variance = norm.pool(torch.stack(cast(list[Tensor], parts)), counts)
+
+        def finish(x: Tensor) -> Tensor:
+            return _half(norm.normalise(self.conv(x), mean, variance))
+
+        return torch.cat([cast(Tensor, checkpoint(finish, x, use_reentrant=False)) for x in chunks])
+
+
+def _half(x: Tensor) -> Tensor:
+    """The largest of each 2 x 2 x 2 voxels, and ReLU: in this order the same function on an eighth of the voxels."""
+    return F.relu(F.max_pool3d(x, 2, ceil_mode=True))
 
 
 class FrameCnn(nn.Module):
@@ -61,6 +77,12 @@ class FrameCnn(nn.Module):
         """(frames, c, x, y, z) to (frames, width), float32."""
         for block in self.blocks:
             frames = block(frames)
+        return frames.flatten(2).float().mean(2)
+
+    def with_batch_statistics(self, frames: Tensor, chunk: int) -> Tensor:
+        """The same with the statistics of all frames, of which a chunk at a time is in memory."""
+        for block in self.blocks:
+            frames = cast(FrameBlock, block).with_batch_statistics(frames, chunk)
         return frames.flatten(2).float().mean(2)
 
 
@@ -204,10 +226,13 @@ class CnnRnn(nn.Module):
         return empty.index_copy(0, places, vectors).view(len(bold), bold.shape[5], -1)
 
     def _by_chunks(self, frames: Tensor) -> Tensor:
-        """(frames, c, x, y, z) to (frames, width), some at a time but for batch statistics, which are of all."""
-        is_whole = self.config.has_batch_statistics and self.training
-        chunks = torch.split(frames, len(frames) if is_whole else self.config.frame_chunk or len(frames))
-        if self.config.checkpointing and torch.is_grad_enabled():
+        """(frames, c, x, y, z) to (frames, width), some at a time; batch statistics are of all of them."""
+        recomputes = self.config.checkpointing and torch.is_grad_enabled()
+        if self.config.has_batch_statistics and self.training:
+            cnn = cast(FrameCnn, self.cnn)
+            return cnn.with_batch_statistics(frames, self.config.frame_chunk) if recomputes else cnn(frames)
+        chunks = torch.split(frames, self.config.frame_chunk or len(frames))
+        if recomputes:
             outputs = [cast(Tensor, checkpoint(self.cnn, chunk, use_reentrant=False)) for chunk in chunks]
         else:
             outputs = [self.cnn(chunk) for chunk in chunks]

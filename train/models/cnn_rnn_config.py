@@ -40,7 +40,8 @@ class CnnRnnConfig:
     are joined late, each as `fusion` numbers.
 
     `frame_chunk` frames pass the 3-D network at once (0: all of the batch), and with `checkpointing` a chunk's activations
-    are not kept but computed again for its gradient.
+    are not kept but computed again for its gradient. Batch norm has the statistics of all frames however they are cut:
+    training without checkpointing passes all at once, and with it convolves twice.
     """
 
     img_size: tuple[int, ...]
@@ -150,11 +151,6 @@ def _check_frames(config: CnnRnnConfig) -> None:
         )
     if config.encoder != "own":
         return
-    if config.has_batch_statistics and config.checkpointing:
-        raise UsageError(
-            f"cnn_rnn: norm = {config.norm!r} needs all frames at once, because a chunk's statistics are not the batch's, "
-            "and checkpointing handles them in chunks; choose norm = 'group' or leave checkpointing out"
-        )
     uneven = [number for number in config.channels if number % config.norm_groups]
     if config.norm == "group" and uneven:
         raise UsageError(f"cnn_rnn: norm_groups {config.norm_groups} does not divide channels {uneven[0]}; change one")

@@ -16,6 +16,7 @@ OPTIONS = {"img_size": [5, 4, 6, 3], "channels": [4, 6], "norm_groups": 2, "hidd
 # What the ranks do, and what one process does that should be the same.
 VARIANTS = {
     "sync_batch": ({"norm": "sync_batch"}, {"norm": "batch"}),
+    "sync_batch in chunks": ({"norm": "sync_batch", "checkpointing": True, "frame_chunk": 3}, {"norm": "batch"}),
     "group": ({"checkpointing": True, "frame_chunk": 2}, {"frame_chunk": 0}),
 }
 LENGTHS = torch.tensor([3, 1, 2, 3, 3])

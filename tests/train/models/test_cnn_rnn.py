@@ -216,7 +216,7 @@ def two_steps(*, bf16, **options):
     return losses, gradients
 
 
-@pytest.mark.parametrize("variant", ["gru", "lstm, two layers", "attention, fused", "no order", "tff"])
+@pytest.mark.parametrize("variant", [*VARIANTS, "tff"])
 def test_two_steps_are_the_same_with_and_without_checkpointing_and_near_in_bfloat16(variant):
     options = {"encoder": "tff", "dropout_green": 0.2} if variant == "tff" else VARIANTS[variant]
     exact, gradients = two_steps(bf16=False, **options)
@@ -225,26 +225,36 @@ def test_two_steps_are_the_same_with_and_without_checkpointing_and_near_in_bfloa
     for one, other in zip(recomputed, gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
     rough, _ = two_steps(bf16=True, **options)
-    assert two_steps(bf16=True, checkpointing=True, **options)[0] == pytest.approx(rough, rel=1e-5)
+    # Statistics from chunks round to bfloat16 later than torch's whole batch norm does.
+    tolerance = 5e-3 if "batch" in variant else 1e-5
+    assert two_steps(bf16=True, checkpointing=True, **options)[0] == pytest.approx(rough, rel=tolerance)
     assert rough == pytest.approx(exact, rel=0.05, abs=0.02)
     assert exact[2] != exact[0]
 
 
-@pytest.mark.parametrize("norm", ["batch", "sync_batch"])
-def test_batch_norm_takes_two_steps_in_both_precisions(norm):
-    exact, _ = two_steps(bf16=False, norm=norm)
-    rough, _ = two_steps(bf16=True, norm=norm)
-    assert rough == pytest.approx(exact, rel=0.05, abs=0.05)
+@pytest.mark.parametrize("frame_chunk", [1, 4, 11])
+def test_batch_statistics_from_chunks_are_those_of_all_frames(frame_chunk):
+    bold = 20 + small_bold()  # digits of a variance would be lost far from zero
+    found = []
+    for options in ({}, {"checkpointing": True, "frame_chunk": frame_chunk}):
+        model = network(norm="batch", **options)
+        out = model(bold, lengths=LENGTHS)
+        out.square().sum().backward()
+        found.append([out, *(p.grad for p in model.parameters()), *(b.clone().double() for b in model.buffers())])
+        found[-1].append(model.eval()(bold, lengths=LENGTHS))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_checkpointing_keeps_less():
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_checkpointing_keeps_less(norm):
     def kept(**options):
-        model, sizes = network(**options), []
+        model, sizes = network(norm=norm, **options), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
             model(small_bold(frames=24))
         return sum(sizes)
 
-    assert kept(checkpointing=True) < kept() / 10
+    assert kept(checkpointing=True) < kept() / 4
 
 
 def test_a_block_compiles_whole():
@@ -372,8 +382,6 @@ def test_the_gradient_reaches_the_bold_also_through_chunks_and_padding():
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"checkpointing": 1}, "checkpointing must be true or false"),
         ({"checkpointing": True, "frame_chunk": 0}, "give frame_chunk too"),
-        ({"checkpointing": True, "norm": "batch"}, "norm = 'batch' needs all frames at once"),
-        ({"checkpointing": True, "norm": "sync_batch"}, "norm = 'sync_batch' needs all frames at once"),
         ({"norm": "layer"}, "norm must be one of group, batch, sync_batch, got 'layer'"),
         ({"rnn": "rnn"}, "rnn must be one of gru, lstm, none"),
         ({"rnn": "none"}, r"readout = 'last\+mean' makes no sense"),

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from train.launch import World
-from train.models.cnn_rnn_norm import SyncBatchNorm, make_norm
+from train.models.cnn_rnn_norm import FrameBatchNorm, make_norm
 
 RANKS = Path(__file__).with_name("sync_norm_ranks.py")
 ROOT = Path(__file__).parents[3]
@@ -57,11 +57,11 @@ def duties():
     return module
 
 
-@pytest.mark.parametrize("variant", ["sync_batch", "group"])
+@pytest.mark.parametrize("variant", ["sync_batch", "sync_batch in chunks", "group"])
 def test_two_ranks_give_the_outputs_gradients_and_statistics_of_one_process(ranks, duties, variant):
     model = duties.network(duties.VARIANTS[variant][1])
     expected = duties.step(model, model, slice(0, 5), World(rank=0, size=1, device=torch.device("cpu")))
-    assert bool(expected["statistics"]) is (variant == "sync_batch")
+    assert bool(expected["statistics"]) is (variant != "group")
     for name in ("outputs", "evaluated"):
         found = torch.tensor([*ranks[0][variant][name], *ranks[1][variant][name]])
         torch.testing.assert_close(found, torch.tensor(expected[name]), rtol=1e-4, atol=1e-5)
@@ -73,7 +73,7 @@ def test_two_ranks_give_the_outputs_gradients_and_statistics_of_one_process(rank
 
 def test_alone_and_in_evaluation_it_is_torchs_own():
     torch.manual_seed(0)
-    ours, torchs = SyncBatchNorm(3), nn.BatchNorm3d(3)
+    ours, torchs = FrameBatchNorm(3, is_synchronised=True), nn.BatchNorm3d(3)
     for _ in range(2):
         x = torch.randn(4, 3, 2, 5, 3)
         assert torch.equal(ours(x), torchs(x))
@@ -82,7 +82,7 @@ def test_alone_and_in_evaluation_it_is_torchs_own():
 
 
 @pytest.mark.parametrize(
-    ("kind", "found"), [("group", nn.GroupNorm), ("batch", nn.BatchNorm3d), ("sync_batch", SyncBatchNorm)]
+    ("kind", "found"), [("group", nn.GroupNorm), ("batch", FrameBatchNorm), ("sync_batch", FrameBatchNorm)]
 )
 def test_a_norm_is_made_by_its_name(kind, found):
     assert type(make_norm(kind, 8, groups=2)) is found
