@@ -335,7 +335,7 @@ class StreamingDataset:
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        """(4, 4) voxel to mm of the grid before it was padded or cut."""
+        """(4, 4) voxel to mm of the grid of `mask`: before it was turned, padded or cut."""
         found = None if self._layout is None else self._layout.affine
         return self.runs[0].affine_matrix if found is None else found
 
@@ -451,9 +451,18 @@ class StreamingDataset:
             SpaceError: the runs are grayordinates.
         """
         grid = self.grid  # raises first, in words about models
+        return placed_positions(self.mask, grid, self._turn)
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """(x, y, z) bool, where the voxels of a packed frame lie before the grid is turned, padded or cut; see `affine`.
+
+        Raises:
+            SpaceError: the runs are grayordinates.
+        """
+        assert self.grid  # raises first, in words about models
         reduced = None if self._layout is None else self._layout.mask
-        mask = self.dataset.space(self.runs[0]).mask if reduced is None else reduced
-        return placed_positions(mask, grid, self._turn)
+        return self.dataset.space(self.runs[0]).mask if reduced is None else reduced
 
     @cached_property
     def orientation(self) -> str:
