@@ -79,7 +79,9 @@ def open_trained(folder: Path, *, url: str, split: str, device: torch.device, st
     return TrainedRun(recipe=recipe, step=checkpoint.step, network=network, part=part)
 
 
-def write_maps(trained: TrainedRun, method: Method, *, out: Path, limit: int | None, device: torch.device) -> dict[str, Any]:
+def write_maps(
+    trained: TrainedRun, method: Method, *, out: Path, limit: int | None, device: torch.device
+) -> dict[str, Any]:
     """One NIfTI map a run, their mean over subjects as NIfTI and PNG, and attribution.json with what made them.
 
     Args:
@@ -192,7 +194,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=32, help="points of integrated gradients (default: 32)")
     parser.add_argument("--chunk", type=int, default=1, help="windows at once (default: 1)")
     parser.add_argument("--magnitude", action="store_true", help="sums of absolute values over time")
-    parser.add_argument("--block", type=int, default=DEFAULT_BLOCK, help="edge of an occluded cube in voxels (default: 6)")
+    parser.add_argument(
+        "--block", type=int, default=DEFAULT_BLOCK, help="edge of an occluded cube in voxels (default: 6)"
+    )
     parser.add_argument("--atlas", metavar="DIGITS", help="occlude stored parcels instead of cubes")
     parser.add_argument("--runs", type=int, metavar="N", help="the first N runs only")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

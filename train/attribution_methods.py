@@ -59,9 +59,11 @@ def make_baseline(bold: Tensor, kind: BaselineKind, *, fill: Tensor | None = Non
         return torch.zeros_like(bold)
     if kind == "window-mean":
         return bold.mean(-1, keepdim=True).expand_as(bold)
-    if kind == "background" and fill is not None:
+    if kind not in BASELINES:
+        raise UsageError(f"baseline {kind!r} must be one of {', '.join(BASELINES)}")
+    if fill is not None:
         return fill.to(bold)[:, :, None, None, None, None].expand_as(bold)
-    raise UsageError(f"baseline {kind!r} must be one of {', '.join(BASELINES)}, and background needs the fill (b, c)")
+    raise UsageError("baseline 'background' needs the value outside the mask, fill (b, c)")
 
 
 def integrated_gradients(
@@ -120,7 +122,9 @@ def occlusion(
     """
     _check(bold, baseline, chunk=chunk)
     if regions.shape != tuple(bold.shape[2:5]) or regions.max(initial=-1) < 0:
-        raise UsageError(f"regions {regions.shape} must number voxels of the grid {tuple(bold.shape[2:5])}, one at least")
+        raise UsageError(
+            f"regions {regions.shape} must number voxels of the grid {tuple(bold.shape[2:5])}, one at least"
+        )
     number = torch.as_tensor(regions, device=bold.device)[None, ..., None]
     count = int(regions.max()) + 1
     falls = torch.zeros((len(bold), count), dtype=torch.float64)
@@ -172,7 +176,8 @@ def evaluating(network: nn.Module) -> Iterator[nn.Module]:
 def _outputs(network: Network, bold: Tensor, output: int, chunk: int) -> Tensor:
     """(b,) float64 on the host."""
     with torch.no_grad():
-        return torch.cat([_output(network, part, output) for part in bold.split(chunk)]).double().cpu()
+        parts = [bold[place : place + chunk] for place in range(0, len(bold), chunk)]
+        return torch.cat([_output(network, part, output) for part in parts]).double().cpu()
 
 
 def _output(network: Network, bold: Tensor, output: int) -> Tensor:

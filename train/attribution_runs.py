@@ -159,14 +159,19 @@ def parcel_regions(clips: "StreamingDataset", atlas: str | None = None) -> Regio
     from fmristream.shards.side import parcel_spaces_of, read_parcel_space
 
     dataset: Dataset = clips.dataset
-    spaces = [read_parcel_space(dataset, digest) for digest in parcel_spaces_of(dataset, dataset.reader(clips.runs[0])).values()]
+    spaces = [
+        read_parcel_space(dataset, digest)
+        for digest in parcel_spaces_of(dataset, dataset.reader(clips.runs[0])).values()
+    ]
     wanted = [space for space in spaces if space.atlas.startswith(atlas or "")]
     if len(wanted) != 1:
         known = ", ".join(space.atlas[:12] for space in spaces) or "none"
         raise UsageError(f"parcels of atlas {atlas or '(any)'}: runs have {known}; give the first digits of one")
     weights = wanted[0].weights
     if len(clips.positions) != clips.runs[0].voxels:
-        raise UsageError("parcels are known for the voxels of the runs, this recipe pools or cuts them; occlude by cubes")
+        raise UsageError(
+            "parcels are known for the voxels of the runs, this recipe pools or cuts them; occlude by cubes"
+        )
     parcel_of = np.full(len(clips.positions), -1, dtype=np.int64)
     parcels = np.repeat(np.arange(weights.parcels), np.diff(weights.indptr))
     heaviest_last = np.argsort(weights.weights, kind="stable")
@@ -207,9 +212,7 @@ def _window_map(
     baseline = make_baseline(one, method.baseline, fill=batch.fill[row : row + 1])
     if method.name == "occlusion":
         assert method.regions is not None, "Method checks it"
-        falls = occlusion(
-            network, one, method.regions, baseline=baseline, output=method.output, chunk=method.chunk
-        )
+        falls = occlusion(network, one, method.regions, baseline=baseline, output=method.output, chunk=method.chunk)
         return painted(falls[0].numpy(), method.regions), float("nan"), float("nan")
     found = integrated_gradients(
         network, one, baseline=baseline, output=method.output, steps=method.steps, chunk=method.chunk

@@ -71,7 +71,9 @@ def fit_baseline(
     """
     labels = [label for part in features.values() for label in part.subject]
     if len(labels) != len(set(labels)):
-        raise UsageError(f"{name}: {len(labels) - len(set(labels))} subjects are in two parts; give parts that share none")
+        raise UsageError(
+            f"{name}: {len(labels) - len(set(labels))} subjects are in two parts; give parts that share none"
+        )
     known = {
         part: rows.of([label for label in rows.subject if np.isfinite(truth.get(label, np.nan))])
         for part, rows in features.items()
@@ -123,7 +125,8 @@ def paired_differences(
     if not np.allclose(truth, baseline.truth[rows], rtol=1e-6):
         raise UsageError("network and baseline were scored against different truths; give the same target and coding")
     pairs = (network.score, baseline.score[rows])
-    told = tuple(_told(score, threshold) for score, threshold in zip(pairs, thresholds, strict=True))
+    told = (_told(pairs[0], thresholds[0]), _told(pairs[1], thresholds[1]))
+    measured: dict[str, tuple[metrics.Metric, tuple[Floats, Floats]]]
     if kind == "regression":
         measured = {"mae": (metrics.mean_absolute_error, pairs), "r": (metrics.pearson_r, pairs)}
     elif pairs[0].ndim == 1:
@@ -177,7 +180,9 @@ def summary(baseline: Baseline, recipe: Recipe) -> dict[str, Any]:
     return facts | {key: value for key, value in report.items() if key != "step"}
 
 
-def beside_network(report: Mapping[str, Any], network: Mapping[str, Any], *, kind: Kind, draws: int) -> list[Difference]:
+def beside_network(
+    report: Mapping[str, Any], network: Mapping[str, Any], *, kind: Kind, draws: int
+) -> list[Difference]:
     """The paired differences of test subjects between two reports: a network's and a baseline's `summary`."""
     for one in (report, network):
         if "test" not in one:
@@ -220,7 +225,9 @@ def _write(found: Sequence[Baseline], recipe: Recipe, *, network: Mapping[str, A
                 print(f"network minus baseline, {row.metric}: {row.difference:+.3f} [{low:+.3f}, {high:+.3f}]")
         reports.append(report)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "baselines.json").write_text(json.dumps(_for_json(reports), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (out / "baselines.json").write_text(
+        json.dumps(_for_json(reports), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     print(f"written: {out / 'baselines.json'}")
 
 
@@ -298,7 +305,9 @@ def _read_report(path: Path) -> Mapping[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}; give the --out folder of a finished run") from error
+        raise UsageError(
+            f"{path}: cannot be read: {error.strerror}; give the --out folder of a finished run"
+        ) from error
     except ValueError as error:
         raise UsageError(f"{path}: is not the report of a run: {error}; finish the run again") from error
 

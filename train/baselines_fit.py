@@ -15,10 +15,10 @@ Kind = Literal["classification", "regression"]
 NUM_FOLDS = 5
 # Weights of half the squared coefficients (logistic) or of the squares (ridge). Scaled features are divided by the root
 # of their number, so that a subject's row is about 1 long and one range fits 10 features and 100,000.
-PENALTIES = np.logspace(-4, 4, 17)
+PENALTIES = np.logspace(-5, 3, 17)
 
 # Directions of the training rows with less than this share of the largest variance are rounding, and no penalty above
-# 1e-4 lets them count.
+# 1e-5 lets them count.
 _LEAST_VARIANCE = 1e-10
 # Below this share of its mean, a feature's SD is rounding of a constant.
 _CONSTANT = 1e-12
@@ -80,7 +80,13 @@ class Reader:
 
 
 def fit_reader(
-    features: Features, truth: Floats, *, kind: Kind, penalties: Floats = PENALTIES, folds: int = NUM_FOLDS, seed: int = 0
+    features: Features,
+    truth: Floats,
+    *,
+    kind: Kind,
+    penalties: Floats = PENALTIES,
+    folds: int = NUM_FOLDS,
+    seed: int = 0,
 ) -> Reader:
     """Logistic regression of classes or ridge regression of numbers, its penalty chosen by cross-validation.
 
@@ -109,12 +115,10 @@ def fit_reader(
     losses, count = np.zeros(len(penalties)), 0
     for train, held in _folds(truth, [features.group[row] for row in known], kind=kind, folds=folds, seed=seed):
         rotated = _Rotated.of(values[train])
-        held_out = rotated.project(values[held])
-        losses += [
-            _loss(_Fit.of(rotated, truth[train], kind=kind, penalty=penalty).scores(held_out), truth[held], truth[train], kind)
-            for penalty in penalties
-        ]
+        losses += _held_out_losses(rotated, truth[train], values[held], truth[held], kind=kind, penalties=penalties)
         count += len(held)
+    if not count:
+        raise UsageError("every fold of the training subjects lacks a class, groups being kept whole; group by less")
     losses /= count
     chosen = np.flatnonzero(losses <= losses.min() * (1 + 1e-12))[-1]
     rotated = _Rotated.of(values)
@@ -167,7 +171,10 @@ class _Rotated:
         kept = variances > _LEAST_VARIANCE * max(variances[-1], np.finfo(np.float64).tiny)
         lengths = np.sqrt(variances[kept])
         return cls(
-            centre=centre, scale=scale, axes=rows.T @ (directions[:, kept] / lengths), rows=directions[:, kept] * lengths
+            centre=centre,
+            scale=scale,
+            axes=rows.T @ (directions[:, kept] / lengths),
+            rows=directions[:, kept] * lengths,
         )
 
     def project(self, values: Floats) -> Floats:
@@ -205,6 +212,19 @@ class _Fit:
         return np.asarray(rows @ self.weights + self.offset)
 
 
+def _held_out_losses(
+    rotated: _Rotated, truth: Floats, held: Floats, held_truth: Floats, *, kind: Kind, penalties: Floats
+) -> list[float]:
+    """The summed loss of each penalty over one fold's held-out subjects."""
+    from threadpoolctl import threadpool_limits
+
+    rows = rotated.project(held)
+    # Many small fits: threads only wait for each other, ten times as long where others want the cores too.
+    with threadpool_limits(1):
+        fits = [_Fit.of(rotated, truth, kind=kind, penalty=penalty) for penalty in penalties]
+    return [_loss(fit.scores(rows), held_truth, truth, kind) for fit in fits]
+
+
 def _scaling(values: Floats) -> tuple[Floats, Floats]:
     """(centre, scale) of each feature over the rows in which it is known."""
     known = np.isfinite(values)
@@ -228,7 +248,9 @@ def _folds(
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     _, groups = np.unique(np.asarray(group), return_inverse=True)
-    members = [np.unique(groups[truth == value]) for value in np.unique(truth)] if kind == "classification" else [groups]
+    members = (
+        [np.unique(groups[truth == value]) for value in np.unique(truth)] if kind == "classification" else [groups]
+    )
     number = min(folds, *(len(np.unique(one)) for one in members))
     splitter: Any
     if number >= 2:

@@ -1,5 +1,7 @@
-"""What is known of a scan without looking at the brain: motion, signal quality, timing, length, site. A network that does
-no better than these may read nothing else."""
+"""What is known of a scan without looking at the brain: motion, signal quality, timing, length, site.
+
+A network that does no better than these may read nothing else.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING

@@ -5,6 +5,7 @@ behind a sample's true length are never seen, exactly: a padded batch gives what
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,12 +26,13 @@ class SeriesMlp(nn.Module):
     """Linear maps with GELU and dropout between, of Fisher's z of the correlations or of all values of a window."""
 
     takes = "series"
+    pairs: Tensor
 
     def __init__(self, config: MlpConfig) -> None:
         super().__init__()
         self.config = config
         widths = (config.width, *config.hidden)
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(widths[-1], config.outputs)
         first, second = torch.triu_indices(config.parcels, config.parcels, offset=1)
@@ -147,7 +149,7 @@ def _states(cell: nn.Module, x: Tensor) -> Tensor:
 
 
 def _in_order(x: Tensor, frames: Tensor) -> Tensor:
-    """x (b, t, channels) with its frames in another order (b, t)."""
+    """(b, t, channels) with its frames in another order (b, t)."""
     return x.gather(1, frames[..., None].expand_as(x))
 
 
