@@ -76,6 +76,8 @@ def open_trained(folder: Path, *, url: str, split: str, device: torch.device, st
     outputs = Objective(**checkpoint.state["objective"]).outputs
     network = make_model(recipe, grid=part.clips.grid, outputs=outputs).to(device)
     network.load_state_dict(dict(checkpoint.model))
+    if getattr(network, "takes", "volume") != "volume":
+        raise UsageError(f"{folder}: {recipe.model.name} takes {network.takes}; maps are made of networks of volumes")
     return TrainedRun(recipe=recipe, step=checkpoint.step, network=network, part=part)
 
 
@@ -119,7 +121,8 @@ def write_maps(
         f"{trained.recipe.model.name}, {trained.recipe.data.target}, step {trained.step}: {_words(method)}, "
         f"mean of {mean.subjects} subjects, over the mean image of one"
     )
-    write_picture(clips, first, mean.value, out / f"mean_{method.name}.png", title=title)
+    colours = "fall of the output" if method.name == "occlusion" else "part of the output's change"
+    write_picture(clips, first, mean.value, out / f"mean_{method.name}.png", title=title, colours=colours)
     (out / "attribution.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
 

@@ -59,7 +59,9 @@ def is_stored_grid(clips: "StreamingDataset") -> bool:
     return clips.mask.shape == clips.runs[0].shape and bool(np.array_equal(clips.affine, clips.runs[0].affine_matrix))
 
 
-def write_picture(clips: "StreamingDataset", run: "Run", values: Volume, path: Path, *, title: str) -> None:
+def write_picture(
+    clips: "StreamingDataset", run: "Run", values: Volume, path: Path, *, title: str, colours: str = ""
+) -> None:
     """Draw a map on the grid of the windows: slices through its peak over the mean image of a run.
 
     Raises:
@@ -70,14 +72,14 @@ def write_picture(clips: "StreamingDataset", run: "Run", values: Volume, path: P
     volume = native_volume(clips, values)
     # A pooled grid has no stored mean: the brain's outline stands for it.
     ground = mean_image(clips.dataset, run) if is_stored_grid(clips) else np.where(clips.mask, 0, np.nan)
-    page = draw_map(volume, ground.astype(np.float32), clips.affine, title=title)
+    page = draw_map(volume, ground.astype(np.float32), clips.affine, title=title, colours=colours)
     try:
         path.write_bytes(page)
     except OSError as error:
         raise StorageError(f"{path}: the picture cannot be written: {error.strerror or error}") from error
 
 
-def draw_map(volume: Volume, ground: Volume, affine: NDArray[np.float64], *, title: str) -> bytes:
+def draw_map(volume: Volume, ground: Volume, affine: NDArray[np.float64], *, title: str, colours: str = "") -> bytes:
     """Three orthogonal slices through the largest value (slices side by side where the grid is flat), as PNG.
 
     Args:
@@ -85,6 +87,7 @@ def draw_map(volume: Volume, ground: Volume, affine: NDArray[np.float64], *, tit
         ground: (x, y, z) what it is drawn over; NaN outside the brain.
         affine: (4, 4) voxel to mm of both.
         title: above the slices.
+        colours: what they mean, beside their bar.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -100,6 +103,7 @@ def draw_map(volume: Volume, ground: Volume, affine: NDArray[np.float64], *, tit
         image = _draw_slice(one, cut, ground, volume, limit)
     bar = figure.colorbar(image, ax=list(axes), shrink=0.8, aspect=22, pad=0.02)
     bar.ax.tick_params(labelsize=8, colors=_GREY, length=2)
+    bar.set_label(colours, fontsize=8, color=_GREY)
     figure.supxlabel("sides from the affine; the left of the brain is on the left", fontsize=8, color=_GREY)
     page = io.BytesIO()
     canvas.print_png(page)
@@ -116,8 +120,8 @@ def _draw_slice(axes: Any, cut: Slice, ground: Volume, volume: Volume, limit: fl
     values = cut.of(volume)
     strength = np.clip(np.abs(values) / limit, 0, 1)
     alpha = np.where(strength < FAINT_SHARE, 0, 0.35 + 0.65 * strength)
-    colours = Normalize(-limit, limit)
-    axes.imshow(values, cmap="RdBu_r", norm=colours, alpha=alpha, **where)
+    norm = Normalize(-limit, limit)
+    axes.imshow(values, cmap="RdBu_r", norm=norm, alpha=alpha, **where)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -125,7 +129,7 @@ def _draw_slice(axes: Any, cut: Slice, ground: Volume, volume: Volume, limit: fl
     paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
     for place, side, ha in ((0.0, cut.sides[0], "left"), (1.0, cut.sides[1], "right")):
         axes.text(place, 0.0, side, transform=axes.transAxes, fontsize=8, color=_GREY, ha=ha, va="bottom", bbox=paper)
-    return ScalarMappable(norm=colours, cmap="RdBu_r")
+    return ScalarMappable(norm=norm, cmap="RdBu_r")
 
 
 def _through_peak(cuts: list[Slice], volume: Volume) -> list[Slice]:

@@ -24,7 +24,6 @@ from train.attribution_methods import (
 
 if TYPE_CHECKING:
     from fmristream.catalog.run import Run
-    from fmristream.stream.batch import Batch
     from fmristream.stream.clips import StreamingDataset
     from train.evaluate import Part
 
@@ -99,13 +98,15 @@ def attribute_runs(network: nn.Module, part: "Part", method: Method, *, device: 
     number, sums = -1, _Sums(clips.grid)
     with evaluating(network):
         for batch in part.loader:
+            bold = batch.bold
             for row in np.flatnonzero(batch.valid.numpy()).tolist():
                 found = clips.clip(int(batch.window[row])).run
                 if found != number:
                     if number >= 0:
                         yield sums.finished(clips.runs[number])
                     number, sums = found, _Sums(clips.grid)
-                sums.add(*_window_map(network, batch, row, method, device))
+                one = bold[row : row + 1].to(device=device, dtype=torch.float32)
+                sums.add(*_window_map(network, one, batch.fill[row : row + 1], method))
     if number >= 0:
         yield sums.finished(clips.runs[number])
 
@@ -204,12 +205,9 @@ class _Sums:
         )
 
 
-def _window_map(
-    network: nn.Module, batch: "Batch", row: int, method: Method, device: torch.device
-) -> tuple[Volume, float, float]:
-    """(map, change, gap) of one window."""
-    one = batch.bold[row : row + 1].to(device=device, dtype=torch.float32)
-    baseline = make_baseline(one, method.baseline, fill=batch.fill[row : row + 1])
+def _window_map(network: nn.Module, one: Tensor, fill: Tensor, method: Method) -> tuple[Volume, float, float]:
+    """(map, change, gap) of one window (1, c, x, y, z, t)."""
+    baseline = make_baseline(one, method.baseline, fill=fill)
     if method.name == "occlusion":
         assert method.regions is not None, "Method checks it"
         falls = occlusion(network, one, method.regions, baseline=baseline, output=method.output, chunk=method.chunk)

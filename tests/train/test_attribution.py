@@ -267,6 +267,7 @@ def test_the_command_occludes_cubes_of_another_dataset(finished, cohort, tmp_pat
         regions = cube_regions(opened(cohort, stack, grid=(16, 16, 16)).clips, 6)
     assert facts["regions"] == regions.max() + 1
     assert facts["runs"][0]["gap"] is None
+    assert facts["content_digest"] == fmristream.open(cohort).content_digest
     assert (tmp_path / "mean_occlusion.png").exists()
 
 

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -10,7 +11,9 @@ from fmristream import StreamingDataset, StreamingLoader
 from fmristream.errors import UsageError
 from fmristream.ingest.options import ConvertOptions
 from fmristream.signal.grid import target_positions
+from train.baselines import recipe_baselines
 from train.baselines_connectivity import RunSums, connectivity_features, cube_parcels
+from train.config import recipe_from
 from train.evaluate import Part
 
 
@@ -95,6 +98,45 @@ def test_runs_of_a_subject_are_averaged(tmp_path):
         assert len(both) == 2
         np.testing.assert_allclose(row, np.mean(both, axis=0), rtol=1e-6, atol=1e-9)
     assert found.group == found.subject
+
+
+@pytest.fixture(scope="module")
+def parcelled(cohort, tmp_path_factory):
+    """A cohort whose runs have stored series of 6 parcels, one of them outside the brain."""
+    folder = tmp_path_factory.mktemp("parcelled")
+    labels = np.zeros((12, 12, 12), dtype=np.int16)
+    for number in range(5):
+        labels[2 * number + 1 : 2 * number + 3, 2:10, 2:10] = number + 1
+    labels[0, 0, 0] = 9
+    affine = fmristream.open(cohort).runs[0].affine_matrix
+    nibabel.save(nibabel.Nifti1Image(labels, affine), folder / "atlas.nii")
+    options = ConvertOptions(split="exact", split_ratios=(0.5, 0.2, 0.3), atlases=(str(folder / "atlas.nii"),))
+    source = "synth://?subjects=20&shape=12x12x12&frames=36&effect=coupling&strength=1.6"
+    fmristream.convert(source, str(folder / "out"), options=options)
+    return str(folder / "out")
+
+
+def test_stored_parcels_are_correlated_as_they_are(parcelled):
+    dataset = fmristream.open(parcelled)
+    found = features(parcelled, split="test", normalize="parcels")
+    assert len(found.subject) == 6
+    for label, row in zip(found.subject, found.values, strict=True):
+        (run,) = (run for run in dataset.runs if run.subject == label)
+        series = dataset.parcels(run).values.astype(np.float64)
+        assert np.isnan(series[:, 5]).all()
+        pairs = np.triu_indices(6, 1)
+        inside = pairs[1] < 5
+        z = np.arctanh(np.corrcoef(series[:, :5].T)[np.triu_indices(5, 1)])
+        np.testing.assert_allclose(row[inside], z, rtol=1e-5)
+        assert np.isnan(row[~inside]).all()
+
+
+def test_a_recipe_of_volumes_is_compared_with_stored_parcels(parcelled):
+    recipe = recipe_from({"data": {"url": parcelled, "window": 8, "stride": 7, "grid": [16, 16, 16]}})
+    for atlas in ("", fmristream.open(parcelled).parcels(0).atlas[:10]):
+        connectivity, _ = recipe_baselines(recipe, atlas=atlas)
+        assert len(connectivity.reader.centre) == 15
+        assert [len(connectivity.parts[part].label) for part in ("train", "val", "test")] == [10, 4, 6]
 
 
 def test_sums_in_pieces_are_those_of_the_whole_even_on_a_large_mean():
