@@ -72,7 +72,8 @@ def open_trained(folder: Path, *, url: str, split: str, device: torch.device, st
     if checkpoint is None:
         raise UsageError(f"{folder}: has no whole checkpoint; train longer, or give another folder")
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, url=url or recipe.data.url))
-    part = open_part(recipe, split=split, seed=None, world=World(device=device), stack=stack)
+    every: Any = None
+    part = open_part(recipe, split=split or every, seed=None, world=World(device=device), stack=stack)
     outputs = Objective(**checkpoint.state["objective"]).outputs
     network = make_model(recipe, grid=part.clips.grid, outputs=outputs).to(device)
     network.load_state_dict(dict(checkpoint.model))

@@ -260,13 +260,15 @@ def test_the_command_maps_a_trained_network(finished, cohort, tmp_path, capsys):
 
 
 def test_the_command_occludes_cubes_of_another_dataset(finished, cohort, tmp_path):
-    arguments = [str(finished), cohort, "--split", "val", "--method", "occlusion", "--block", "6", "--runs", "1"]
+    arguments = [str(finished), cohort, "--split", "", "--method", "occlusion", "--block", "6", "--runs", "2"]
     assert main([*arguments, "--out", str(tmp_path), "--device", "cpu", "--chunk", "8"]) == 0
     facts = json.loads((tmp_path / "attribution.json").read_text())
     with ExitStack() as stack:
         regions = cube_regions(opened(cohort, stack, grid=(16, 16, 16)).clips, 6)
     assert facts["regions"] == regions.max() + 1
     assert facts["runs"][0]["gap"] is None
+    names = [run.name for run in fmristream.open(cohort).runs]
+    assert [row["run"] for row in facts["runs"]] == names[:2]
     assert facts["content_digest"] == fmristream.open(cohort).content_digest
     assert (tmp_path / "mean_occlusion.png").exists()
 
