@@ -209,26 +209,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(found: Sequence[Baseline], recipe: Recipe, *, network: Mapping[str, Any] | None, out: Path) -> None:
-    from train.report import _for_json, print_table
+    from train.report import _for_json
 
     kind, draws = recipe.objective.kind, recipe.eval.bootstrap_draws
     reports = []
     for baseline in found:
         report = summary(baseline, recipe)
-        print(f"\n{baseline.name}: {report['features']} features, penalty {report['penalty']:.2g}")
-        print_table(report | {"step": 0})
+        print(f"{baseline.name}: {report['features']} features, penalty {report['penalty']:.2g}")
+        for part in ("val", "test"):
+            _print_numbers(part, report)
         if network is not None:
             rows = beside_network(report, network, kind=kind, draws=draws)
             report["network_minus_baseline"] = [dataclasses.asdict(row) for row in rows]
             for row in rows:
                 low, high = row.interval
-                print(f"network minus baseline, {row.metric}: {row.difference:+.3f} [{low:+.3f}, {high:+.3f}]")
+                print(f"  network minus baseline, {row.metric}: {row.difference:+.3f} [{low:+.3f}, {high:+.3f}]")
         reports.append(report)
     out.mkdir(parents=True, exist_ok=True)
     (out / "baselines.json").write_text(
         json.dumps(_for_json(reports), indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
     print(f"written: {out / 'baselines.json'}")
+
+
+def _print_numbers(part: str, report: Mapping[str, Any]) -> None:
+    if part not in report:
+        return
+    found = report[part]
+    told = (
+        f"{key} {found['metrics'][key]:.3f} [{low:.3f}, {high:.3f}]" for key, (low, high) in found["intervals"].items()
+    )
+    print(f"  {part}, {found['num_subjects']} subjects: {', '.join(told)}")
 
 
 def _open_parts(recipe: Recipe, stack: ExitStack) -> dict[str, Part]:

@@ -87,7 +87,7 @@ def test_a_planted_voxel_is_found_at_its_millimetres(planted, tmp_path, options,
         part = opened(planted, stack, **options)
         regions = cube_regions(part.clips, 1) if name == "occlusion" else None
         method = Method(name=name, baseline="window-mean", steps=4, chunk=200, regions=regions)
-        (found, *_) = attribute_runs(Power(), part, method, device=CPU)
+        found = next(attribute_runs(Power(), part, method, device=CPU))
         write_map(part.clips, found.run, found.values, tmp_path / "map.nii.gz")
     place, image = peak_mm(tmp_path / "map.nii.gz")
     np.testing.assert_allclose(place, nibabel.affines.apply_affine(AFFINE, PLANTED), atol=1e-3)
@@ -191,7 +191,7 @@ def test_parcels_can_be_occluded(tmp_path):
         regions = parcel_regions(part.clips)
         assert np.bincount(regions[regions >= 0]).tolist() == [6 * 10 * 11, 7 * 8 * 11]
         method = Method(name="occlusion", baseline="window-mean", regions=regions)
-        (found, *_) = attribute_runs(Power(), part, method, device=CPU)
+        found = next(attribute_runs(Power(), part, method, device=CPU))
         native = native_volume(part.clips, found.values)
         assert native[PLANTED] > 10 * abs(native[0, 0, 0])
         assert native[12, 9, 0] == 0
@@ -285,7 +285,7 @@ def test_folders_without_a_run_are_wrong_usage(finished, tmp_path, capsys):
 def test_a_pooled_map_lies_on_the_pooled_grid_and_can_be_drawn(planted, tmp_path):
     with ExitStack() as stack:
         part = opened(planted, stack, normalize="pool:2")
-        (found, *_) = attribute_runs(Power(), part, Method(baseline="window-mean", steps=3), device=CPU)
+        found = next(attribute_runs(Power(), part, Method(baseline="window-mean", steps=3), device=CPU))
         write_map(part.clips, found.run, found.values, tmp_path / "map.nii")
         write_picture(part.clips, found.run, found.values, tmp_path / "map.png", title="pooled")
         clips = part.clips
