@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", choices=("gradients", "occlusion"), default="gradients")
     parser.add_argument("--output", type=int, default=0, help="which output of the network (default: 0)")
     parser.add_argument("--baseline", choices=BASELINES, default="zero", help="what stands for nothing (default: zero)")
-    parser.add_argument("--steps", type=int, default=32, help="points of integrated gradients (default: 32)")
+    parser.add_argument("--steps", type=int, default=64, help="points of integrated gradients (default: 64)")
     parser.add_argument("--chunk", type=int, default=1, help="windows at once (default: 1)")
     parser.add_argument("--magnitude", action="store_true", help="sums of absolute values over time")
     parser.add_argument(

@@ -119,7 +119,7 @@ def _draw_slice(axes: Any, cut: Slice, ground: Volume, volume: Volume, limit: fl
     axes.imshow(cut.of(ground), cmap="gray", vmin=low, vmax=high, **where)
     values = cut.of(volume)
     strength = np.clip(np.abs(values) / limit, 0, 1)
-    alpha = np.where(strength < FAINT_SHARE, 0, 0.35 + 0.65 * strength)
+    alpha = np.where(strength < FAINT_SHARE, 0, strength)
     norm = Normalize(-limit, limit)
     axes.imshow(values, cmap="RdBu_r", norm=norm, alpha=alpha, **where)
     axes.set_xticks([])

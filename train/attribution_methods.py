@@ -67,7 +67,7 @@ def make_baseline(bold: Tensor, kind: BaselineKind, *, fill: Tensor | None = Non
 
 
 def integrated_gradients(
-    network: Network, bold: Tensor, *, baseline: Tensor, output: int = 0, steps: int = 32, chunk: int = 1
+    network: Network, bold: Tensor, *, baseline: Tensor, output: int = 0, steps: int = 64, chunk: int = 1
 ) -> Gradients:
     """Sundararajan, Taly and Yan (2017): the gradient along the straight line from the baseline, times the way.
 

@@ -48,7 +48,7 @@ class Method:
     name: Literal["gradients", "occlusion"] = "gradients"
     output: int = 0
     baseline: BaselineKind = "zero"
-    steps: int = 32
+    steps: int = 64  # a small trained SwiFT: gaps up to 2 % of the change with 32, .1 to 1 % with 64
     chunk: int = 1
     magnitude: bool = False
     regions: Regions | None = None
