@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fmristream.synth import Cohort, parse_url
+from train.baselines_connectivity import RunSums, cube_parcels, default_block
 
 FEATURES = ("mean image", "SD image", "functional connectivity")
 PENALTIES = np.logspace(-2, 6, 17)
 NUM_DRAWS = 2_000
-# A block is a parcel if at least this share of it is brain.
-LEAST_BRAIN = 0.1
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -75,8 +74,7 @@ def subject_features(
 
     Connectivity is Fisher's z of the correlations of the means of `block`³ voxel cubes: upper triangle, row by row.
     """
-    parcel_of, num_parcels = _parcels(mask, block)
-    sizes = np.bincount(parcel_of, minlength=num_parcels + 1)[:num_parcels]
+    parcels = cube_parcels(np.flatnonzero(mask), mask.shape, block)
     count, mean, squares = 0, np.zeros(int(mask.sum())), np.zeros(int(mask.sum()))
     courses = []
     for frame in frames:
@@ -85,10 +83,12 @@ def subject_features(
         step = values - mean
         mean += step / count
         squares += step * (values - mean)
-        courses.append(np.bincount(parcel_of, weights=values, minlength=num_parcels + 1)[:num_parcels] / sizes)
+        courses.append(parcels.means(values[None])[0])
     if count < 2:
         raise ValueError(f"a run of {count} frames has no fluctuations, expected 2 frames or more")
-    return mean, np.sqrt(squares / count), _connectivity(np.array(courses))
+    sums = RunSums(len(parcels))
+    sums.add(np.array(courses))
+    return mean, np.sqrt(squares / count), np.nan_to_num(sums.fisher_z())
 
 
 def stack_features(subjects: Iterable[tuple[FloatArray, FloatArray, FloatArray]]) -> dict[str, FloatArray]:
@@ -130,27 +130,6 @@ def _ridge_scores(values: FloatArray, coded: npt.NDArray, train: BoolArray) -> F
     return model.predict(scaled[~train])
 
 
-def _parcels(mask: BoolArray, block: int) -> tuple[npt.NDArray[np.intp], int]:
-    """Parcel of every voxel of the mask, and how many parcels there are; the last number means none."""
-    blocks = tuple(-(-size // block) for size in mask.shape)
-    cube = np.ravel_multi_index(tuple(axis // block for axis in np.nonzero(mask)), blocks)
-    sizes = np.bincount(cube, minlength=int(np.prod(blocks)))
-    kept = np.flatnonzero(sizes >= LEAST_BRAIN * block**3)
-    if not len(kept):
-        raise ValueError(f"no cube of {block}³ voxels lies in the mask's {len(cube)} voxels; take a smaller block")
-    numbers = np.full(len(sizes), len(kept))
-    numbers[kept] = np.arange(len(kept))
-    return numbers[cube], len(kept)
-
-
-def _connectivity(courses: FloatArray) -> FloatArray:
-    centred = courses - courses.mean(axis=0)
-    spread = np.sqrt((centred**2).sum(axis=0))
-    unit = centred / np.where(spread > 0, spread, 1)
-    upper = np.triu_indices(unit.shape[1], k=1)
-    return np.arctanh(np.clip((unit.T @ unit)[upper], -0.999, 0.999))
-
-
 def _each_subject(cohort: Cohort, block: int) -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
     mask = cohort.brain_mask()
     for subject in range(cohort.subjects):
@@ -178,11 +157,6 @@ def cohort_table(cohort: Cohort, *, test_share: float = 0.375, block: int = 0, s
     features = cohort_features(cohort, block=block or default_block(cohort.shape))
     heading = f"sex, {train.sum()} training and {(~train).sum()} held-out subjects"
     return f"{heading}\n{table(controls(features, sexes, train, seed))}"
-
-
-def default_block(shape: tuple[int, int, int]) -> int:
-    """Parcels of a sixth of the grid, about 3 cm."""
-    return max(1, max(shape) // 6)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def scrub(prefix: bytes) -> Scrubbed:
 def make_prefix(
     *,
     shape: tuple[int, int, int],
-    frames: int,
+    frames: int | None,
     dtype: "np.dtype[Any]",
     slope: float,
     inter: float,
@@ -135,7 +135,7 @@ def make_prefix(
 
     Args:
         shape: the grid (x, y, z).
-        frames: number of time points.
+        frames: number of time points; None for a volume without a time axis.
         dtype: little-endian stored dtype.
         slope: scaled value = stored x slope + inter.
         inter: see slope.
@@ -145,11 +145,12 @@ def make_prefix(
     """
     code = next(code for code, name in DTYPES.items() if name == dtype.str[1:])
     edges_mm = voxel_sizes_mm(np.array(affine).reshape(4, 4))
-    fits = max(*shape, frames) <= _MAX_NIFTI1_SIZE and all(_is_single(n) for n in (slope, inter, *affine[:12]))
+    dims = (3, *shape, 1) if frames is None else (4, *shape, frames)
+    fits = max(dims) <= _MAX_NIFTI1_SIZE and all(_is_single(n) for n in (slope, inter, *affine[:12]))
     version = 1 if fits else 2
     values: dict[str, tuple[Any, ...]] = {
         "sizeof_hdr": (HEADER_BYTES[version],),
-        "dim": (4, *shape, frames, 1, 1, 1),
+        "dim": (*dims, 1, 1, 1),
         "datatype": (code,),
         "bitpix": (8 * dtype.itemsize,),
         "pixdim": (1.0, *edges_mm, tr_s or 0.0, 0.0, 0.0, 0.0),

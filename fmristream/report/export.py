@@ -15,8 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fmristream.catalog.run import Run
 from fmristream.errors import CorruptDataError, StorageError, UsageError
+from fmristream.ingest.header_bytes import make_prefix
 from fmristream.ingest.sources.listing import without_suffix
 from fmristream.report.image import HeaderKind, image_of
 from fmristream.shards.dataset import Dataset
@@ -71,9 +75,7 @@ def export_run(
         CorruptDataError: stored bytes have changed; no file is left.
         StorageError: the file cannot be written.
     """
-    if "://" in str(path):
-        raise UsageError(f"{display_url(str(path))}: runs are exported into local files; give a path")
-    wanted, target = dataset.run(run), Path(path)
+    wanted, target = dataset.run(run), _local(path)
     _check_target(target, force=force)
     image = image_of(dataset, wanted)
     with _as_storage_errors(target), _Output(target, force=force) as output:
@@ -100,6 +102,38 @@ def export_run(
     )
 
 
+def export_volume(
+    volume: NDArray[Any], path: str | Path, *, affine: NDArray[np.float64], space: str, force: bool = False
+) -> None:
+    """Write one volume, such as a map that was computed of a run, as a 3-D NIfTI image of float32.
+
+    Args:
+        volume: (x, y, z) on the grid of the affine.
+        path: a local file, `.nii` or `.nii.gz`.
+        affine: (4, 4) voxel to mm.
+        space: label of the space (`Run.space`), which decides the header's code.
+        force: replace a file that is there.
+
+    Raises:
+        UsageError: it is no volume, the path has another suffix, or the file exists.
+        StorageError: the file cannot be written.
+    """
+    target = _local(path)
+    if volume.ndim != 3:
+        raise UsageError(f"{target}: an array of {volume.ndim} axes was to be written as a volume; give (x, y, z)")
+    _check_target(target, force=force)
+    x, y, z = volume.shape
+    matrix = tuple(np.asarray(affine, dtype=np.float64).ravel().tolist())
+    dtype = np.dtype("<f4")
+    prefix = make_prefix(
+        shape=(x, y, z), frames=None, dtype=dtype, slope=1.0, inter=0.0, affine=matrix, tr_s=None, space=space
+    )
+    with _as_storage_errors(target), _Output(target, force=force) as output:
+        output.write(prefix)
+        output.write(volume.astype(dtype).tobytes(order="F"))
+        output.publish()
+
+
 def file_names(runs: Sequence[Run], *, suffix: str = SUFFIXES[0]) -> dict[str, str]:
     """A relative path for each run: BIDS folders for BIDS names, else the run's own name, made safe; never two alike."""
     names: dict[str, str] = {}
@@ -120,6 +154,12 @@ def file_names(runs: Sequence[Run], *, suffix: str = SUFFIXES[0]) -> dict[str, s
         taken.add(name.lower())
         names[run.name] = name
     return names
+
+
+def _local(path: str | Path) -> Path:
+    if "://" in str(path):
+        raise UsageError(f"{display_url(str(path))}: runs are exported into local files; give a path")
+    return Path(path)
 
 
 def _check_target(path: Path, *, force: bool) -> None:

@@ -37,14 +37,33 @@ class Look:
     change: NDArray[np.float32]  # (t,) RMS over voxels of the z-score's change since the frame before; the first is NaN
 
 
+def signal_moments(reader: RunReader) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(v,) temporal mean and SD in the signal's unit, as stored with the run: no frame is read."""
+    run = reader.run
+    mean, sd = _moments(reader)
+    with np.errstate(all="ignore"):
+        return mean * run.slope + run.inter, sd * abs(run.slope)
+
+
+def mean_image(dataset: Dataset, run: Run) -> Volume:
+    """(x, y, z) temporal mean in the signal's unit, NaN outside the mask; no frame is read.
+
+    Raises:
+        SpaceError: the run holds grayordinates.
+    """
+    mask = dataset.space(run).mask
+    volume = np.full(mask.shape, np.nan, dtype=np.float32)
+    volume[mask] = signal_moments(dataset.reader(run))[0]
+    return volume
+
+
 def look_at(dataset: Dataset, run: Run) -> Look:
     """Read a run once; memory is a few frames and the carpet, whatever its length."""
     reader = dataset.reader(run)
     mean, sd = _moments(reader)
     mask = None if dataset.is_grayordinates(run) else dataset.space(run).mask
+    scaled_mean, scaled_sd = signal_moments(reader)
     with np.errstate(all="ignore"):
-        scaled_mean = mean * run.slope + run.inter
-        scaled_sd = sd * abs(run.slope)
         shown = foreground(scaled_mean, scaled_sd, whole=mask is not None and bool(mask.all()))
         tsnr = np.where(scaled_sd > 0, np.abs(scaled_mean) / scaled_sd, np.nan)
     changing = np.flatnonzero(shown & (sd > 0))

@@ -132,7 +132,7 @@ class ClipFacts:
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        """(4, 4) voxel to mm of the grid before it was turned, padded or cut."""
+        """(4, 4) voxel to mm of the grid of `mask`: before it was turned, padded or cut."""
         return self._placement.affine
 
     @cached_property
@@ -143,6 +143,15 @@ class ClipFacts:
             SpaceError: the runs are grayordinates.
         """
         return self._placement.positions(self.dataset, self.runs[0])
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """(x, y, z) bool, where the voxels of a packed frame lie before the grid is turned, padded or cut; see `affine`.
+
+        Raises:
+            SpaceError: the runs are grayordinates.
+        """
+        return self._placement.mask_of(self.dataset, self.runs[0])
 
     @property
     def orientation(self) -> str:

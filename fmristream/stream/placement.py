@@ -68,9 +68,12 @@ class Placement:
 
     def positions(self, dataset: Dataset, run: Run) -> NDArray[np.int64]:
         """(v,) where each value lies in the C-ordered grid; -1 where it is cut off. Reads the stored mask."""
-        grid = self.grid  # raises first, in words about models
-        mask = dataset.space(run).mask if self.mask is None else self.mask
-        return placed_positions(mask, grid, self.turn)
+        return placed_positions(self.mask_of(dataset, run), self.grid, self.turn)
+
+    def mask_of(self, dataset: Dataset, run: Run) -> NDArray[np.bool_]:
+        """(x, y, z) bool, where the values lie before the grid is turned, padded or cut. Reads the stored mask."""
+        assert self.grid  # raises first, in words about models
+        return dataset.space(run).mask if self.mask is None else self.mask
 
 
 def placement_of(

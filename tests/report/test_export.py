@@ -16,7 +16,7 @@ import fmristream
 from fmristream.errors import CorruptDataError, ObjectMissingError, UsageError
 from fmristream.ingest.options import ConvertOptions
 from fmristream.ingest.sources import find_runs
-from fmristream.report.export import Exported, export_run, file_names
+from fmristream.report.export import Exported, export_run, export_volume, file_names
 from fmristream.report.verify import verify
 from fmristream.shards import codec
 from fmristream.shards.dataset import Dataset
@@ -396,3 +396,34 @@ def test_export_writes_what_write_runs_wrote(tmp_path):
         export_run(dataset, run.name, tmp_path / f"{run.name}.nii")
     assert (tmp_path / "sub-1_bold.nii").read_bytes() == nifti_bytes(brain_like())
     assert (tmp_path / "sub-2_bold.nii").read_bytes() == (source / "sub-2_bold.nii").read_bytes()
+
+
+@pytest.mark.parametrize(("name", "space", "code"), [("map.nii", "MNI152NLin6Asym", 4), ("map.nii.gz", "native", 1)])
+def test_a_computed_volume_is_written_where_its_affine_says(tmp_path, name, space, code):
+    affine = np.array([[-2.0, 0.25, 0, 11], [0.125, 0.5, 3.0, -20], [0, -2.5, 0, 30], [0, 0, 0, 1]])
+    values = np.random.default_rng(0).normal(size=(5, 3, 4))
+    export_volume(values, tmp_path / "maps" / name, affine=affine, space=space)
+    back = loaded(tmp_path / "maps" / name)
+    assert back.shape == (5, 3, 4)
+    np.testing.assert_array_equal(np.asarray(back.dataobj), values.astype(np.float32))
+    np.testing.assert_array_equal(back.affine, affine)
+    assert int(back.header["sform_code"]) == code
+    export_volume(values, tmp_path / "rough.nii", affine=affine + 1e-9, space=space)
+    assert isinstance(loaded(tmp_path / "rough.nii"), nibabel.Nifti2Image)
+
+
+def test_a_volume_is_not_written_over_another_nor_anywhere_else(tmp_path):
+    volume = np.zeros((2, 2, 2))
+    export_volume(volume, tmp_path / "map.nii", affine=np.eye(4), space="")
+    with pytest.raises(UsageError, match="exists already"):
+        export_volume(volume, tmp_path / "map.nii", affine=np.eye(4), space="")
+    export_volume(volume + 1, tmp_path / "map.nii", affine=np.eye(4), space="", force=True)
+    assert loaded(tmp_path / "map.nii").get_fdata().all()
+    for path, values, sentence in (
+        ("s3://bucket/map.nii", volume, "local files"),
+        (tmp_path / "map.txt", volume, "NIfTI file"),
+        (tmp_path / "four.nii", volume[..., None], "4 axes"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            export_volume(values, path, affine=np.eye(4), space="")
+    assert [path.name for path in tmp_path.iterdir()] == ["map.nii"]

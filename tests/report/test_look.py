@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fmristream.ingest.options import ConvertOptions
-from fmristream.report.look import CARPET_VOXELS, foreground, look_at
+from fmristream.report.look import CARPET_VOXELS, foreground, look_at, mean_image, signal_moments
 from fmristream.report.slices import choose_slices, cropped
 from fmristream.shards.dataset import open_dataset
 from tests.report.datasets import brain_like, converted, write_runs
@@ -106,3 +106,18 @@ def test_slices_know_their_sides():
     cuts = choose_slices(np.ones((20, 24, 18), np.float32), np.diag([3.0, 3, 3, 1]))
     assert [cut.sides for cut in cuts] == [("P", "A"), ("L", "R"), ("L", "R")]
     assert [(cut.width_mm, cut.height_mm) for cut in cuts] == [(72, 54), (60, 54), (60, 72)]
+
+
+def test_means_and_sds_in_the_signals_unit_need_no_frame(tmp_path):
+    values = brain_like((6, 7, 8, 20))
+    write_runs(tmp_path, {"mask.nii": (np.arange(6 * 7 * 8).reshape(6, 7, 8) >= 100).astype("u1")})
+    source = write_runs(tmp_path / "source", {"run.nii": values}, scl_slope=-0.5, scl_inter=2.0)
+    converted(source, tmp_path / "d", ConvertOptions(mask=str(tmp_path / "mask.nii"), split="none"))
+    dataset = open_dataset(str(tmp_path / "d"))
+    scaled, mask = values * -0.5 + 2.0, dataset.space(0).mask
+    mean, sd = signal_moments(dataset.reader(0))
+    np.testing.assert_allclose(mean, scaled[mask].mean(-1), rtol=1e-6)
+    np.testing.assert_allclose(sd, scaled[mask].std(-1), rtol=1e-5)
+    image = mean_image(dataset, dataset.runs[0])
+    np.testing.assert_array_equal(image[mask], mean.astype(np.float32))
+    assert np.isnan(image[~mask]).all()
