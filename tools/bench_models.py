@@ -37,6 +37,9 @@ from train import models
 from train.models.brainlm import Brainlm
 from train.models.brainlm_config import brainlm_config, vitmae_config
 from train.models.brainlm_vitmae import BrainlmVitmae
+from train.models.cnn_rnn import build_cnn_rnn
+from train.models.mae4d import Mae4dPretrain, build_mae4d, build_mae4d_pretrain
+from train.models.series_nets import build_lstm, build_mlp
 from train.models.swift import Swift
 from train.models.swift_config import SwiftConfig
 from train.models.tff import build_tff
@@ -115,6 +118,65 @@ def vitmae_work(size: str) -> Callable[[int, bool], Work]:
     return work
 
 
+def cnn_rnn_work(batch: int, quick: bool) -> Work:
+    """The CNN-RNN with its own frames' network, a chunk of frames at a time."""
+    size = (24, 24, 24, 8) if quick else (96, 96, 96, 20)
+    model = build_cnn_rnn({"img_size": size, "checkpointing": True})
+    return _volume_work("own network, in chunks of 8 frames", model, batch=batch, size=size)
+
+
+class _Pretraining(nn.Module):
+    """The masked autoencoder with noise of its own: what it predicted of the hidden patches."""
+
+    def __init__(self, model: Mae4dPretrain) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, bold: Tensor) -> Tensor:
+        noise = torch.rand(len(bold), self.model.noise_size(bold.shape[5]), device=bold.device)
+        predicted: Tensor = self.model(bold, noise=noise).predicted
+        return predicted
+
+
+def mae4d_work(size: str, *, is_pretraining: bool) -> Callable[[int, bool], Work]:
+    """The masked autoencoder in a brain of a third of the grid's patches, as a template's is."""
+
+    def work(batch: int, quick: bool) -> Work:
+        name, grid = ("t", (32, 32, 32, 8)) if quick else (size, (96, 96, 96, 16))
+        options = {"img_size": grid, "size": name}
+        model = build_mae4d_pretrain(options) if is_pretraining else build_mae4d(options)
+        model.set_brain(_ball(grid[:3]))
+        about = f"{name}, of the brain's patches" + (" a quarter is shown" if is_pretraining else "")
+        return _volume_work(about, _Pretraining(model) if is_pretraining else model, batch=batch, size=grid)
+
+    return work
+
+
+def _ball(grid: tuple[int, ...]) -> Tensor:
+    """(x, y, z) bool: a ball of 27 % of the grid, about what a brain takes of a template's box."""
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, size) for size in grid), indexing="ij")
+    squares: Tensor = sum(axis.square() for axis in axes)  # type: ignore[assignment]
+    return squares <= 0.8**2
+
+
+def series_net_work(build: Callable[[Mapping[str, Any]], nn.Module]) -> Callable[[int, bool], Work]:
+    """A network on the courses of parcels."""
+
+    def work(batch: int, quick: bool) -> Work:
+        parcels = 40 if quick else 424
+        model = build({"parcels": parcels, "frames": 200})
+        inputs = (torch.randn(batch, parcels, 200),)
+        return Work(about=f"{parcels} parcels x 200", frames=batch * 200, model=model, inputs=inputs)
+
+    return work
+
+
+def _volume_work(about: str, model: nn.Module, *, batch: int, size: tuple[int, ...]) -> Work:
+    x, y, z, t = size
+    inputs = (torch.randn(batch, 1, *size),)
+    return Work(about=f"{about}, {x} x {y} x {z} x {t}", frames=batch * t, model=model, inputs=inputs)
+
+
 def _series_work(about: str, model: nn.Module, *, batch: int, parcels: int) -> Work:
     inputs = (torch.randn(batch, parcels, 200), torch.randn(parcels, 3))
     return Work(about=about, frames=batch * 200, model=model, inputs=inputs)
@@ -131,6 +193,12 @@ ROWS: Mapping[str, Callable[[int, bool], Work]] = {
     "brainlm/13m": brainlm_work("13m"),
     "brainlm-vitmae/111m": vitmae_work("111m"),
     "brainlm-vitmae/650m": vitmae_work("650m"),
+    "cnn_rnn": cnn_rnn_work,
+    "mae4d/s": mae4d_work("s", is_pretraining=False),
+    "mae4d-pretrain/s": mae4d_work("s", is_pretraining=True),
+    "mae4d-pretrain/b": mae4d_work("b", is_pretraining=True),
+    "mlp": series_net_work(build_mlp),
+    "lstm": series_net_work(build_lstm),
 }
 # 2.6 GB of weights, and as much of gradients: only where asked for.
 LARGE = ("brainlm-vitmae/650m",)
