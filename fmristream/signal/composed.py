@@ -18,7 +18,7 @@ from fmristream.signal import confounds as tables
 from fmristream.signal.grid import Grid
 from fmristream.signal.heads import Head, Normalized, Series, Signal, head_blocks
 from fmristream.signal.linear import LinearOp, fit_linear
-from fmristream.signal.parcellate import Atlas, Weights, weights_on
+from fmristream.signal.parcellate import Atlas, Weights, centres_mm, weights_on
 from fmristream.signal.pointwise import (
     Affine,
     ClipOp,
@@ -290,6 +290,19 @@ def layout_of(plan: Plan, source: RecipeSource) -> Layout:
     return layout
 
 
+def parcel_centres_mm(plan: Plan, source: RecipeSource) -> NDArray[np.float64] | None:
+    """(p, 3) of the parcels that the values are after all steps, NaN where one has no voxel; None where they are others."""
+    layout, found = source.layout, None
+    for step in plan.steps:
+        if isinstance(step, ParcelMeans) and layout.mask is not None and layout.affine is not None:
+            found = centres_mm(_weights(step, layout, plan, source), layout.mask, layout.affine)
+        elif isinstance(step, Cohort) and step.kind == "pca":
+            found = None
+        if isinstance(step, (Pool, Crop, ParcelMeans)):
+            _, layout = _reduction(step, layout, plan, source)
+    return found
+
+
 def cohort_op(step: Cohort, arrays: Mapping[str, NDArray[np.float64]], *, voxels: int, what: str) -> Op:
     """The operation of statistics that were fitted.
 
@@ -465,4 +478,4 @@ def _write(values: NDArray[np.float64], fill: NDArray[np.float32], out: NDArray[
             channel[~np.isfinite(channel)] = background
 
 
-__all__ = ["ClipPrepared", "GlobalOp", "Op", "Plan", "RunPrepared", "cohort_op", "layout_of"]
+__all__ = ["ClipPrepared", "GlobalOp", "Op", "Plan", "RunPrepared", "cohort_op", "layout_of", "parcel_centres_mm"]

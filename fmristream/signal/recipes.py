@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fmristream.catalog.run import Run
 from fmristream.errors import UsageError
-from fmristream.signal.composed import ClipPrepared, Plan, RunPrepared, layout_of
+from fmristream.signal.composed import ClipPrepared, Plan, RunPrepared, layout_of, parcel_centres_mm
 from fmristream.signal.normalize import RECIPES, Normalization, fill_of
 from fmristream.signal.normalize import prepare as prepare_single
 from fmristream.signal.parcellate import Atlas
@@ -98,6 +98,10 @@ class Recipe:
     def layout(self, source: RecipeSource) -> Layout:
         """What the values of a frame are, for runs of the source's space."""
         return layout_of(self._plan, source)
+
+    def parcel_centres_mm(self, source: RecipeSource) -> NDArray[np.float64] | None:
+        """(p, 3) where the parcels of the output lie, for runs of the source's space; None where it has none."""
+        return parcel_centres_mm(self._plan, source)
 
     def width(self, source: RecipeSource) -> int:
         """Values of a frame, for runs of the source's space."""

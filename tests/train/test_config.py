@@ -61,7 +61,7 @@ def test_the_published_recipe_has_the_published_size():
         ("[data]\nstride = 'x'", "data.stride: expected an integer, got 'x'"),
         ("[data]\ngrid = [96, 96]", "data.grid: expected a list of 3 values, got [96, 96]"),
         ("[data]\ngrid = [96, 96, 9.5]", "data.grid[2]: expected an integer, got 9.5"),
-        ("[data]\nnormalize = 'voxel-zscor'", "is not a choice; did you mean voxel-zscore?"),
+        ("[data]\nnormalize = 'voxel-zscor'", "did you mean 'voxel-zscore'"),
         ("[train]\nprecision = 'fp64'", "train.precision: 'fp64' is not a choice"),
         ("[train]\nsteps = 0", "train.steps must be at least 1, got 0"),
         ("[optim]\nlr = 0", "optim.lr must be above 0, got 0.0"),

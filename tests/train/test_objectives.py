@@ -54,7 +54,7 @@ def test_bf16_outputs_are_held_against_targets_in_float32():
 @pytest.mark.parametrize(
     ("kind", "labels", "values", "sentence"),
     [
-        ("classification", ("F", "M", "X"), [0.0, 1.0], "got F, M, X"),
+        ("classification", ("F", "M", "X"), [2.0, 2.0, np.nan], "got X"),
         ("classification", ("F", "M"), [1.0, 1.0], "needs two classes among the training subjects"),
         ("classification", (), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "got 1, 2, 3, 4, 5, ..."),
         ("classification", (), [np.nan], "no known value"),
