@@ -22,6 +22,7 @@ from train.models.series_masking import Masking
 from train.objectives import Objective
 from train.perceptual import feature_net
 from train.reconstruction import SLICE_SHARES, FeatureNet
+from train.sections import StartConfig
 from train.tasks import Contrastive, Hiding, Inputs, JointlySupervised, Masked, Rebuilding, Supervised, Task
 
 # As published for SwiFT.
@@ -30,6 +31,8 @@ _TEMPERATURE = 0.1
 _MASKED_LOSS = {"mse": "mse", "l1": "mae"}
 # Modes that hide the end of a window, which statistics of the run must not know.
 _FORECASTS = ("predict_last", "predict_last_pixel", "future")
+# Options of [start] -> the beginning of the names of models that have them.
+_BEGIN_OPTIONS = {"keep_cls": "tff", "brain": "mae4d"}
 
 
 def make_model(recipe: Recipe, signal: Signal, *, outputs: int | None) -> nn.Module:
@@ -134,12 +137,14 @@ def begin(recipe: Recipe, model: nn.Module) -> Loaded | None:
     source = recipe.start.from_
     if not source:
         return None
-    function = function_of(family_of(recipe.model.name).begin)
+    name, function = recipe.model.name, function_of(family_of(recipe.model.name).begin)
     options: dict[str, Any] = {}
-    if recipe.start.keep_cls:
-        if not recipe.model.name.startswith("tff"):
-            raise UsageError(f"start.keep_cls is of TFF, got model.name {recipe.model.name!r}; leave it out")
-        options["keep_cls"] = True
+    for option, family in _BEGIN_OPTIONS.items():
+        value = getattr(recipe.start, option)
+        if value != getattr(StartConfig(), option):
+            if not name.startswith(family):
+                raise UsageError(f"start.{option} is of {family}, got model.name {name!r}; leave it out")
+            options[option] = value
     loaded: Loaded = function(model, _weights_of(Path(source)), source=source, **options)
     return loaded
 

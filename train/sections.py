@@ -142,11 +142,13 @@ class StartConfig:
         from_: written `from`: the folder of another run or of a checkpoint, or a .safetensors file; weights by name, the
             head of another task left out.
         keep_cls: TFF: take over the embedding of the window's own vector too, which published phases make anew.
+        brain: 4-D masked autoencoder: whose mask holds where it differs, that of the `weights` or the `model`'s own.
         freeze: parameters whose names begin so do not learn.
     """
 
     from_: str = ""
     keep_cls: bool = False
+    brain: Literal["same", "weights", "model"] = "same"
     freeze: tuple[str, ...] = ()
 
 

@@ -1,9 +1,11 @@
 """Every kind of learning takes its steps from a stored dataset, alike on any number of ranks and after any interruption."""
 
+import dataclasses
 import json
 import math
 import shutil
 from contextlib import ExitStack
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,12 +14,15 @@ import torch
 import fmristream
 from fmristream.errors import ResumeError, UsageError
 from tests.train.test_launch import finish, results, start_ranks
-from train import loop
+from train import loop, models
+from train.build import make_model, make_task
 from train.checkpoint import checkpoint_steps, load_checkpoint, newest_whole
-from train.config import RECIPES, as_toml, recipe_from
+from train.config import RECIPES, as_toml, load_recipe, recipe_from
+from train.data import Signal
 from train.evaluate import Windows
 from train.launch import World
 from train.main import main
+from train.objectives import Objective
 from train.report import read_history, write_report
 
 ALONE = World()
@@ -92,12 +97,36 @@ def without_none(values):
     return {key: value for key, value in values.items() if value is not None}
 
 
+VIT = {"patch_size": [4, 4, 4, 4], "embed_dim": 12, "depth": 1, "num_heads": 2}
+DECODER = {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
+FROM_OTHER_MODULES = {
+    "mae4d": ({"target": None}, {"name": "mae4d-pretrain", **VIT, **DECODER}, {"kind": "masked"}),
+    "mae4d-forecast": (
+        {"target": None, "stats": "context", "context": 4},
+        {"name": "mae4d-pretrain", **VIT, **DECODER, "mask": "future", "mask_ratio": 0.5},
+        {"kind": "masked", "loss": "l1"},
+    ),
+    "mae4d-classes": ({"target": "hand"}, {"name": "mae4d", **VIT}, {"kind": "classification"}),
+    "cnn_rnn": (
+        {"target": "age", "window": 0, "stride": None},
+        {"name": "cnn_rnn", "channels": [4, 4], "norm_groups": 2, "hidden": 6},
+        {"kind": "regression"},
+    ),
+    "mlp": (
+        {"target": "hand", "normalize": "parcels | voxel-zscore", "window": 0, "stride": None},
+        {"name": "mlp", "hidden": [6]},
+        {"kind": "classification"},
+    ),
+    "lstm": (SERIES | {"target": "age"}, {"name": "lstm", "hidden": 6}, {"kind": "regression"}),
+}
+
+
 @pytest.fixture
 def make(parcelled):
     """A recipe of one of the tasks; keywords change its sections."""
 
     def _make(name, **sections):
-        data, model, objective = (UNSCORED | SCORED)[name]
+        data, model, objective = (UNSCORED | SCORED | FROM_OTHER_MODULES)[name]
         tables = {
             "data": {"url": parcelled, "window": 8, "stride": 8} | data,
             "model": model,
@@ -141,6 +170,64 @@ def test_targets_of_each_kind_are_learnt_and_scored_by_subject(make, tmp_path, n
         assert set(report["test"]["metrics"]) == {"accuracy", "balanced_accuracy", "f1"}
     else:
         assert (outcome.test.truth > 10).all()
+
+
+@pytest.mark.parametrize("name", FROM_OTHER_MODULES)
+def test_networks_of_other_modules_train_where_they_are(make, tmp_path, name):
+    recipe = make(name)
+    skip_without(recipe)
+    outcome = loop.train(recipe, out=tmp_path, world=ALONE)
+    assert isinstance(outcome.test, Windows) == (recipe.objective.kind == "masked")
+    assert [math.isfinite(step["loss"]) for step in read_history(tmp_path / "log.jsonl").steps] == [True, True]
+
+
+def test_the_autoencoder_of_volumes_hands_over_its_encoder_and_never_sees_the_future(make, tmp_path):
+    recipe = make("mae4d")
+    skip_without(recipe)
+    loop.train(recipe, out=tmp_path / "first", world=ALONE)
+    start = {"from": str(tmp_path / "first"), "freeze": ["encoder."]}
+    loop.train(make("mae4d-classes", start=start), out=tmp_path / "second", world=ALONE)
+    before, after = (newest_whole(tmp_path / run / "checkpoints")[0].model for run in ("first", "second"))
+    shared = [name for name in after if name.startswith("encoder.")]
+    assert len(shared) > 10
+    assert all(torch.equal(after[name], before[name]) for name in shared)
+    assert not after["encoder.patches.brain"].all()
+    for changes in ({"stats": None, "context": None}, {"context": 5}):
+        with pytest.raises(UsageError, match="context"):
+            loop.train(make("mae4d-forecast", data=changes), out=tmp_path / "third", world=ALONE)
+
+
+def skip_without(recipe):
+    module = models.MODELS[recipe.model.name].build.partition(":")[0]
+    if find_spec(module) is None:
+        pytest.skip(f"there is no {module} yet")
+
+
+def test_whole_runs_of_several_lengths_need_a_network_that_knows_them(make):
+    recipe = make("classes", data={"window": 0, "stride": None})
+    signal = Signal(takes="volume", grid=(12, 12, 12), channels=1, frames=24, varies=True)
+    model = make_model(recipe, signal, outputs=3)
+    objective = Objective(kind="regression", target="age")
+    with pytest.raises(UsageError, match="would take padding for signal"):
+        make_task(recipe, model=model, signal=signal, objective=objective)
+
+    class Knowing(torch.nn.Module):
+        def forward(self, bold, *, lengths=None):
+            return lengths
+
+    task = make_task(recipe, model=Knowing(), signal=signal, objective=objective)
+    assert task.inputs.names == {"bold", "lengths"}
+
+
+def test_whole_runs_come_with_their_lengths(make, tmp_path):
+    recipe = make("huber", data={"window": 0, "stride": None}, model={"window_size": [2, 2, 2, 4]})
+    with ExitStack() as stack:
+        run = loop.start(recipe, out=tmp_path, world=ALONE, stack=stack)
+        batch = next(iter(run.train.loader))
+        bold, named = dataclasses.replace(run.task.inputs, names=frozenset({"lengths"}))(batch)
+        assert bold.shape == (3, 1, 12, 12, 12, 24)
+        assert named["lengths"].tolist() == [24, 24, 24]
+        assert loop.fit(run, loop.StopRequest())
 
 
 @pytest.mark.parametrize("name", ["tff1", "tff2", "contrast", "masked", "masked-picture", "joint", "probe"])
@@ -290,7 +377,7 @@ def test_frozen_parameters_stay_and_the_others_learn(make, tmp_path):
             "no parameter's name begins with 'vit.'; the network has model, output_head",
         ),
         ("probe", {"start": {"from": "/nowhere"}}, "there is no such folder"),
-        ("probe", {"start": {"from": "/nowhere", "keep_cls": True}}, "start.keep_cls is of TFF"),
+        ("probe", {"start": {"from": "/nowhere", "keep_cls": True}}, "start.keep_cls is of tff"),
     ],
 )
 def test_what_does_not_fit_is_said_before_training(make, tmp_path, name, sections, sentence):
@@ -330,8 +417,6 @@ def test_classes_that_only_test_subjects_have_are_refused_before_training(make, 
 
 
 def test_a_model_whose_module_is_not_here_is_told(monkeypatch, capsys):
-    from train import models
-
     monkeypatch.setitem(
         models.MODELS, "later", models.Family(build="train.models.later:f", begin="", learns=("masked",))
     )
@@ -341,4 +426,5 @@ def test_a_model_whose_module_is_not_here_is_told(monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
 def test_every_shipped_recipe_fits_its_network(name, capsys):
+    skip_without(load_recipe(name))
     assert main([name, "--check"]) == 0, capsys.readouterr().err
