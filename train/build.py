@@ -15,7 +15,7 @@ from fmristream.signal.steps import Global, Range, Temporal, TwoChannels, Voxelw
 from train.checkpoint import load_checkpoint, newest_whole
 from train.config import Recipe
 from train.data import Signal, signal_of_recipe
-from train.models import build_model, family_of, function_of
+from train.models import Family, build_model, family_of, function_of
 from train.models.brainlm_heads import FineTuned
 from train.models.load import Loaded, read_weights
 from train.models.series_masking import Masking
@@ -42,9 +42,7 @@ def make_model(recipe: Recipe, signal: Signal, *, outputs: int | None) -> nn.Mod
         UsageError: it cannot learn so, takes other windows, or an option does not fit.
     """
     name, kind = recipe.model.name, recipe.objective.kind
-    family = family_of(name)
-    if kind not in family.learns:
-        raise UsageError(f"model.name {name!r} learns by {', '.join(family.learns)}, got objective.kind {kind!r}")
+    family = _family(recipe)
     if family.takes != signal.takes:
         needs = "'parcels'" if family.takes == "series" else "no parcels or components"
         raise UsageError(
@@ -66,11 +64,19 @@ def make_model(recipe: Recipe, signal: Signal, *, outputs: int | None) -> nn.Mod
     return model
 
 
+def _family(recipe: Recipe) -> Family:
+    name, kind = recipe.model.name, recipe.objective.kind
+    family = family_of(name)
+    if kind not in family.learns:
+        raise UsageError(f"model.name {name!r} learns by {', '.join(family.learns)}, got objective.kind {kind!r}")
+    return family
+
+
 def check_recipe(recipe: Recipe) -> None:
     """Raise UsageError for options of network and objective that do not fit; what only the data can tell is not looked at."""
     signal = signal_of_recipe(recipe)
     if signal is None:
-        family_of(recipe.model.name)
+        _family(recipe)
         return
     with torch.device("meta"):
         model = make_model(recipe, signal, outputs=1 if recipe.objective.is_supervised else None)
@@ -100,7 +106,7 @@ def make_task(recipe: Recipe, *, model: nn.Module, signal: Signal, objective: Ob
             inputs=inputs, temperature=asked.temperature or _TEMPERATURE, group=max(2, recipe.train.batch_size)
         )
     if asked.kind == "reconstruct":
-        return _rebuilding(recipe, inputs, signal)
+        return _rebuilding(recipe, inputs, signal, device=next(model.parameters()).device)
     if asked.kind == "masked":
         hiding, about = _hiding(recipe, model, signal)
         return Masked(inputs=inputs, hiding=hiding, loss=_masked_loss(recipe, model), about=about)
@@ -208,7 +214,7 @@ def _inputs(recipe: Recipe, model: nn.Module, signal: Signal) -> Inputs:
     )
 
 
-def _rebuilding(recipe: Recipe, inputs: Inputs, signal: Signal) -> Rebuilding:
+def _rebuilding(recipe: Recipe, inputs: Inputs, signal: Signal, *, device: torch.device) -> Rebuilding:
     if signal.channels != 2:
         raise UsageError(
             f"objective.kind 'reconstruct' compares with the first of two channels (global z, voxel z), got {signal.channels} "
@@ -217,7 +223,7 @@ def _rebuilding(recipe: Recipe, inputs: Inputs, signal: Signal) -> Rebuilding:
     asked = recipe.objective.perceptual
     features: FeatureNet | None = None
     if asked is not None:
-        features = feature_net(None if asked == "random" else asked).requires_grad_(requires_grad=False)
+        features = feature_net(None if asked == "random" else asked).to(device)
     return Rebuilding(
         inputs=inputs,
         seed=recipe.train.seed,

@@ -172,10 +172,16 @@ def signal_of(parts: Mapping[str, Part]) -> Signal:
     """What the windows of all parts are.
 
     Raises:
-        UsageError: series with several channels.
+        UsageError: series with several channels, or parts whose windows are not alike.
     """
     clips = parts["train"].clips
     every = [part.clips for part in parts.values()]
+    for name, part in parts.items():
+        if _sizes_of(part.clips) != _sizes_of(clips):
+            raise UsageError(
+                f"the windows of split {name!r} have sizes {_sizes_of(part.clips)}, those of training {_sizes_of(clips)}; one "
+                "network takes one size: set data.grid, or choose runs with data.where"
+            )
     frames = max(one.window for one in every)
     lengths = {int(number) for one in every for number in one.runs.numbers("frames")}
     varies = not clips.has_windows and len(lengths) > 1
@@ -205,6 +211,10 @@ def signal_of(parts: Mapping[str, Part]) -> Signal:
         centres_mm=None if centres is None else centres[kept].astype(np.float32),
         varies=varies,
     )
+
+
+def _sizes_of(clips: "StreamingDataset") -> tuple[int, ...]:
+    return clips.grid if clips.has_grid else (clips.voxels,)
 
 
 def signal_of_recipe(recipe: Recipe) -> Signal | None:

@@ -156,6 +156,21 @@ def test_tasks_without_a_target_train_and_tell_the_loss_of_every_window(make, tm
     assert "subjects" not in report["val"]
 
 
+@pytest.mark.parametrize("name", ["contrast", "tff2", "masked", "masked-picture", "joint", "series-classes"])
+def test_under_bf16_the_first_losses_are_those_of_fp32_but_for_rounding(make, tmp_path, name):
+    found = {}
+    for precision in ("fp32", "bf16"):
+        still = {"dropout_green": 0.0, "dropout_transformer": 0.0} if name == "tff2" else {}
+        recipe = make(
+            name, train={"precision": precision, "steps": 1}, data={"val_split": "", "test_split": ""}, model=still
+        )
+        loop.train(recipe, out=tmp_path / precision, world=ALONE)
+        found[precision] = read_history(tmp_path / precision / "log.jsonl").steps[0]
+    for what in ("loss", "gradient_norm"):
+        assert found["bf16"][what] == pytest.approx(found["fp32"][what], rel=0.05)
+    assert found["bf16"]["gradient_norm"] != found["fp32"]["gradient_norm"]
+
+
 @pytest.mark.parametrize("name", SCORED)
 def test_targets_of_each_kind_are_learnt_and_scored_by_subject(make, tmp_path, name):
     recipe = make(name)
