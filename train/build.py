@@ -51,8 +51,13 @@ def make_model(recipe: Recipe, signal: Signal, *, outputs: int | None) -> nn.Mod
         )
     given = signal.sizes | ({} if outputs is None else {"outputs": outputs})
     options = dict(recipe.model.options)
+    if options.get("in_chans", signal.channels) != signal.channels:
+        raise UsageError(
+            f"model.in_chans {options['in_chans']!r}: data.normalize {recipe.data.normalize!r} gives {signal.channels} channels; "
+            "leave it out of the recipe"
+        )
     for option in given:
-        if option in options:
+        if option in options and option != "in_chans":  # which recipes of the first releases say
             raise UsageError(f"model.{option} follows from the data and the objective; leave it out of the recipe")
     if name == "swift":
         options.setdefault("head", "emb" if kind == "contrastive" else "v1")

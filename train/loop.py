@@ -360,7 +360,7 @@ def objective_state(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Any:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """What a resumed run does otherwise than the one it goes on from; what recipes of then could not say, they meant by default."""
+    """What a resumed run does otherwise; what recipes of then could not say, they meant by default."""
     before = {section: {**values, **before.get(section, {})} for section, values in as_tables(Recipe()).items()}
     names = {(section, key) for recipe in (before, now) for section, values in recipe.items() for key in values}
     pairs = {

@@ -375,6 +375,7 @@ def test_frozen_parameters_stay_and_the_others_learn(make, tmp_path):
         ("contrast", {"data": {"target": "hand"}}, "has no target"),
         ("masked", {"data": {"window": 0, "stride": None}}, "learns from windows"),
         ("classes", {"model": {"name": "tff1"}}, "'tff1' learns by reconstruct, got objective.kind 'classification'"),
+        ("classes", {"model": {"in_chans": 2}}, "model.in_chans 2: data.normalize 'voxel-zscore' gives 1 channels"),
         ("classes", {"model": {"name": "lstms"}}, "did you mean lstm"),
         ("classes", {"data": {"window": 0}}, "no stride"),
         ("tff1", {"data": {"normalize": "voxel-zscore"}}, "two channels"),
