@@ -200,9 +200,13 @@ def signal_of(parts: Mapping[str, Part]) -> Signal:
         raise UsageError(
             f"data.normalize {clips.normalize!r} gives series of {clips.channels} channels; networks take one"
         )
-    centres = clips.parcel_centres_mm
-    # A parcel without a stored voxel has no signal: it is left out, and not shown to be 0.
-    kept = np.arange(clips.voxels) if centres is None else np.flatnonzero(np.isfinite(centres).all(axis=1))
+    centres, kept = clips.parcel_centres_mm, _parcels_with_voxels(clips)
+    for name, part in parts.items():
+        if not np.array_equal(_parcels_with_voxels(part.clips), kept):
+            raise UsageError(
+                f"split {name!r} has stored voxels in other parcels than training has; convert all runs with one --mask, or "
+                "choose runs with data.where"
+            )
     return Signal(
         takes="series",
         channels=1,
@@ -211,6 +215,12 @@ def signal_of(parts: Mapping[str, Part]) -> Signal:
         centres_mm=None if centres is None else centres[kept].astype(np.float32),
         varies=varies,
     )
+
+
+def _parcels_with_voxels(clips: "StreamingDataset") -> NDArray[np.int64]:
+    """Places of those that have a signal; one without a stored voxel is left out, and not shown to be 0."""
+    centres = clips.parcel_centres_mm
+    return np.arange(clips.voxels) if centres is None else np.flatnonzero(np.isfinite(centres).all(axis=1))
 
 
 def _sizes_of(clips: "StreamingDataset") -> tuple[int, ...]:
