@@ -15,6 +15,7 @@ from fmristream.signal.steps import Global, Range, Temporal, TwoChannels, Voxelw
 from train.checkpoint import load_checkpoint, newest_whole
 from train.config import Recipe
 from train.data import Signal, signal_of_recipe
+from train.extras import NO_EXTRAS, Extras
 from train.models import Family, build_model, family_of, function_of
 from train.models.brainlm_heads import FineTuned
 from train.models.load import Loaded, read_weights
@@ -35,8 +36,8 @@ _FORECASTS = ("predict_last", "predict_last_pixel", "future")
 _BEGIN_OPTIONS = {"keep_cls": "tff", "brain": "mae4d"}
 
 
-def make_model(recipe: Recipe, signal: Signal, *, outputs: int | None) -> nn.Module:
-    """The network for windows as the data have them; `outputs` of a supervised one.
+def make_model(recipe: Recipe, signal: Signal, *, outputs: int | None, extras: Extras = NO_EXTRAS) -> nn.Module:
+    """The network for windows as the data have them; `outputs` of a supervised one, `extras` of one that joins some.
 
     Raises:
         UsageError: it cannot learn so, takes other windows, or an option does not fit.
@@ -49,7 +50,7 @@ def make_model(recipe: Recipe, signal: Signal, *, outputs: int | None) -> nn.Mod
             f"model.name {name!r} takes {family.takes}, got {signal.takes} by data.normalize {recipe.data.normalize!r}; "
             f"give a normalize with {needs}"
         )
-    given = signal.sizes | ({} if outputs is None else {"outputs": outputs})
+    given = signal.sizes | extras.sizes | ({} if outputs is None else {"outputs": outputs})
     options = dict(recipe.model.options)
     if options.get("in_chans", signal.channels) != signal.channels:
         raise UsageError(
@@ -92,7 +93,14 @@ def check_recipe(recipe: Recipe) -> None:
     make_task(recipe, model=model, signal=signal, objective=objective)
 
 
-def make_task(recipe: Recipe, *, model: nn.Module, signal: Signal, objective: Objective | None) -> Task:
+def make_task(
+    recipe: Recipe,
+    *,
+    model: nn.Module,
+    signal: Signal,
+    objective: Objective | None,
+    extras: Extras = NO_EXTRAS,
+) -> Task:
     """How the network learns.
 
     Args:
@@ -100,12 +108,13 @@ def make_task(recipe: Recipe, *, model: nn.Module, signal: Signal, objective: Ob
         model: the network itself.
         signal: what windows are.
         objective: of a supervised network.
+        extras: that the network joins.
 
     Raises:
         UsageError: the objective does not fit the network or the data.
     """
     asked = recipe.objective
-    inputs = _inputs(recipe, model, signal)
+    inputs = _inputs(recipe, model, signal, extras)
     if asked.kind == "contrastive":
         return Contrastive(
             inputs=inputs, temperature=asked.temperature or _TEMPERATURE, group=max(2, recipe.train.batch_size)
@@ -197,7 +206,7 @@ def _freeze(model: nn.Module, beginnings: tuple[str, ...]) -> None:
         raise UsageError(f"start.freeze {list(beginnings)} leaves nothing to learn; freeze less")
 
 
-def _inputs(recipe: Recipe, model: nn.Module, signal: Signal) -> Inputs:
+def _inputs(recipe: Recipe, model: nn.Module, signal: Signal, extras: Extras) -> Inputs:
     parameters = inspect.signature(model.forward).parameters
     name = recipe.model.name
     if signal.varies and "lengths" not in parameters:
@@ -216,6 +225,7 @@ def _inputs(recipe: Recipe, model: nn.Module, signal: Signal) -> Inputs:
         names=frozenset(parameters),
         parcels=None if signal.parcels is None else torch.from_numpy(signal.parcels),
         xyz=None if signal.centres_mm is None else torch.from_numpy(signal.centres_mm),
+        extras=extras,
     )
 
 

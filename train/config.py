@@ -140,6 +140,10 @@ def _require_fitting_data(data: DataConfig, objective: ObjectiveConfig) -> None:
             f"objective.kind {kind!r} learns from {'two views' if kind == 'contrastive' else 'one view'} of a sample, got "
             f"data.views {data.views!r}; kind 'contrastive' needs 'same-subject' or 'same-run', the others none"
         )
+    if not objective.is_supervised and (data.side or data.columns):
+        raise UsageError(
+            f"data.side and data.columns are of objectives with a target, got kind {kind!r}; leave them out"
+        )
     if not objective.is_supervised and data.target is not None:
         raise UsageError(f"objective.kind {kind!r} has no target, got data.target {data.target!r}; leave it out")
     if not objective.is_supervised and data.window == 0:

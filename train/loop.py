@@ -19,6 +19,7 @@ from train.checkpoint import Checkpoint, gather_rng, load_checkpoint, newest_who
 from train.config import Recipe, as_tables, as_toml
 from train.data import Part, augmentation, open_part, open_parts, signal_of
 from train.evaluate import NonFiniteError, Subjects, Windows
+from train.extras import fit_extras
 from train.launch import StopRequest, World, spread, stop_on_sigterm
 from train.objectives import Objective, make_objective, require_known_classes
 from train.optim import (
@@ -248,9 +249,11 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     """Open the data, make the network, and go back to the newest whole checkpoint."""
     parts = open_parts(recipe, out=out, world=world, stack=stack)
     signal, objective = signal_of(parts), objective_of(recipe, parts)
+    extras = fit_extras(parts["train"].clips, columns=recipe.data.columns, out=out, world=world)
     torch.manual_seed(recipe.train.seed)  # the same weights on every rank
-    model = build.make_model(recipe, signal, outputs=None if objective is None else objective.outputs).to(world.device)
-    task = build.make_task(recipe, model=model, signal=signal, objective=objective)
+    outputs = None if objective is None else objective.outputs
+    model = build.make_model(recipe, signal, outputs=outputs, extras=extras).to(world.device)
+    task = build.make_task(recipe, model=model, signal=signal, objective=objective, extras=extras)
     torch.manual_seed(recipe.train.seed + 1 + world.rank)  # but each rank its own dropout
     run = Run(
         recipe=recipe,

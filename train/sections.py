@@ -33,7 +33,8 @@ class DataConfig:
 
     `window = 0` takes whole runs. `target` is for objectives that have one ("sex" where it is not given). `normalize` is a
     recipe of the library (docs/recipes.md); statistics of the training runs that it needs are fitted at the start.
-    `atlases` names the image behind each `parcels:NAME`. An empty split name switches that part off.
+    `atlases` names the image behind each `parcels:NAME`. `side` series (as `StreamingDataset` has them) and `columns` of the
+    participants table go into networks that join them. An empty split name switches that part off.
     """
 
     url: str = ""
@@ -48,6 +49,8 @@ class DataConfig:
     stats: Literal["run", "prefix", "context"] = "run"
     context: int | None = None
     atlases: Mapping[str, str] = field(default_factory=_nothing)
+    side: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     orientation: str = ""
     grid: tuple[int, int, int] | None = None
     augment: Literal["none", "swift"] = "none"
@@ -63,6 +66,10 @@ class DataConfig:
         for name in ("stride", "context"):
             if getattr(self, name) is not None:
                 at_least("data", self, **{name: 1})
+        if self.target in self.columns:
+            raise UsageError(
+                f"data.columns has the target {self.target!r}; a network would be told what it is to learn"
+            )
         if self.target == "" or not self.train_split:
             raise UsageError("data.target and data.train_split must be names, got an empty string")
         if self.window == 0 and (self.stride is not None or self.random_phase):

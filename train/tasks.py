@@ -19,6 +19,7 @@ from fmristream.errors import UsageError
 from fmristream.sampling.keys import key_of
 from train.contrastive import nt_xent, nt_xent_alone
 from train.data import uniform_noise
+from train.extras import NO_EXTRAS, Extras
 from train.masked_objectives import MASKED_LOSSES, joint_loss
 from train.models.brainlm_heads import FineTuneOutput
 from train.models.series_masking import Masking, Reconstruction
@@ -69,12 +70,14 @@ class Inputs:
         names: arguments that the network's `forward` has by name; `xyz` and `lengths` are given where it has them.
         parcels: (p,) places of the parcels in a packed frame.
         xyz: (p, 3) mm.
+        extras: columns and side series.
     """
 
     takes: str
     names: frozenset[str]
     parcels: Tensor | None = None
     xyz: Tensor | None = None
+    extras: Extras = NO_EXTRAS
 
     def __call__(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
         """The first argument and the others; series are (rows, parcels, t)."""
@@ -89,7 +92,7 @@ class Inputs:
             named["xyz"] = self.xyz.to(signal.device)
         if "lengths" in self.names and batch.lengths is not None:
             named["lengths"] = batch.lengths
-        return signal, named
+        return signal, named | self.extras(batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -111,7 +114,7 @@ class Supervised:
         return scores.view(len(scores), -1)
 
     def state(self) -> dict[str, Any]:
-        return self.objective.state()
+        return self.objective.state() | self.inputs.extras.state()
 
     def _outputs(self, network: Network, batch: "Batch") -> Tensor:
         signal, named = self.inputs(batch)

@@ -42,8 +42,11 @@ def parcelled(tmp_path_factory):
     header = {"sform_code": 4, "srow": affine[:3].tolist(), "pixdim": (1.0, 16.0, 16.0, 16.0, 2.0, 0.0, 0.0, 0.0)}
     (folder / "blocks.nii").write_bytes(nifti_bytes(labels.astype("<i2"), **header))
     hands = ("left", "right", "both")
-    rows = [f"{row['subject']},{row['age']},{hands[place % 3]}" for place, row in enumerate(cohort.participants())]
-    (folder / "people.csv").write_text("\n".join(["participant_id,age,hand", *rows]) + "\n")
+    rows = [
+        f"{row['subject']},{row['age']},{hands[place % 3]},{60 + place}"
+        for place, row in enumerate(cohort.participants())
+    ]
+    (folder / "people.csv").write_text("\n".join(["participant_id,age,hand,weight", *rows]) + "\n")
     options = ConvertOptions(
         split="exact",
         split_ratios=(0.5, 0.25, 0.25),

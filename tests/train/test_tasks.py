@@ -20,6 +20,7 @@ from train.checkpoint import checkpoint_steps, load_checkpoint, newest_whole
 from train.config import RECIPES, as_toml, load_recipe, recipe_from
 from train.data import Signal
 from train.evaluate import Windows
+from train.extras import fit_extras
 from train.launch import World
 from train.main import main
 from train.objectives import Objective
@@ -212,6 +213,33 @@ def test_the_autoencoder_of_volumes_hands_over_its_encoder_and_never_sees_the_fu
             loop.train(make("mae4d-forecast", data=changes), out=tmp_path / "third", world=ALONE)
 
 
+def test_columns_and_side_series_are_standardised_by_training_and_given_to_who_joins_them(make, tmp_path):
+    data = {"columns": ["hand", "weight"], "side": ["parcels"], "window": 8, "stride": 8}
+    recipe = make("cnn_rnn", data=data)
+    with ExitStack() as stack:
+        part = loop.open_part(recipe, split="train", seed=0, world=ALONE, stack=stack)
+        extras = fit_extras(part.clips, columns=recipe.data.columns, out=tmp_path, world=ALONE)
+        again = fit_extras(part.clips, columns=recipe.data.columns, out=tmp_path, world=ALONE)
+        assert again == extras
+        weights = np.array(part.clips.target_values["weight"])
+        dataset = fmristream.open(recipe.data.url)
+        runs = [dataset.parcels(run.name).values for run in dataset.runs.where("split", "train")]
+        frames = np.concatenate(runs).astype(np.float64)[:, :27]
+        assert extras.sizes == {"columns": [3, 0], "side": 28}
+        batch = next(iter(part.loader))
+        found = extras(batch)
+        np.testing.assert_allclose(
+            found["columns"][:, 1], (batch.targets["weight"] - weights.mean()) / weights.std(), rtol=1e-4
+        )
+        assert found["columns"][:, 0].tolist() == batch.targets["hand"].tolist()
+        wanted = (batch.side["parcels"][..., :27].numpy() - frames.mean(0)) / frames.std(0)
+        np.testing.assert_allclose(found["side"][..., :27], wanted, rtol=1e-3, atol=1e-3)
+    skip_without(recipe)
+    outcome = loop.train(recipe, out=tmp_path / "run", world=ALONE)
+    assert len(outcome.test.label) == 3
+    loop.train(recipe, out=tmp_path / "run", world=ALONE)  # the same statistics, or it would be refused
+
+
 def skip_without(recipe):
     module = models.MODELS[recipe.model.name].build.partition(":")[0]
     if find_spec(module) is None:
@@ -375,6 +403,9 @@ def test_frozen_parameters_stay_and_the_others_learn(make, tmp_path):
         ("contrast", {"data": {"target": "hand"}}, "has no target"),
         ("masked", {"data": {"window": 0, "stride": None}}, "learns from windows"),
         ("classes", {"model": {"name": "tff1"}}, "'tff1' learns by reconstruct, got objective.kind 'classification'"),
+        ("classes", {"data": {"columns": ["hand"]}}, "told what it is to learn"),
+        ("classes", {"data": {"columns": ["age"]}}, "swift has no option columns"),
+        ("masked", {"data": {"columns": ["age"]}}, "are of objectives with a target"),
         ("classes", {"model": {"in_chans": 2}}, "model.in_chans 2: data.normalize 'voxel-zscore' gives 1 channels"),
         ("classes", {"model": {"name": "lstms"}}, "did you mean lstm"),
         ("classes", {"data": {"window": 0}}, "no stride"),
