@@ -1,5 +1,6 @@
 """What a recipe may say: a TOML file and `--set a.b=c` become one frozen tree; what it does not know is an error."""
 
+import collections.abc
 import dataclasses
 import difflib
 import json
@@ -12,106 +13,22 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from fmristream.errors import UsageError
-from fmristream.storage.urls import without_credentials
+from train.sections import (
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    StartConfig,
+    TrainConfig,
+)
 
 RECIPES = Path(__file__).parent / "recipes"
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig:
-    """Which dataset, cut into which windows, teaching what; an empty split name switches that part off."""
-
-    url: str = ""
-    target: str = "sex"
-    window: int = 20
-    stride: int | None = None
-    normalize: Literal["voxel-zscore", "global-zscore", "none"] = "voxel-zscore"
-    grid: tuple[int, int, int] | None = None
-    train_split: str = "train"
-    val_split: str = "val"
-    test_split: str = "test"
-    threads: int = 1
-    prefetch_batches: int = 2
-
-    def __post_init__(self) -> None:
-        without_credentials(self.url)
-        _at_least("data", self, window=1, threads=1, prefetch_batches=1)
-        if self.stride is not None:
-            _at_least("data", self, stride=1)
-        if not self.target or not self.train_split:
-            raise UsageError("data.target and data.train_split must be names, got an empty string")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig:
-    """Which network, and its own options as its module names them."""
-
-    name: str = "swift"
-    options: Mapping[str, Any] = field(default_factory=lambda: types.MappingProxyType({}))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectiveConfig:
-    """What the outputs are held against."""
-
-    kind: Literal["classification", "regression"] = "classification"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimConfig:
-    """AdamW, a linear warm-up and a cosine down to `final_lr_ratio` of the peak."""
-
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    warmup_steps: int = 0
-    final_lr_ratio: float = 0.0
-
-    def __post_init__(self) -> None:
-        _at_least("optim", self, weight_decay=0, warmup_steps=0, final_lr_ratio=0)
-        _above_zero("optim", self, "lr", "eps")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UsageError(f"optim.betas must lie in [0, 1), got {list(self.betas)}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """How long, how much at once, and what is kept; `batch_size` is global and `clip = 0` clips nothing."""
-
-    steps: int = 1000
-    batch_size: int = 8
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
-    clip: float = 1.0
-    eval_every: int = 0  # 0: only at the end
-    checkpoint_every: int = 200
-    keep_last: int = 2
-    log_every: int = 20  # steps between two lines on the screen; the log file has every step
-    log_windows: bool = True
-    seed: int = 0
-    timeout_s: float = 30.0  # how long a rank may keep the others waiting, a checkpoint's writing included
-
-    def __post_init__(self) -> None:
-        _at_least("train", self, steps=1, batch_size=1, clip=0, eval_every=0, checkpoint_every=1)
-        _at_least("train", self, keep_last=1, log_every=1, seed=0)
-        _above_zero("train", self, "timeout_s")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalConfig:
-    """How validation and test windows are cut and scored; unset values are those of training."""
-
-    batch_size: int | None = None
-    stride: int | None = None
-    bootstrap_draws: int = 2000
-
-    def __post_init__(self) -> None:
-        _at_least("eval", self, bootstrap_draws=1)
-        for name in ("batch_size", "stride"):
-            if getattr(self, name) is not None:
-                _at_least("eval", self, **{name: 1})
+# What is taught where a recipe does not say.
+_TARGET = "sex"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +38,15 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    start: StartConfig = field(default_factory=StartConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        if self.objective.is_supervised and self.data.target is None:
+            object.__setattr__(self, "data", dataclasses.replace(self.data, target=_TARGET))
+        _require_fitting_data(self.data, self.objective)
 
 
 def recipe_path(source: str) -> Path:
@@ -167,7 +90,7 @@ def as_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
     tables: dict[str, dict[str, Any]] = {}
     for section in dataclasses.fields(recipe):
         part = getattr(recipe, section.name)
-        values = {item.name: getattr(part, item.name) for item in dataclasses.fields(part)}
+        values = {_written(item.name): getattr(part, item.name) for item in dataclasses.fields(part)}
         values |= values.pop("options", {})
         tables[section.name] = {key: _plain(value) for key, value in values.items() if value is not None}
     return tables
@@ -209,14 +132,40 @@ def _model_section(values: Any) -> ModelConfig:
     return ModelConfig(name=name, options=types.MappingProxyType(options))
 
 
+def _require_fitting_data(data: DataConfig, objective: ObjectiveConfig) -> None:
+    """Raise UsageError where the streams are not those that the objective learns from."""
+    kind = objective.kind
+    if (data.views is not None) != (kind == "contrastive"):
+        raise UsageError(
+            f"objective.kind {kind!r} learns from {'two views' if kind == 'contrastive' else 'one view'} of a sample, got "
+            f"data.views {data.views!r}; kind 'contrastive' needs 'same-subject' or 'same-run', the others none"
+        )
+    if not objective.is_supervised and (data.side or data.columns):
+        raise UsageError(
+            f"data.side and data.columns are of objectives with a target, got kind {kind!r}; leave them out"
+        )
+    if not objective.is_supervised and data.target is not None:
+        raise UsageError(f"objective.kind {kind!r} has no target, got data.target {data.target!r}; leave it out")
+    if not objective.is_supervised and data.window == 0:
+        raise UsageError(
+            f"objective.kind {kind!r} learns from windows, got data.window 0 (whole runs); give their length"
+        )
+
+
+def _written(name: str) -> str:
+    """A field's name in a recipe: Python keeps some names for itself, and those end in an underscore here."""
+    return name.removesuffix("_")
+
+
 def _build(cls: type[T], values: Mapping[str, Any], prefix: str) -> T:
     """Make one dataclass of the tree; `prefix` is its name followed by a dot."""
-    hints = get_type_hints(cls)
+    hints = {_written(name): hint for name, hint in get_type_hints(cls).items()}
+    names = {_written(item.name): item.name for item in dataclasses.fields(cast(Any, cls))}
     for key in values:
         if key not in hints:
             what = "key" if prefix else "section"
             raise UsageError(f"{prefix}{key}: the recipe has an unknown {what}{_nearest(key, sorted(hints))}")
-    return cls(**{key: _convert(hints[key], value, prefix + key) for key, value in values.items()})
+    return cls(**{names[key]: _convert(hints[key], value, prefix + key) for key, value in values.items()})
 
 
 def _convert(expected: Any, value: Any, name: str) -> Any:
@@ -235,6 +184,8 @@ def _convert(expected: Any, value: Any, name: str) -> Any:
         return value
     if origin is tuple:
         return _convert_list(get_args(expected), value, name)
+    if origin is collections.abc.Mapping:
+        return _convert_table(get_args(expected)[1], value, name)
     if expected is float and type(value) is int:
         value = float(value)
     if type(value) is not expected or (expected is float and not math.isfinite(value)):
@@ -242,7 +193,15 @@ def _convert(expected: Any, value: Any, name: str) -> Any:
     return value
 
 
+def _convert_table(kind: Any, value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{name}: expected a table, got {value!r}")
+    return types.MappingProxyType({key: _convert(kind, item, f"{name}.{key}") for key, item in value.items()})
+
+
 def _convert_list(kinds: Sequence[Any], value: Any, name: str) -> tuple[Any, ...]:
+    if kinds[-1] is Ellipsis and isinstance(value, list | tuple):
+        kinds = [kinds[0]] * len(value)
     if not isinstance(value, list | tuple) or len(value) != len(kinds):
         raise UsageError(f"{name}: expected a list of {len(kinds)} values, got {value!r}")
     return tuple(_convert(kind, item, f"{name}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
@@ -257,19 +216,9 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
 
 
-def _at_least(section: str, config: Any, **minima: float) -> None:
-    for name, minimum in minima.items():
-        if getattr(config, name) < minimum:
-            raise UsageError(f"{section}.{name} must be at least {minimum}, got {getattr(config, name)}")
-
-
-def _above_zero(section: str, config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) <= 0:
-            raise UsageError(f"{section}.{name} must be above 0, got {getattr(config, name)}")
-
-
 def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 

@@ -22,10 +22,24 @@ def nt_xent(embeddings: Tensor, subjects: Tensor, temperature: float = 0.1) -> T
     """
     own = F.normalize(embeddings.float(), dim=2)
     counts = _counts(len(own), own.device)
-    everyone = cast(Tensor, _GatherRows.apply(own, counts)) if len(counts) > 1 else own  # type: ignore[no-untyped-call]
-    everyones_subjects = _gather(subjects, counts) if len(counts) > 1 else subjects
+    if len(counts) == 1:
+        return _losses(own, own, subjects, subjects, before=0, temperature=temperature)
+    everyone = cast(Tensor, _GatherRows.apply(own, counts))  # type: ignore[no-untyped-call]
+    before = sum(counts[: dist.get_rank()])
+    return _losses(own, everyone, subjects, _gather(subjects, counts), before=before, temperature=temperature)
+
+
+def nt_xent_alone(embeddings: Tensor, subjects: Tensor, temperature: float = 0.1) -> Tensor:
+    """The same among these pairs alone, whatever other ranks there are; for evaluation, where all have all pairs."""
+    own = F.normalize(embeddings.float(), dim=2)
+    return _losses(own, own, subjects, subjects, before=0, temperature=temperature)
+
+
+def _losses(
+    own: Tensor, everyone: Tensor, subjects: Tensor, everyones_subjects: Tensor, *, before: int, temperature: float
+) -> Tensor:
+    """(b,) of this rank's pairs, which come after `before` others among everyone's."""
     scores = own.flatten(0, 1) @ everyone.flatten(0, 1).T / temperature
-    before = sum(counts[: dist.get_rank()]) if len(counts) > 1 else 0
     # Rows and columns: the two windows of the first pair, of the second, and so on.
     rows = torch.arange(len(scores), device=scores.device)
     partners = 2 * before + (rows ^ 1)

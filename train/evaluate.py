@@ -1,6 +1,6 @@
 """Score every window once, on all ranks together, and reduce the scores to subjects."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,13 @@ from torch import nn
 
 from fmristream.errors import FmriStreamError, UsageError
 from train import metrics
+from train.data import Part
 from train.launch import World
 from train.objectives import Objective
+from train.tasks import Task, UnscoredTask
 
 if TYPE_CHECKING:
     from fmristream.catalog.run import Run
-    from fmristream.stream.clips import StreamingDataset
-    from fmristream.stream.loader import StreamingLoader
 
 
 class NonFiniteError(FmriStreamError):
@@ -30,8 +30,8 @@ class Predictions:
 
     window: NDArray[np.int64]
     run: NDArray[np.int64]  # place in the dataset's list of runs
-    target: NDArray[np.float64]
-    score: NDArray[np.float64]
+    target: NDArray[np.float64]  # NaN where there is none
+    score: NDArray[np.float64]  # (n, k) what the task keeps of a window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,44 +39,63 @@ class Subjects:
     """One row per subject whose target is known."""
 
     label: tuple[str, ...]
-    truth: NDArray[np.float64]  # 0 or 1 for classes, else the value
-    score: NDArray[np.float64]  # logit of class 1, or the value
+    truth: NDArray[np.float64]  # 0 or 1 for two classes, number of the class for more, else the value
+    score: NDArray[np.float64]  # logit of class 1, (n, k) logits of each, or the value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One split of a dataset, and this rank's share of it."""
+class Windows:
+    """Numbers of a split without a target, over every window once."""
 
-    clips: "StreamingDataset"
-    loader: "StreamingLoader"
+    num_windows: int
+    numbers: Mapping[str, float]
 
 
-def predict(model: nn.Module, part: Part, *, objective: Objective, world: World, bf16: bool) -> Predictions:
-    """Score every window of a split; padding is dropped.
+def predict(model: nn.Module, part: Part, *, task: Task, world: World, bf16: bool) -> Predictions:
+    """Look at every window of a split once; padding is dropped.
 
     Raises:
         NonFiniteError: a score is NaN or infinite.
     """
     run_number = {run.name: number for number, run in enumerate(part.clips.runs)}
-    keys, values = [torch.zeros((0, 2), dtype=torch.int64)], [torch.zeros((0, 2))]
+    keys, values = [torch.zeros((0, 2), dtype=torch.int64)], []
     was_training = model.training
     model.eval()
+    network = under_autocast(model, device=world.device, bf16=bf16)
     for packed in part.loader:
-        batch = packed.to(world.device)
-        with torch.inference_mode(), torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=bf16):
-            outputs = model(batch.bold)
-        scores = objective.scores(outputs).cpu()
-        numbers = torch.tensor([run_number[name] for name in packed.run])
-        keys.append(torch.stack([packed.window, numbers], dim=1)[packed.valid])
-        values.append(torch.stack([packed.targets[objective.target], scores], dim=1)[packed.valid])
+        with torch.inference_mode():
+            rows = task.rows(network, packed.to(world.device)).cpu()
+        own = slice(len(rows))  # of two views, the first
+        numbers = torch.tensor([run_number[name] for name in packed.run[own]])
+        targets = torch.full((len(rows),), torch.nan) if task.target is None else packed.targets[task.target]
+        keys.append(torch.stack([packed.window[own], numbers], dim=1)[packed.valid[own]])
+        values.append(torch.cat([targets[:, None], rows], dim=1)[packed.valid[own]])
     model.train(was_training)
     predictions = _sorted_predictions(world.gather(torch.cat(keys)), world.gather(torch.cat(values)))
     assert len(predictions.window) == part.clips.num_windows, "a window was not scored"
     return predictions
 
 
+def under_autocast(network: nn.Module, *, device: torch.device, bf16: bool) -> Callable[..., Any]:
+    """The network as tasks call it; what they make of its outputs is computed outside."""
+
+    def call(*inputs: torch.Tensor, **named: Any) -> Any:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            return network(*inputs, **named)
+
+    return call
+
+
+def over_windows(predictions: Predictions, *, task: UnscoredTask, runs: Sequence["Run"]) -> Windows:
+    """What a task without a target says of a split."""
+    labels = [run.subject for run in runs]
+    subjects = [labels[number] for number in predictions.run.tolist()]
+    numbers = task.summary(torch.from_numpy(predictions.score), subjects)
+    return Windows(num_windows=len(predictions.window), numbers=numbers)
+
+
 def by_subject(predictions: Predictions, *, objective: Objective, runs: Sequence["Run"]) -> Subjects:
-    """Mean score per run, then per subject; subjects without a target are left out.
+    """Mean scores per run, then per subject; subjects without a target are left out.
 
     Raises:
         UsageError: a subject's target is not one value, or none of the two classes.
@@ -84,21 +103,26 @@ def by_subject(predictions: Predictions, *, objective: Objective, runs: Sequence
     labels, label_of_run = np.unique([run.subject for run in runs], return_inverse=True)
     known = np.isfinite(predictions.target)
     run = predictions.run[known]
-    place, score = metrics.subject_means(predictions.score[known], runs=run, subjects=label_of_run[run])
-    _, truth = metrics.subject_means(predictions.target[known], runs=run, subjects=label_of_run[run])
+    subjects = label_of_run[run]
+    columns = predictions.score[known].T
+    score = np.stack([metrics.subject_means(column, runs=run, subjects=subjects)[1] for column in columns], axis=1)
+    place, truth = metrics.subject_means(predictions.target[known], runs=run, subjects=label_of_run[run])
     coded = objective.truth(truth)
     varies = truth[np.searchsorted(place, label_of_run[run])] != predictions.target[known]
-    odd = ~np.isin(coded, (0, 1)) if objective.kind == "classification" else np.zeros(len(coded), bool)
+    odd = ~np.isin(coded, range(max(2, objective.outputs))) if objective.values else np.zeros(len(coded), bool)
     if varies.any() or odd.any():
         which = labels[label_of_run[run[varies][0]]] if varies.any() else labels[place[odd][0]]
         raise UsageError(
             f"{objective.target}: subject {which} has no single value of a known class; choose another data.target"
         )
+    score = score[:, 0] if objective.outputs == 1 else score
     return Subjects(label=tuple(str(labels[i]) for i in place), truth=coded, score=score)
 
 
 def measure(subjects: Subjects, *, objective: Objective, threshold: float) -> dict[str, float]:
     """The numbers of the objective's kind."""
+    if objective.classes:
+        return metrics.multiclass_metrics(subjects.truth, subjects.score)
     if objective.kind == "classification":
         return metrics.classification_metrics(subjects.truth, subjects.score, threshold=threshold)
     return metrics.regression_metrics(subjects.truth, subjects.score)
@@ -108,6 +132,8 @@ def intervals(
     subjects: Subjects, *, objective: Objective, threshold: float, draws: int
 ) -> Mapping[str, tuple[float, float]]:
     """95 % bootstrap intervals of the numbers that a verdict rests on."""
+    if objective.classes:
+        return metrics.multiclass_intervals(subjects.truth, subjects.score, draws=draws)
     if objective.kind == "classification":
         return metrics.classification_intervals(subjects.truth, subjects.score, threshold=threshold, draws=draws)
     return metrics.regression_intervals(subjects.truth, subjects.score, draws=draws)
@@ -115,16 +141,13 @@ def intervals(
 
 def _sorted_predictions(keys: torch.Tensor, values: torch.Tensor) -> Predictions:
     order = torch.argsort(keys[:, 0], stable=True)
-    window, run = _columns(keys[order].numpy())
-    target, score = _columns(values[order].to(torch.float64).numpy())
+    window, run = np.ascontiguousarray(keys[order].numpy().T)
+    table = values[order].to(torch.float64).numpy()
+    target, score = np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1:])
     assert len(np.unique(window)) == len(window), "a window was scored twice"
     if not np.isfinite(score).all():
-        bad = window[~np.isfinite(score)]
+        bad = window[~np.isfinite(score).all(axis=1)]
         raise NonFiniteError(
             f"evaluation: the scores of {len(bad)} of {len(window)} windows are not finite, first windows {bad[:8].tolist()}"
         )
     return Predictions(window=window, run=run, target=target, score=score)
-
-
-def _columns(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    return np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, 1])

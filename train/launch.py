@@ -101,6 +101,22 @@ def join_world(*, timeout_s: float) -> Iterator[World]:
     _leave_group()
 
 
+@contextmanager
+def main_first(world: World, *, timeout_s: float) -> Iterator[None]:
+    """Rank 0 does what is in the block, for as long as `timeout_s`; then the others do it, and find what it left.
+
+    Rank 0's death ends the others' wait at once.
+    """
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) if world.size > 1 else None
+    if group is not None and not world.is_main:
+        dist.barrier(group)
+    yield
+    if group is not None:
+        if world.is_main:
+            dist.barrier(group)
+        dist.destroy_process_group(group)
+
+
 def local_device_count() -> int:
     """How many processes `python -m train` starts by itself."""
     return torch.cuda.device_count() or 1
@@ -153,9 +169,8 @@ class WithBystander(nn.Module):
         self.model = model
         self.bystander = nn.Parameter(torch.zeros(()))
 
-    def forward(self, bold: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = self.model(bold)
-        return outputs
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.model(*inputs, **named)
 
 
 @dataclass(kw_only=True)

@@ -1,25 +1,27 @@
 """A run, read from top to bottom: batch, device, loss, step, log; a checkpoint now and then; a score at the end."""
 
-import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from fmristream.errors import ResumeError, UsageError
-from train import evaluate
+from fmristream.errors import ResumeError
+from train import build, evaluate
 from train.checkpoint import Checkpoint, gather_rng, load_checkpoint, newest_whole, restore_rng, save_checkpoint
 from train.config import Recipe, as_tables, as_toml
-from train.evaluate import NonFiniteError, Part, Subjects
+from train.data import Part, augmentation, open_part, open_parts, signal_of
+from train.evaluate import NonFiniteError, Subjects, Windows
+from train.extras import fit_extras
 from train.launch import StopRequest, World, spread, stop_on_sigterm
-from train.objectives import Objective, make_objective
+from train.objectives import Objective, make_objective, require_known_classes
 from train.optim import (
     clip_gradients,
     learning_rate,
@@ -29,9 +31,13 @@ from train.optim import (
     set_learning_rate,
 )
 from train.report import Log, open_log
+from train.tasks import Supervised, Task, UnscoredTask
 
 if TYPE_CHECKING:
+    from fmristream.stream.augment import Compose
     from fmristream.stream.batch import Batch
+
+__all__ = ["Outcome", "Run", "StopRequest", "fit", "open_part", "start", "train", "weighted_backward"]
 
 
 @dataclass(kw_only=True)
@@ -44,11 +50,12 @@ class Run:
     train: Part
     val: Part | None
     test: Part | None
-    objective: Objective
+    task: Task
     model: nn.Module
     network: nn.Module  # the model, or the model in DDP
     optimizer: torch.optim.Optimizer
     log: Log
+    augment: "Compose | None" = None
     step: int = 0  # optimiser steps done
 
     @property
@@ -59,12 +66,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The end of a finished run: its scores by subject."""
+    """The end of a finished run: its scores by subject, or by window where there is no target."""
 
     step: int
-    objective: Objective
-    val: Subjects | None
-    test: Subjects | None
+    task: Task
+    val: Subjects | Windows | None
+    test: Subjects | Windows | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +98,7 @@ def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
             return None
         return Outcome(
             step=run.step,
-            objective=run.objective,
+            task=run.task,
             val=score(run, run.val) if run.val else None,
             test=score(run, run.test) if run.test else None,
         )
@@ -132,10 +139,9 @@ def endless(part: Part) -> Iterator["Batch"]:
 
 def backward(run: Run, packed: "Batch") -> torch.Tensor:
     """Add the global batch's gradients to the parameters; return this rank's part of its mean loss."""
-    batch = packed.to(run.world.device)
-    with torch.autocast(run.world.device.type, dtype=torch.bfloat16, enabled=run.bf16):
-        outputs = run.network(batch.bold)
-    losses = run.objective.losses(outputs, batch.targets[run.objective.target])
+    batch = packed.to(run.world.device, augment=run.augment)
+    network = evaluate.under_autocast(run.network, device=run.world.device, bf16=run.bf16)
+    losses = run.task.losses(network, batch)
     return weighted_backward(losses, global_size=batch.global_size, world=run.world)
 
 
@@ -163,7 +169,8 @@ def exchange(
     row = torch.full((3 + width,), -1.0, dtype=torch.float64)
     row[:3] = torch.tensor([part, waited_s, float(stopping)], dtype=torch.float64)
     if width:
-        row[3 : 3 + len(batch.window)] = batch.window.double()  # exact below 2^53
+        own = own_windows(batch)
+        row[3 : 3 + len(own)] = own.double()  # exact below 2^53
     rows = run.world.stack(row)
     parts = rows[:, 0].tolist()
     total = math.fsum(parts) if all(map(math.isfinite, parts)) else math.nan
@@ -179,9 +186,15 @@ def exchange(
     )
 
 
+def own_windows(batch: "Batch") -> torch.Tensor:
+    """Window numbers of this rank's samples, one for the views of each."""
+    return batch.window[: len(batch) // batch.views].cpu()
+
+
 def refuse(run: Run, batch: "Batch", *, finite: bool, loss: float, norm: float) -> None:
     """Name the windows that a non-finite loss or gradient came from."""
-    mine = torch.stack([batch.window.cpu(), torch.full_like(batch.window.cpu(), int(finite))], dim=1)
+    own = own_windows(batch)
+    mine = torch.stack([own, torch.full_like(own, int(finite))], dim=1)
     rows = run.world.gather(mine)
     guilty = rows[rows[:, 1] == 0] if bool((rows[:, 1] == 0).any()) else rows
     raise NonFiniteError(
@@ -211,38 +224,36 @@ def note(run: Run, batch: "Batch", facts: StepFacts, *, epoch: int, rate: float,
 
 
 def look(run: Run, part: Part) -> None:
-    """Score the validation subjects on the way; nothing is chosen by it."""
-    subjects = score(run, part)
-    if run.world.is_main and subjects.label:
-        numbers = evaluate.measure(subjects, objective=run.objective, threshold=0.0)
+    """Score the validation windows on the way; nothing is chosen by it."""
+    found = score(run, part)
+    if isinstance(found, Windows):
+        numbers = found.numbers
+    else:
+        assert isinstance(run.task, Supervised)
+        if not found.label:
+            return
+        numbers = evaluate.measure(found, objective=run.task.objective, threshold=0.0)
+    if run.world.is_main:
         run.log.event("eval", {"step": run.step, "split": run.recipe.data.val_split, **numbers})
 
 
-def score(run: Run, part: Part) -> Subjects:
-    """Every subject of a split, from every window."""
-    predictions = evaluate.predict(run.model, part, objective=run.objective, world=run.world, bf16=run.bf16)
-    return evaluate.by_subject(predictions, objective=run.objective, runs=part.clips.runs)
+def score(run: Run, part: Part) -> Subjects | Windows:
+    """Every subject of a split from every window, or what the task says of all windows."""
+    predictions = evaluate.predict(run.model, part, task=run.task, world=run.world, bf16=run.bf16)
+    if isinstance(run.task, Supervised):
+        return evaluate.by_subject(predictions, objective=run.task.objective, runs=part.clips.runs)
+    return evaluate.over_windows(predictions, task=cast(UnscoredTask, run.task), runs=part.clips.runs)
 
 
 def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     """Open the data, make the network, and go back to the newest whole checkpoint."""
-    data = recipe.data
-    parts = {
-        name: open_part(
-            recipe, split=split, seed=recipe.train.seed if name == "train" else None, world=world, stack=stack
-        )
-        for name, split in (("train", data.train_split), ("val", data.val_split), ("test", data.test_split))
-        if split
-    }
-    clips = parts["train"].clips
-    objective = make_objective(
-        recipe.objective.kind,
-        data.target,
-        labels=clips.target_labels[data.target],
-        train_values=np.array(clips.target_values[data.target], dtype=np.float64),
-    )
+    parts = open_parts(recipe, out=out, world=world, stack=stack)
+    signal, objective = signal_of(parts), objective_of(recipe, parts)
+    extras = fit_extras(parts["train"].clips, columns=recipe.data.columns, out=out, world=world)
     torch.manual_seed(recipe.train.seed)  # the same weights on every rank
-    model = make_model(recipe, grid=clips.grid, outputs=objective.outputs).to(world.device)
+    outputs = None if objective is None else objective.outputs
+    model = build.make_model(recipe, signal, outputs=outputs, extras=extras).to(world.device)
+    task = build.make_task(recipe, model=model, signal=signal, objective=objective, extras=extras)
     torch.manual_seed(recipe.train.seed + 1 + world.rank)  # but each rank its own dropout
     run = Run(
         recipe=recipe,
@@ -251,13 +262,16 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
         train=parts["train"],
         val=parts.get("val"),
         test=parts.get("test"),
-        objective=objective,
+        task=task,
         model=model,
         network=model,
         optimizer=make_optimizer(model, recipe.optim),
         log=stack.enter_context(open_log(out / "log.jsonl", enabled=world.is_main)),
+        augment=augmentation(recipe),
     )
     resumed_from = resume(run)
+    if resumed_from is None:
+        begin(run)
     run.network = spread(model, world)
     if world.is_main:
         (out / "recipe.toml").write_text(as_toml(recipe), encoding="utf-8")
@@ -266,49 +280,35 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     return run
 
 
-def open_part(recipe: Recipe, *, split: str, seed: int | None, world: World, stack: ExitStack) -> Part:
-    """One split: with a seed in the order of training, else every window once in stored order."""
-    from fmristream import StreamingDataset, StreamingLoader
+def objective_of(recipe: Recipe, parts: Mapping[str, Part]) -> Objective | None:
+    """The target, coded by the training subjects alone; None for objectives without one.
 
-    data, training = recipe.data, seed is not None
-    clips = StreamingDataset(
-        data.url,
-        window=data.window,
-        stride=data.stride if training or recipe.eval.stride is None else recipe.eval.stride,
-        split=split,
-        seed=seed,
-        normalize=data.normalize,
-        targets=(data.target,),
-        grid=data.grid,
+    Raises:
+        UsageError: the column does not fit, or other subjects have classes that those of training lack.
+    """
+    kind, target = recipe.objective.kind, recipe.data.target
+    if target is None or (kind != "classification" and kind != "regression"):
+        return None
+    values = {name: np.array(part.clips.target_values[target], dtype=np.float64) for name, part in parts.items()}
+    objective = make_objective(
+        kind,
+        target,
+        labels=parts["train"].clips.target_labels[target],
+        train_values=values["train"],
+        loss=recipe.objective.loss or "mse",
+        huber_delta=recipe.objective.huber_delta or 1.0,
     )
-    loader = StreamingLoader(
-        clips,
-        batch_size=recipe.train.batch_size if training else recipe.eval.batch_size or recipe.train.batch_size,
-        rank=world.rank,
-        world_size=world.size,
-        threads=data.threads,
-        prefetch_batches=data.prefetch_batches,
-    )
-    stack.callback(loader.close)
-    return Part(clips=clips, loader=loader)
+    for name, known in values.items():
+        require_known_classes(objective, known, split=name)
+    return objective
 
 
-def check_model(recipe: Recipe) -> None:
-    """Raise UsageError for model options that do not fit; without a grid in the recipe only the data can tell."""
-    if recipe.data.grid is not None:
-        with torch.device("meta"):
-            make_model(recipe, grid=recipe.data.grid, outputs=1)
-
-
-def make_model(recipe: Recipe, *, grid: tuple[int, int, int], outputs: int) -> nn.Module:
-    """The network for the grid and window that the data have."""
-    from train.models import build_model
-
-    given = {"img_size": (*grid, recipe.data.window), "outputs": outputs}
-    for name in given:
-        if name in recipe.model.options:
-            raise UsageError(f"model.{name} follows from the data and the objective; leave it out of the recipe")
-    return build_model(recipe.model.name, {**recipe.model.options, **given})
+def begin(run: Run) -> None:
+    """Begin with another run's weights, where the recipe says so."""
+    loaded = build.begin(run.recipe, run.model)
+    if loaded is not None and run.world.is_main:
+        facts = {"from": run.recipe.start.from_, "tensors": loaded.tensors, "left_out": len(loaded.ignored)}
+        run.log.event("begin", facts)
 
 
 def resume(run: Run) -> str | None:
@@ -337,10 +337,12 @@ def resume(run: Run) -> str | None:
         ) from error
     restore_optimizer(run.model, run.optimizer, dict(checkpoint.optimizer))
     restore_rng(checkpoint.rng, run.world)
-    saved = Objective(**checkpoint.state["objective"])
-    if saved != run.objective:
+    saved, now = checkpoint.state["objective"], run.task.state()
+    if isinstance(run.task, Supervised) and saved.get("kind") == now["kind"]:
+        saved = objective_state(saved, now)
+    if saved != as_json(now):
         raise ResumeError(
-            f"{folder / name}: was trained for {saved}, the recipe and the data now say {run.objective}; "
+            f"{folder / name}: was trained for {saved}, the recipe and the data now say {now}; "
             "give another --out, or the recipe and the participants table of then"
         )
     run.step = step
@@ -349,8 +351,20 @@ def resume(run: Run) -> str | None:
     return name
 
 
+def as_json(state: Mapping[str, Any]) -> Any:
+    """The same as a checkpoint gives it back."""
+    return json.loads(json.dumps(state))
+
+
+def objective_state(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Any:
+    """A target's state as it is written now: those of the first releases lack what has a default."""
+    default = as_json(Objective(kind="regression", target="").state())
+    return {name: value for name, value in default.items() if name in now} | dict(saved)
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """What a resumed run does otherwise than the one it goes on from."""
+    """What a resumed run does otherwise; what recipes of then could not say, they meant by default."""
+    before = {section: {**values, **before.get(section, {})} for section, values in as_tables(Recipe()).items()}
     names = {(section, key) for recipe in (before, now) for section, values in recipe.items() for key in values}
     pairs = {
         f"{section}.{key}": (before.get(section, {}).get(key), now.get(section, {}).get(key)) for section, key in names
@@ -367,7 +381,7 @@ def save(run: Run) -> None:
     state = {
         "loader": run.train.loader.state_dict(),
         "recipe": as_tables(run.recipe),
-        "objective": dataclasses.asdict(run.objective),
+        "objective": as_json(run.task.state()),
         "dataset": {
             "url": run.recipe.data.url,
             "content_digest": clips.content_digest,

@@ -19,9 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         recipe = load_recipe(options.recipe, options.set)
         if options.check:
-            from train.loop import check_model
+            from train.build import check_recipe
 
-            check_model(recipe)
+            check_recipe(recipe)
             print(as_toml(recipe), end="")
             return DONE
         if not recipe.data.url:

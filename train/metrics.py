@@ -138,6 +138,36 @@ def classification_intervals(
     }
 
 
+def multiclass_metrics(truth: Floats, scores: Floats) -> dict[str, float]:
+    """All numbers of a target of several classes; `truth` holds their numbers, `scores` (n, classes) their logits."""
+    told = scores.argmax(axis=1).astype(np.float64)
+    return {
+        "balanced_accuracy": mean_recall(truth, told),
+        "accuracy": accuracy(truth, told),
+        "f1": mean_f1(truth, told),
+    }
+
+
+def multiclass_intervals(truth: Floats, scores: Floats, *, draws: int) -> dict[str, tuple[float, float]]:
+    """Bootstrap intervals of the numbers that a verdict rests on."""
+    told = scores.argmax(axis=1).astype(np.float64)
+    found = {"balanced_accuracy": mean_recall, "accuracy": accuracy, "f1": mean_f1}
+    return {name: bootstrap_interval(metric, truth, told, draws=draws, stratify=True) for name, metric in found.items()}
+
+
+def mean_recall(truth: Floats, predicted: Floats) -> float:
+    """Mean over the classes that there are of the share told right."""
+    return float(np.mean([np.mean(predicted[truth == one] == one) for one in np.unique(truth)]))
+
+
+def mean_f1(truth: Floats, predicted: Floats) -> float:
+    """Mean over the classes that there are, or were told, of the harmonic mean of precision and recall."""
+    classes = np.unique(np.concatenate([truth, predicted]))
+    right = [np.sum((truth == one) & (predicted == one)) for one in classes]
+    told = [np.sum(truth == one) + np.sum(predicted == one) for one in classes]
+    return float(np.mean(2 * np.array(right) / np.array(told)))
+
+
 def regression_metrics(truth: Floats, predicted: Floats) -> dict[str, float]:
     """All numbers of a numeric target, in its own unit."""
     return {

@@ -1,8 +1,8 @@
 """What the outputs of a network are held against: the loss of each window, and its score in the target's own unit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,52 +10,98 @@ from torch.nn import functional
 
 from fmristream.errors import UsageError
 
+Loss = Literal["mse", "l1", "huber"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """One target, coded as (value - offset) / scale: to 0 and 1 by class, or to the training subjects' z."""
+    """One target, coded as (value - offset) / scale: to 0 and 1 by class, or to the training subjects' z.
+
+    Attributes:
+        kind: what it is.
+        target: its column.
+        offset: as above; 0 for several classes.
+        scale: as above; 1 for several classes.
+        classes: of more than two, their values in rising order; a network has an output for each.
+        names: their words.
+        loss: of numbers.
+        huber_delta: where Huber's loss turns from square to straight, in SD.
+    """
 
     kind: Literal["classification", "regression"]
     target: str
     offset: float = 0.0
     scale: float = 1.0
+    classes: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
+    loss: Loss = "mse"
+    huber_delta: float = 1.0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return asdict(self)
 
     @property
     def outputs(self) -> int:
         """How many numbers the network gives per window."""
-        return 1
+        return len(self.classes) or 1
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """What known targets may be; empty for numbers."""
+        if self.kind == "regression":
+            return ()
+        return self.classes or (self.offset, self.offset + self.scale)
 
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss of each window (b,) in float32; 0 where the target is missing."""
         known = torch.isfinite(targets)
+        if self.classes:
+            classes = torch.tensor(self.classes, device=targets.device)
+            wanted = torch.where(known[:, None], (targets[:, None] == classes).float(), 0.0)
+            return torch.where(known, functional.cross_entropy(outputs.float(), wanted, reduction="none"), 0.0)
         predicted = outputs.float().squeeze(-1)
         wanted = torch.where(known, (targets - self.offset) / self.scale, 0.0)
+        return torch.where(known, self._distances(predicted, wanted), 0.0)
+
+    def _distances(self, predicted: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         if self.kind == "classification":
-            losses = functional.binary_cross_entropy_with_logits(predicted, wanted, reduction="none")
-        else:
-            losses = functional.mse_loss(predicted, wanted, reduction="none")
-        return torch.where(known, losses, 0.0)
+            return functional.binary_cross_entropy_with_logits(predicted, wanted, reduction="none")
+        if self.loss == "huber":
+            return functional.huber_loss(predicted, wanted, reduction="none", delta=self.huber_delta)
+        distance = functional.mse_loss if self.loss == "mse" else functional.l1_loss
+        return distance(predicted, wanted, reduction="none")
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
-        """What a window says about its subject (b,), float32: the logit of the upper class, or the value in its own unit."""
-        predicted = outputs.float().squeeze(-1)
+        """What a window says about its subject, float32: logit of the upper class or the value (b,), or all logits (b, k)."""
+        predicted = outputs.float() if self.classes else outputs.float().squeeze(-1)
         return predicted if self.kind == "classification" else predicted * self.scale + self.offset
 
     def truth(self, targets: np.ndarray) -> np.ndarray:
-        """Targets (float64) as the metrics want them: 0 and 1, or the value itself."""
+        """Targets (float64) as the metrics want them: 0 and 1, or number of the class, or the value itself; NaN: no class."""
+        if self.classes:
+            matches = targets[:, None] == np.array(self.classes)
+            return np.where(matches.any(axis=1), matches.argmax(axis=1), np.nan)
         return (targets - self.offset) / self.scale if self.kind == "classification" else targets
 
 
 def make_objective(
-    kind: Literal["classification", "regression"], target: str, *, labels: Sequence[str], train_values: np.ndarray
+    kind: Literal["classification", "regression"],
+    target: str,
+    *,
+    labels: Sequence[str],
+    train_values: np.ndarray,
+    loss: Loss = "mse",
+    huber_delta: float = 1.0,
 ) -> Objective:
-    """The objective of a kind, its coding taken from the training subjects only."""
-    make = classification if kind == "classification" else regression
-    return make(target, labels=labels, train_values=train_values)
+    """The objective of a kind, its coding taken from the training subjects only; `loss` and `huber_delta` are of numbers."""
+    if kind == "classification":
+        return classification(target, labels=labels, train_values=train_values)
+    return regression(target, labels=labels, train_values=train_values, loss=loss, huber_delta=huber_delta)
 
 
 def classification(target: str, *, labels: Sequence[str], train_values: np.ndarray) -> Objective:
-    """Two classes: a column of two labels (the first in sorted order is 0), or of two numbers (the smaller is 0).
+    """Classes: those of the words that training subjects have (of two, the first in sorted order is 0), or two numbers.
 
     Args:
         target: name of the column.
@@ -63,16 +109,27 @@ def classification(target: str, *, labels: Sequence[str], train_values: np.ndarr
         train_values: one coded value per training subject, NaN where it is not known.
     """
     found = np.unique(train_values[np.isfinite(train_values)].astype(np.float32))  # as batches carry them
-    if len(labels) not in (0, 2) or len(found) != 2:
+    if len(found) < 2 or (len(found) > 2 and not labels):
         raise UsageError(
-            f"{target}: classification needs two classes among the training subjects, got {_some(labels, found)}; "
+            f"{target}: classification needs two classes among the training subjects, or several words, got "
+            f"{_some([labels[int(code)] for code in found] if labels else (), found)}; "
             f"choose another data.target or objective.kind"
         )
-    low, high = float(found[0]), float(found[1])
-    return Objective(kind="classification", target=target, offset=low, scale=high - low)
+    if len(found) == 2:
+        low, high = float(found[0]), float(found[1])
+        return Objective(kind="classification", target=target, offset=low, scale=high - low)
+    names = tuple(labels[int(code)] for code in found)
+    return Objective(kind="classification", target=target, classes=tuple(map(float, found)), names=names)
 
 
-def regression(target: str, *, labels: Sequence[str], train_values: np.ndarray) -> Objective:
+def regression(
+    target: str,
+    *,
+    labels: Sequence[str],
+    train_values: np.ndarray,
+    loss: Loss = "mse",
+    huber_delta: float = 1.0,
+) -> Objective:
     """A number, standardised by its mean and SD over the training subjects; arguments as for classification."""
     known = train_values[np.isfinite(train_values)].astype(np.float64)
     found = np.unique(known)
@@ -81,7 +138,27 @@ def regression(target: str, *, labels: Sequence[str], train_values: np.ndarray) 
             f"{target}: regression needs numbers that differ between the training subjects, got {_some(labels, found)}; "
             f"choose another data.target or objective.kind"
         )
-    return Objective(kind="regression", target=target, offset=float(known.mean()), scale=float(known.std()))
+    return Objective(
+        kind="regression",
+        target=target,
+        offset=float(known.mean()),
+        scale=float(known.std()),
+        loss=loss,
+        huber_delta=huber_delta,
+    )
+
+
+def require_known_classes(objective: Objective, values: np.ndarray, *, split: str) -> None:
+    """Raise UsageError where subjects of a split have a class that no training subject has."""
+    if not objective.values:
+        return
+    known = values[np.isfinite(values)].astype(np.float32)
+    strange = np.unique(known[~np.isin(known, np.array(objective.values, dtype=np.float32))])
+    if len(strange):
+        raise UsageError(
+            f"{objective.target}: subjects of split {split!r} have classes that no training subject has "
+            f"({len(strange)} of them, codes {_some((), strange)}); leave them out with data.where, or split otherwise"
+        )
 
 
 def _some(labels: Sequence[str], numbers: np.ndarray) -> str:

@@ -7,13 +7,19 @@ import torch
 from torch import nn
 
 from fmristream.errors import ResumeError
-from train.config import OptimConfig
+from train.sections import OptimConfig
 
 
 def learning_rate(step: int, *, config: OptimConfig, total_steps: int) -> float:
-    """The rate of step 0, 1, …: a linear rise to `lr` over the warm-up, then half a cosine down to `final_lr_ratio` of it."""
+    """The rate of step 0, 1, …: a linear rise to `lr` over the warm-up, then the schedule, not below `final_lr_ratio` of it."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    if config.decay is not None and config.decay_every is not None:
+        return config.lr * max(
+            config.final_lr_ratio, config.decay ** ((step - config.warmup_steps) // config.decay_every)
+        )
     progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
     floor = config.lr * config.final_lr_ratio
     return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * progress))

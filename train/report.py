@@ -14,7 +14,9 @@ from train import metrics
 from train.config import Recipe
 
 if TYPE_CHECKING:
+    from train.evaluate import Subjects
     from train.loop import Outcome
+    from train.objectives import Objective
 
 _TITLES = {
     "auroc": "AUROC",
@@ -25,6 +27,8 @@ _TITLES = {
     "mae": "MAE",
     "mse": "MSE",
     "r": "Pearson r",
+    "f1": "F1, mean of classes",
+    "loss": "loss, mean of windows",
 }
 
 
@@ -119,40 +123,56 @@ def write_report(outcome: "Outcome", recipe: Recipe, *, out: Path) -> None:
     report = summarise(outcome, recipe)
     (out / "report.json").write_text(json.dumps(_for_json(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print_table(report)
-    save_curves(read_history(out / "log.jsonl"), out / "curves.png", title=f"{recipe.model.name}: {recipe.data.target}")
+    title = f"{recipe.model.name}: {recipe.data.target or recipe.objective.kind}"
+    save_curves(read_history(out / "log.jsonl"), out / "curves.png", title=title)
     print(f"written: {out / 'report.json'}, {out / 'curves.png'}, {out / 'log.jsonl'}")
 
 
 def summarise(outcome: "Outcome", recipe: Recipe) -> dict[str, Any]:
     """All numbers of a finished run; the threshold is chosen on validation subjects alone."""
+    from train.evaluate import Windows
+    from train.tasks import Supervised
+
+    report: dict[str, Any] = {"step": outcome.step, "target": recipe.data.target, "objective": recipe.objective.kind}
+    threshold = 0.0
+    objective = outcome.task.objective if isinstance(outcome.task, Supervised) else None
+    if objective is not None and objective.classes:
+        report["classes"] = list(objective.names)
+    elif objective is not None and objective.kind == "classification":
+        threshold, chosen_on = _threshold(outcome)
+        report |= {"threshold": threshold, "threshold_chosen_on": chosen_on}
+    for name, found in (("val", outcome.val), ("test", outcome.test)):
+        if isinstance(found, Windows):
+            report[name] = {"num_windows": found.num_windows, "metrics": dict(found.numbers), "intervals": {}}
+        elif found is not None and found.label and objective is not None:
+            draws = recipe.eval.bootstrap_draws
+            report[name] = _subjects_report(found, objective=objective, threshold=threshold, draws=draws)
+    return report
+
+
+def _threshold(outcome: "Outcome") -> tuple[float, str]:
+    """Above which score a subject is told positive, and by whom that was chosen."""
+    from train.evaluate import Subjects
+
+    val = outcome.val
+    if isinstance(val, Subjects) and len(set(val.truth.tolist())) == 2:
+        return metrics.youden_threshold(val.truth, val.score), f"{len(val.label)} validation subjects"
+    return 0.0, "nothing: there are no validation subjects of both classes"
+
+
+def _subjects_report(found: "Subjects", *, objective: "Objective", threshold: float, draws: int) -> dict[str, Any]:
     from train import evaluate
 
-    threshold, chosen_on = 0.0, "nothing: there are no validation subjects of both classes"
-    is_classification = outcome.objective.kind == "classification"
-    if is_classification and outcome.val and len(set(outcome.val.truth.tolist())) == 2:
-        threshold = metrics.youden_threshold(outcome.val.truth, outcome.val.score)
-        chosen_on = f"{len(outcome.val.label)} validation subjects"
-    report: dict[str, Any] = {"step": outcome.step, "target": recipe.data.target, "objective": outcome.objective.kind}
-    if is_classification:
-        report |= {"threshold": threshold, "threshold_chosen_on": chosen_on}
-    for name, subjects in (("val", outcome.val), ("test", outcome.test)):
-        if subjects is None or not subjects.label:
-            continue
-        bounds = evaluate.intervals(
-            subjects, objective=outcome.objective, threshold=threshold, draws=recipe.eval.bootstrap_draws
-        )
-        report[name] = {
-            "num_subjects": len(subjects.label),
-            "metrics": evaluate.measure(subjects, objective=outcome.objective, threshold=threshold),
-            "intervals": {key: list(pair) for key, pair in bounds.items()},
-            "subjects": [
-                {"subject": label, "truth": truth, "score": score}
-                for label, truth, score in zip(
-                    subjects.label, subjects.truth.tolist(), subjects.score.tolist(), strict=True
-                )
-            ],
-        }
-    return report
+    bounds = evaluate.intervals(found, objective=objective, threshold=threshold, draws=draws)
+    return {
+        "num_subjects": len(found.label),
+        "metrics": evaluate.measure(found, objective=objective, threshold=threshold),
+        "intervals": {key: list(pair) for key, pair in bounds.items()},
+        "subjects": [
+            {"subject": label, "truth": truth, "score": score}
+            for label, truth, score in zip(found.label, found.truth.tolist(), found.score.tolist(), strict=True)
+        ],
+    }
 
 
 def print_table(report: Mapping[str, Any]) -> None:
@@ -162,12 +182,16 @@ def print_table(report: Mapping[str, Any]) -> None:
 
     parts = [name for name in ("val", "test") if name in report]
     if not parts:
-        print("no validation or test subjects were scored")
+        print("no validation or test split was scored")
         return
-    table = Table(title=f"{report['target']} after {report['step']} steps, by subject (95 % bootstrap interval)")
+    if report["target"] is None:
+        table = Table(title=f"{report['objective']} after {report['step']} steps, every window once")
+    else:
+        table = Table(title=f"{report['target']} after {report['step']} steps, by subject (95 % bootstrap interval)")
     table.add_column("")
     for name in parts:
-        table.add_column(f"{name} (n = {report[name]['num_subjects']})")
+        count = report[name].get("num_subjects", report[name].get("num_windows"))
+        table.add_column(f"{name} (n = {count})")
     for key in report[parts[0]]["metrics"]:
         table.add_row(_TITLES[key], *(_with_interval(report[name], key) for name in parts))
     console = Console()
@@ -187,16 +211,22 @@ def save_curves(history: History, path: Path, *, title: str) -> None:
     top.plot(steps, losses, color="0.8", linewidth=0.8, label="each step")
     top.plot(steps, _smooth(losses), color="C0", label="running mean")
     top.set(ylabel="training loss", title=title)
-    top.legend(frameon=False)
     bottom = figure.add_subplot(2, 1, 2, sharex=top)
     bottom.plot(steps, [entry["lr"] for entry in history.steps], color="C1")
     bottom.set(ylabel="learning rate", xlabel="step")
-    key = next((name for name in ("auroc", "r") if history.evals and name in history.evals[0]), None)
+    if history.evals and "loss" in history.evals[0]:
+        seen = [(entry["step"], entry["loss"]) for entry in history.evals if entry["loss"] is not None]
+        top.plot(
+            [step for step, _ in seen], [loss for _, loss in seen], "o-", color="C2", markersize=3, label="validation"
+        )
+    top.legend(frameon=False)
+    known = ("auroc", "r", "balanced_accuracy")
+    key = next((name for name in known if history.evals and name in history.evals[0]), None)
     if key:
         right = bottom.twinx()
         seen = [(entry["step"], entry[key]) for entry in history.evals if entry[key] is not None]
         right.plot([step for step, _ in seen], [value for _, value in seen], "o-", color="C2", markersize=3)
-        right.set(ylabel=f"validation {_TITLES[key]}", ylim=(0, 1) if key == "auroc" else (-1, 1))
+        right.set(ylabel=f"validation {_TITLES[key]}", ylim=(-1, 1) if key == "r" else (0, 1))
     figure.savefig(path, dpi=120)
 
 

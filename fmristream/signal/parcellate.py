@@ -125,6 +125,23 @@ def weights_on(atlas: Atlas, grid: Grid, mask: NDArray[np.bool_]) -> Weights:
     return Weights(indptr=indptr, voxels=voxels, weights=weights, coverage=_coverage(atlas, grid, mask))
 
 
+def centres_mm(weights: Weights, mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(p, 3) where each parcel lies: the weighted mean position of its stored voxels; NaN for parcels without one.
+
+    Args:
+        weights: on the voxels of `mask`.
+        mask: (x, y, z).
+        affine: (4, 4), voxel to mm.
+    """
+    parcel = np.repeat(np.arange(weights.parcels), np.diff(weights.indptr))
+    axes = [axis[weights.voxels].astype(np.float64) for axis in np.nonzero(mask)]
+    sums = [np.bincount(parcel, weights=weights.weights * axis, minlength=weights.parcels) for axis in axes]
+    total = np.bincount(parcel, weights=weights.weights, minlength=weights.parcels)
+    means = np.full((weights.parcels, 3), np.nan)
+    np.divide(np.stack(sums, axis=1), total[:, None], out=means, where=total[:, None] > 0)
+    return means @ affine[:3, :3].T + affine[:3, 3]
+
+
 def _nearest_labels(
     atlas: Atlas, shape: Shape3, stored: NDArray[np.int64], to_atlas: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:

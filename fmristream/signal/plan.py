@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fmristream.errors import UsageError
 from fmristream.signal.grid import Grid
-from fmristream.signal.parcellate import Atlas, Weights, weights_on
+from fmristream.signal.parcellate import Atlas, Weights, centres_mm, weights_on
 from fmristream.signal.prepared import Layout, RecipeSource
 from fmristream.signal.reduce import cropped, parcelled, pooled
 from fmristream.signal.steps import Cohort, Crop, ParcelMeans, Pool, Step
@@ -45,6 +45,19 @@ def layout_of(plan: Plan, source: RecipeSource) -> Layout:
         elif isinstance(step, Cohort) and step.kind == "pca":
             layout = Layout(voxels=step.components)
     return layout
+
+
+def parcel_centres_mm(plan: Plan, source: RecipeSource) -> NDArray[np.float64] | None:
+    """(p, 3) of the parcels that the values are after all steps, NaN where one has no voxel; None where they are others."""
+    layout, found = source.layout, None
+    for step in plan.steps:
+        if isinstance(step, ParcelMeans) and layout.mask is not None and layout.affine is not None:
+            found = centres_mm(_weights(step, layout, plan, source), layout.mask, layout.affine)
+        elif isinstance(step, Cohort) and step.kind == "pca":
+            found = None
+        if isinstance(step, (Pool, Crop, ParcelMeans)):
+            _, layout = reduction(step, layout, plan, source)
+    return found
 
 
 def reduction(step: Step, layout: Layout, plan: Plan, source: RecipeSource) -> tuple[Op, Layout]:

@@ -19,7 +19,7 @@ from fmristream.signal.composed import ClipPrepared, RunPrepared, scrubs
 from fmristream.signal.normalize import RECIPES, Normalization, fill_of
 from fmristream.signal.normalize import prepare as prepare_single
 from fmristream.signal.parcellate import Atlas
-from fmristream.signal.plan import Plan, layout_of
+from fmristream.signal.plan import Plan, layout_of, parcel_centres_mm
 from fmristream.signal.prepared import Layout, Prepared, RecipeSource
 from fmristream.signal.steps import (
     ALIASES,
@@ -104,6 +104,10 @@ class Recipe:
     def layout(self, source: RecipeSource) -> Layout:
         """What the values of a frame are, for runs of the source's space."""
         return layout_of(self._plan, source)
+
+    def parcel_centres_mm(self, source: RecipeSource) -> NDArray[np.float64] | None:
+        """(p, 3) where the parcels of the output lie, for runs of the source's space; None where it has none."""
+        return parcel_centres_mm(self._plan, source)
 
     def width(self, source: RecipeSource) -> int:
         """Values of a frame, for runs of the source's space."""

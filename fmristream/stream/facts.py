@@ -130,6 +130,14 @@ class ClipFacts:
         """In-mask voxels, grayordinates, parcels or components of a frame, as they come."""
         return self._placement.voxels
 
+    @cached_property
+    def parcel_centres_mm(self) -> NDArray[np.float64] | None:
+        """(p, 3) where the parcels of a packed frame lie, the mean position of their stored voxels, NaN for those without.
+
+        None where the values are no parcels of volumes.
+        """
+        return self.recipe.parcel_centres_mm(RunSource(self.dataset, self.runs[0]))
+
     @property
     def affine(self) -> NDArray[np.float64]:
         """(4, 4) voxel to mm of the grid of `mask`: before it was turned, padded or cut."""

@@ -11,6 +11,7 @@ from fmristream.signal.parcellate import (
     ParcelSeries,
     atlas_of_labels,
     atlas_of_maps,
+    centres_mm,
     robust_statistics,
     weights_on,
 )
@@ -170,3 +171,27 @@ def test_robust_statistics_are_numpys_percentiles_over_what_is_finite():
         np.testing.assert_allclose(found[:, parcel], (middle, high - low), rtol=1e-6)
     assert np.isnan(found[:, 2]).all()
     np.testing.assert_allclose(found[0, 3], np.median(np.delete(series[:, 3], 7)), rtol=1e-6)
+
+
+def test_centres_are_mean_places_of_stored_voxels_in_mm():
+    inside = mask()
+    atlas = atlas_of_labels(blobs(), grid(ATLAS_SHAPE, ATLAS_AFFINE))
+    inside[:, :, 4:] = False  # cuts parcels
+    weights = weights_on(atlas, grid(RUN_SHAPE, RUN_AFFINE), inside)
+    found = centres_mm(weights, inside, RUN_AFFINE)
+    places = nibabel.affines.apply_affine(RUN_AFFINE, np.argwhere(inside))
+    for parcel in range(weights.parcels):
+        voxels = weights.voxels[weights.indptr[parcel] : weights.indptr[parcel + 1]]
+        expected = places[voxels].mean(0) if len(voxels) else [np.nan] * 3
+        np.testing.assert_allclose(found[parcel], expected, atol=1e-9)
+    assert np.isfinite(found).any()
+
+
+def test_centres_of_maps_are_weighted_and_parcels_without_a_voxel_have_none():
+    maps = [np.zeros(RUN_SHAPE), np.zeros(RUN_SHAPE)]
+    maps[0][3, 3, 3], maps[0][6, 3, 3] = 3.0, 1.0
+    maps[1][0, 0, 0] = 1.0
+    weights = weights_on(atlas_of_maps(iter(maps), grid(RUN_SHAPE, RUN_AFFINE)), grid(RUN_SHAPE, RUN_AFFINE), mask())
+    found = centres_mm(weights, mask(), RUN_AFFINE)
+    np.testing.assert_allclose(found[0], nibabel.affines.apply_affine(RUN_AFFINE, [3.75, 3, 3]), atol=1e-4)
+    assert np.isnan(found[1]).all()

@@ -131,6 +131,10 @@ def test_parcels_come_packed_from_stored_series_or_from_voxels(url, source, monk
         url, window=12, normalize="parcels:mine | detrend | voxel-zscore", atlases={"mine": atlas}
     )
     np.testing.assert_allclose(given[0]["packed"], clips[0]["packed"], atol=1e-4)
+    places = np.argwhere(LABELS == 8) @ clips.affine[:3, :3].T + clips.affine[:3, 3]
+    np.testing.assert_allclose(clips.parcel_centres_mm[1], places.mean(0), atol=1e-6)
+    np.testing.assert_allclose(given.parcel_centres_mm, clips.parcel_centres_mm, atol=1e-6)
+    assert fmristream.StreamingDataset(url, window=12).parcel_centres_mm is None
     # Stored series are all that is read: voxels may be gone.
     monkeypatch.setattr("fmristream.shards.run_reader.RunReader.read_chunks", None)
     monkeypatch.setattr("fmristream.shards.run_reader.RunReader.read_stored", None)

@@ -1,10 +1,14 @@
 """A small converted cohort and a net that takes milliseconds a step."""
 
+import numpy as np
 import pytest
 import torch
 
 from fmristream import convert
 from fmristream.ingest.options import ConvertOptions
+from fmristream.ingest.sources.phenotypes import Phenotypes
+from fmristream.synth.cohort import parse_url
+from tests.ingest.nifti_files import nifti_bytes
 from train.config import recipe_from
 
 
@@ -24,6 +28,33 @@ def cohort(tmp_path_factory):
     source = "synth://?subjects=20&shape=12x12x12&frames=36&effect=coupling&strength=1.6"
     convert(source, url, options=ConvertOptions(split="exact", split_ratios=(0.5, 0.2, 0.3)))
     return url
+
+
+@pytest.fixture(scope="session")
+def parcelled(tmp_path_factory):
+    """12 subjects (6 train, 3 val, 3 test) of 24 frames, 28 parcels of which the last is outside the brain, a word of three."""
+    folder = tmp_path_factory.mktemp("parcelled")
+    cohort = parse_url("synth://?subjects=12&shape=12x12x12&frames=24")
+    blocks = np.arange(12) // 4
+    labels = 1 + (9 * blocks[:, None, None] + 3 * blocks[:, None] + blocks)
+    labels[0, 0, 0] = 28
+    affine = cohort.affine()
+    header = {"sform_code": 4, "srow": affine[:3].tolist(), "pixdim": (1.0, 16.0, 16.0, 16.0, 2.0, 0.0, 0.0, 0.0)}
+    (folder / "blocks.nii").write_bytes(nifti_bytes(labels.astype("<i2"), **header))
+    hands = ("left", "right", "both")
+    rows = [
+        f"{row['subject']},{row['age']},{hands[place % 3]},{60 + place}"
+        for place, row in enumerate(cohort.participants())
+    ]
+    (folder / "people.csv").write_text("\n".join(["participant_id,age,hand,weight", *rows]) + "\n")
+    options = ConvertOptions(
+        split="exact",
+        split_ratios=(0.5, 0.25, 0.25),
+        atlases=(str(folder / "blocks.nii"),),
+        phenotypes=Phenotypes(url=str(folder / "people.csv")),
+    )
+    convert(cohort.url(), str(folder / "dataset"), options=options)
+    return str(folder / "dataset")
 
 
 @pytest.fixture

@@ -9,10 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from train.config import load_recipe
 from train.contrastive import nt_xent
+from train.evaluate import Windows
 from train.launch import World, join_world, spread
-from train.loop import weighted_backward
+from train.loop import train, weighted_backward
+from train.models.synced_norm import SyncedBatchNorm1d
 from train.objectives import Objective
+from train.report import read_history
 
 
 def exchange(world: World) -> object:
@@ -75,6 +79,41 @@ def contrast(world: World) -> object:
     return {"loss": world.stack(part.double()).sum().item(), "gradient": gradients.tolist()}
 
 
+def norm(world: World) -> object:
+    """Gradients and statistics of a normalisation over 7 rows, dealt unevenly, with targets that make each row count."""
+    generator = torch.Generator().manual_seed(4)
+    rows, weights = 5 + torch.randn(7, 3, generator=generator), torch.randn(7, 3, generator=generator)
+    model = SyncedBatchNorm1d(3)
+    running = spread(model, world)
+    mine = slice(7 * world.rank // world.size, 7 * (world.rank + 1) // world.size)
+    own = rows[mine].clone().requires_grad_()
+    part = weighted_backward((running(own).sigmoid() * weights[mine]).sum(1), global_size=7, world=world)
+    return {
+        "loss": world.stack(part.double()).sum().item(),
+        "gradient": [model.weight.grad.tolist(), model.bias.grad.tolist()],
+        "of_rows": world.gather(own.grad / world.size).tolist(),
+        "running": [model.running_mean.tolist(), model.running_var.tolist(), model.num_batches_tracked.item()],
+    }
+
+
+def learn(world: World) -> object:
+    """Losses of every step, and of validation at the end, of each recipe in a folder."""
+    found = {}
+    for path in sorted(Path(os.environ["RECIPES"]).glob("*.toml")):
+        out = Path(sys.argv[2]) / "ranks" / path.stem
+        outcome = train(load_recipe(str(path)), out=out, world=world)
+        assert outcome is not None
+        assert isinstance(outcome.val, Windows)
+        world.wait_for_all()  # until rank 0 has written its log
+        steps = read_history(out / "log.jsonl").steps
+        found[path.stem] = {
+            "losses": [step["loss"] for step in steps],
+            "norms": [step["gradient_norm"] for step in steps],
+            "val": outcome.val.numbers["loss"],
+        }
+    return found
+
+
 def hang(world: World) -> object:
     """The last rank stops without ending; the others wait for it."""
     if world.rank == world.size - 1:
@@ -128,7 +167,7 @@ def deal(world: World) -> object:
     return found
 
 
-DUTIES = {duty.__name__: duty for duty in (exchange, gradient, contrast, hang, die_once, deal)}
+DUTIES = {duty.__name__: duty for duty in (exchange, gradient, contrast, norm, learn, hang, die_once, deal)}
 
 
 def main() -> None:

@@ -61,19 +61,61 @@ def test_the_published_recipe_has_the_published_size():
         ("[data]\nstride = 'x'", "data.stride: expected an integer, got 'x'"),
         ("[data]\ngrid = [96, 96]", "data.grid: expected a list of 3 values, got [96, 96]"),
         ("[data]\ngrid = [96, 96, 9.5]", "data.grid[2]: expected an integer, got 9.5"),
-        ("[data]\nnormalize = 'voxel-zscor'", "is not a choice; did you mean voxel-zscore?"),
+        ("[data]\nnormalize = 'voxel-zscor'", "did you mean 'voxel-zscore'"),
         ("[train]\nprecision = 'fp64'", "train.precision: 'fp64' is not a choice"),
         ("[train]\nsteps = 0", "train.steps must be at least 1, got 0"),
         ("[optim]\nlr = 0", "optim.lr must be above 0, got 0.0"),
         ("[optim]\nbetas = [0.9, 1.0]", "optim.betas must lie in [0, 1)"),
         ("[eval]\nstride = 0", "eval.stride must be at least 1, got 0"),
         ("[train", "cannot be read as TOML"),
+        ("[data]\nnormalize = 'voxel-zscore | pol:2'", "did you mean 'pool'"),
+        ("[data]\nstats = 'context'", "expected the number of frames"),
+        ("[data]\nwindow = -1", "data.window must be at least 0, got -1"),
+        ("[data]\nwindow = 0\nstride = 3", "whole runs, which have no stride"),
+        ("[data]\natlases = 3", "data.atlases: expected a table, got 3"),
+        ("[data.atlases]\nmine = 3", "data.atlases.mine: expected text, got 3"),
+        ("[data]\nviews = 'same-run'", "learns from one view of a sample"),
+        ("[objective]\nkind = 'contrastive'", "learns from two views of a sample"),
+        ("[objective]\ntemperature = 0.2", "objective.temperature is of contrastive, got kind 'classification'"),
+        ("[objective]\nkind = 'regression'\nhuber_delta = 1", "objective.huber_delta is of loss 'huber'"),
+        ("[objective]\nkind = 'masked'\nloss = 'huber'", "is mse or l1, got 'huber'"),
+        ("[objective]\nkind = 'masked'\nmask_ratio = 1", "objective.mask_ratio must lie in (0, 1), got 1.0"),
+        ("[objective]\nmask_ratio = 0.5", "only with objective.reconstruction_weight"),
+        ("[start]\nform = 'runs/x'", "start.form: the recipe has an unknown key; did you mean from?"),
+        ("[start]\nfreeze = 'model.'", "start.freeze: expected a list"),
+        ("[start]\nfreeze = ['model.', 3]", "start.freeze[1]: expected text, got 3"),
+        ("[optim]\nschedule = 'step'", "which needs both; got schedule 'step' and neither"),
+        ("[optim]\ndecay = 0.5", "are of schedule 'step'"),
     ],
 )
 def test_what_a_recipe_does_not_know_is_an_error_that_says_where(write, text, sentence):
     with pytest.raises(UsageError) as caught:
         load_recipe(write(text))
     assert sentence in str(caught.value)
+
+
+def test_tables_lists_and_names_that_python_keeps_for_itself_survive(write):
+    text = """
+        [data]
+        atlases = { mine = "atlas.nii", other = "b.nii" }
+        normalize = "parcels:mine | voxel-zscore"
+        [start]
+        from = "runs/x"
+        freeze = ["model.", "head."]
+    """
+    recipe = load_recipe(write(text))
+    assert (recipe.start.from_, recipe.start.freeze) == ("runs/x", ("model.", "head."))
+    assert dict(recipe.data.atlases) == {"mine": "atlas.nii", "other": "b.nii"}
+    assert 'from = "runs/x"' in as_toml(recipe)
+    assert recipe_from(tomllib.loads(as_toml(recipe))) == recipe
+
+
+def test_a_target_is_told_where_there_is_one_and_left_out_where_not():
+    assert recipe_from({}).data.target == "sex"
+    unscored = recipe_from({"objective": {"kind": "masked"}})
+    assert "target" not in as_tables(unscored)["data"]
+    with pytest.raises(UsageError, match=r"has no target, got data\.target 'age'"):
+        recipe_from({"objective": {"kind": "masked"}, "data": {"target": "age"}})
 
 
 def test_a_recipe_that_is_not_there_is_told_with_the_nearest_name(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from train.contrastive import nt_xent
+from train.contrastive import nt_xent, nt_xent_alone
 from train.models.heads import nt_xent as swift_nt_xent
 
 
@@ -62,3 +62,9 @@ def test_half_precision_embeddings_are_compared_in_float32():
 def test_only_the_direction_of_an_embedding_counts(scale):
     embeddings = F.normalize(torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(4)), dim=2)
     torch.testing.assert_close(nt_xent(scale * embeddings, torch.arange(3)), nt_xent(embeddings, torch.arange(3)))
+
+
+def test_alone_it_is_the_same_loss():
+    torch.manual_seed(0)
+    embeddings, subjects = torch.randn(5, 2, 4), torch.tensor([1, 2, 1, 3, 4])
+    assert torch.equal(nt_xent_alone(embeddings, subjects, 0.3), nt_xent(embeddings, subjects, 0.3))

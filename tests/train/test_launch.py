@@ -16,7 +16,7 @@ from train.main import main
 
 RANKS = Path(__file__).with_name("ranks.py")
 ROOT = Path(__file__).parents[2]
-GROUP_DUTIES = ("exchange", "gradient", "contrast")
+GROUP_DUTIES = ("exchange", "gradient", "contrast", "norm")
 QUIET = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "FATAL"}
 
 
@@ -65,6 +65,25 @@ def groups(tmp_path_factory):
         assert [code for code, _ in finish(start_ranks(size, [",".join(GROUP_DUTIES), str(out)]))] == [0] * size
         found[size] = {duty: results(out, duty, size) for duty in GROUP_DUTIES}
     return found
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_batch_normalisation_is_that_of_one_process_whatever_the_share(groups, size):
+    generator = torch.Generator().manual_seed(4)
+    rows, weights = 5 + torch.randn(7, 3, generator=generator), torch.randn(7, 3, generator=generator)
+    oracle = torch.nn.BatchNorm1d(3)
+    rows.requires_grad_()
+    loss = (oracle(rows).sigmoid() * weights).sum(1).mean()
+    loss.backward()
+    for found in [*groups[1]["norm"], *groups[size]["norm"]]:
+        assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        for ours, theirs in zip(found["gradient"], (oracle.weight.grad, oracle.bias.grad), strict=True):
+            torch.testing.assert_close(torch.tensor(ours), theirs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.tensor(found["of_rows"]), rows.grad, rtol=1e-4, atol=1e-6)
+        mean, variance, count = found["running"]
+        torch.testing.assert_close(torch.tensor(mean), oracle.running_mean)
+        torch.testing.assert_close(torch.tensor(variance), oracle.running_var)
+        assert count == 1
 
 
 def test_without_torchruns_variables_a_process_is_alone(monkeypatch):

@@ -176,3 +176,18 @@ def test_all_numbers_of_a_kind_come_with_intervals_for_those_that_matter():
     values = metrics.regression_metrics(score, score + 1)
     assert values == {"mae": 1.0, "mse": 1.0, "r": pytest.approx(1)}
     assert set(metrics.regression_intervals(score, score + 1, draws=9)) <= set(values)
+
+
+@given(st.integers(2, 5), st.integers(2, 40), st.integers(0, 2**32 - 1))
+def test_numbers_of_several_classes_are_scikit_learns(classes, n, seed):
+    rng = np.random.default_rng(seed)
+    truth, logits = rng.integers(0, classes, n).astype(float), rng.normal(size=(n, classes))
+    told = logits.argmax(1)
+    found = metrics.multiclass_metrics(truth, logits)
+    recalls = oracle.recall_score(truth, told, labels=np.unique(truth), average="macro", zero_division=0)
+    assert found["balanced_accuracy"] == pytest.approx(recalls)
+    assert found["f1"] == pytest.approx(oracle.f1_score(truth, told, average="macro"))
+    assert found["accuracy"] == pytest.approx(oracle.accuracy_score(truth, told))
+    bounds = metrics.multiclass_intervals(truth, logits, draws=20)
+    assert set(bounds) == set(found)
+    assert all(0 <= low <= high <= 1 for low, high in bounds.values())

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fmristream.errors import UsageError
-from train.objectives import make_objective
+from train.objectives import make_objective, require_known_classes
 
 
 def test_two_labels_are_coded_in_sorted_order_and_the_loss_is_the_cross_entropy():
@@ -54,7 +54,7 @@ def test_bf16_outputs_are_held_against_targets_in_float32():
 @pytest.mark.parametrize(
     ("kind", "labels", "values", "sentence"),
     [
-        ("classification", ("F", "M", "X"), [0.0, 1.0], "got F, M, X"),
+        ("classification", ("F", "M", "X"), [2.0, 2.0, np.nan], "got X"),
         ("classification", ("F", "M"), [1.0, 1.0], "needs two classes among the training subjects"),
         ("classification", (), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "got 1, 2, 3, 4, 5, ..."),
         ("classification", (), [np.nan], "no known value"),
@@ -66,3 +66,35 @@ def test_a_column_that_does_not_fit_is_refused_with_what_it_holds(kind, labels, 
     with pytest.raises(UsageError) as caught:
         make_objective(kind, "x", labels=labels, train_values=np.array(values))
     assert sentence in str(caught.value)
+
+
+def test_several_words_have_an_output_each_and_the_loss_is_the_softmax_cross_entropy():
+    values = np.array([3.0, 0.0, 1.0, np.nan, 0.0])
+    objective = make_objective("classification", "hand", labels=("b", "l", "n", "r"), train_values=values)
+    assert (objective.outputs, objective.names) == (3, ("b", "l", "r"))
+    outputs = torch.tensor([[1.0, 2.0, 4.0], [1.0, 2.0, 4.0], [1.0, 2.0, 4.0]], requires_grad=True)
+    losses = objective.losses(outputs, torch.tensor([3.0, torch.nan, 0.0]))
+    total = np.log(np.exp([1.0, 2.0, 4.0]).sum())
+    torch.testing.assert_close(losses, torch.tensor([total - 4, 0.0, total - 1], dtype=torch.float32))
+    losses.sum().backward()
+    assert (outputs.grad[1] == 0).all()
+    np.testing.assert_array_equal(objective.truth(np.array([3.0, 1.0, 2.0])), [2, 1, np.nan])
+    assert objective.scores(outputs).shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "delta", "expected"), [("mse", 1.0, [4.0, 0.25]), ("l1", 1.0, [2.0, 0.5]), ("huber", 0.8, [1.28, 0.125])]
+)
+def test_numbers_have_the_loss_that_was_asked_for(loss, delta, expected):
+    objective = make_objective(
+        "regression", "age", labels=(), train_values=np.array([20.0, 40.0]), loss=loss, huber_delta=delta
+    )
+    found = objective.losses(torch.tensor([[1.0], [0.5]]), torch.tensor([20.0, 40.0]))
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_classes_of_other_subjects_must_be_those_of_training():
+    objective = make_objective("classification", "x", labels=("a", "b", "c"), train_values=np.array([0.0, 1.0]))
+    require_known_classes(objective, np.array([1.0, np.nan, 0.0]), split="test")
+    with pytest.raises(UsageError, match="split 'test' have classes that no training subject has"):
+        require_known_classes(objective, np.array([1.0, 2.0]), split="test")

@@ -40,6 +40,14 @@ def test_the_rate_stays_between_its_ends_and_never_rises_after_the_warm_up(warmu
     assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(falling))
 
 
+def test_steps_fall_by_a_factor_to_the_floor_and_a_constant_rate_stays():
+    config = OptimConfig(lr=1.0, warmup_steps=2, schedule="step", decay=0.5, decay_every=3, final_lr_ratio=0.2)
+    rates = [learning_rate(step, config=config, total_steps=12) for step in range(12)]
+    assert rates == [0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.2]
+    config = OptimConfig(lr=1.0, warmup_steps=2, schedule="constant")
+    assert [learning_rate(step, config=config, total_steps=5) for step in range(5)] == [0.5, 1.0, 1.0, 1.0, 1.0]
+
+
 def small_model():
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 1))

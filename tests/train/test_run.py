@@ -154,9 +154,9 @@ def test_every_window_of_every_subject_is_scored_once_whatever_the_batch(small_r
         with ExitStack() as stack:
             recipe = small_recipe(eval={"batch_size": batch_size, "stride": 3})
             run = loop.start(recipe, out=tmp_path / str(batch_size), world=ALONE, stack=stack)
-            found = predict(run.model, run.test, objective=run.objective, world=ALONE, bf16=False)
+            found = predict(run.model, run.test, task=run.task, world=ALONE, bf16=False)
             assert run.test.clips.num_windows == len(found.window) == 6 * 10
-            subjects = by_subject(found, objective=run.objective, runs=run.test.clips.runs)
+            subjects = by_subject(found, objective=run.task.objective, runs=run.test.clips.runs)
             tables.append((found, subjects))
             assert run.model.training
     for found, subjects in tables:
@@ -174,8 +174,8 @@ def test_a_number_is_standardised_by_training_subjects_and_reported_in_its_own_u
     with ExitStack() as stack:
         part = loop.open_part(recipe, split="train", seed=0, world=ALONE, stack=stack)
         ages = np.array(part.clips.target_values["age"])
-    assert outcome.objective.offset == pytest.approx(ages.mean())
-    assert outcome.objective.scale == pytest.approx(ages.std())
+    assert outcome.task.objective.offset == pytest.approx(ages.mean())
+    assert outcome.task.objective.scale == pytest.approx(ages.std())
     assert (outcome.test.truth > 10).all()
     # Hardly trained, the net says about the mean age.
     assert np.abs(outcome.test.score - ages.mean()).max() < 3 * ages.std()

@@ -226,6 +226,8 @@ class Decoder(nn.Module):
 class Brainlm(nn.Module):
     """Encoder and decoder; `checkpointing` trades a second forward pass of every layer for its activations."""
 
+    takes = "series"
+
     def __init__(self, config: BrainlmConfig, *, checkpointing: bool = False) -> None:
         super().__init__()
         self.config = config
@@ -255,6 +257,10 @@ class Brainlm(nn.Module):
     def masking(self) -> Masking:
         """What the configuration hides in pre-training."""
         return Masking(ratio=self.config.mask_ratio)
+
+    def noise_size(self, parcels: int, frames: int) -> int:
+        """How many random numbers the mask of a window of so many parcels and frames is made of."""
+        return parcels * (frames // self.patch)
 
     def forward(
         self,

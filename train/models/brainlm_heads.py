@@ -1,12 +1,16 @@
 """Fine-tuning either BrainLM: the cls token or the mean of all others, three linear maps, and the reconstruction beside."""
 
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmristream.errors import UsageError
+from train.models.brainlm import Brainlm
+from train.models.brainlm_config import brainlm_config, vitmae_config
+from train.models.brainlm_vitmae import BrainlmVitmae
 from train.models.series_masking import Masking, Reconstruction
 
 Pooling = Literal["cls", "mean"]
@@ -70,6 +74,8 @@ class FineTuned(nn.Module):
     `learning`: all parameters; the encoder and the head, for losses without a reconstruction; or the head alone.
     """
 
+    takes = "series"
+
     def __init__(
         self, model: nn.Module, *, outputs: int, pooling: Pooling = "cls", learning: Learning = "encoder"
     ) -> None:
@@ -82,6 +88,7 @@ class FineTuned(nn.Module):
             raise UsageError(f"outputs must be a whole number above 0, got {outputs!r}")
         self.model = model
         self.pooling = pooling
+        self.learning = learning
         self.output_head = MlpHead(_series_model(model).num_features, outputs)
         for name, parameter in model.named_parameters():
             is_learnt = learning == "all" or (learning == "encoder" and not name.startswith("decoder."))
@@ -112,3 +119,29 @@ class FineTuned(nn.Module):
 
 def _series_model(model: nn.Module) -> SeriesModel:
     return model  # type: ignore[return-value]
+
+
+def build_brainlm(variant: str, options: Mapping[str, Any]) -> nn.Module:
+    """Either BrainLM from a recipe's model section: `brainlm` or `brainlm-vitmae`.
+
+    With `outputs` the network is `FineTuned`, which also has `pooling` and `learning`; without, that of pre-training.
+    `parcels` and `frames` are those of the windows; the other options are those of the variant's configuration, and
+    `checkpointing`.
+    """
+    rest = dict(options)
+    given = {"num_brain_voxels": rest.pop("parcels"), "num_timepoints_per_voxel": rest.pop("frames")}
+    checkpointing = rest.pop("checkpointing", False)
+    own = {name: rest.pop(name) for name in ("outputs", "pooling", "learning") if name in rest}
+    if not isinstance(checkpointing, bool):
+        raise UsageError(f"{variant}: checkpointing must be true or false, got {checkpointing!r}")
+    if own and "outputs" not in own:
+        raise UsageError(f"{variant}: {' and '.join(own)} are of a supervised objective; leave them out")
+    model: nn.Module
+    if variant == "brainlm":
+        for name in given:
+            if name in rest:
+                raise UsageError(f"{variant}: {name} follows from the data; leave it out of the recipe")
+        model = Brainlm(brainlm_config(rest | given), checkpointing=checkpointing)
+    else:
+        model = BrainlmVitmae(vitmae_config(rest), checkpointing=checkpointing)
+    return FineTuned(model, **own) if own else model

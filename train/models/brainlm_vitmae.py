@@ -183,6 +183,8 @@ class Decoder(nn.Module):
 class BrainlmVitmae(nn.Module):
     """Encoder and decoder; `checkpointing` trades a second forward pass of every layer for its activations."""
 
+    takes = "series"
+
     def __init__(self, config: VitmaeConfig, *, checkpointing: bool = False) -> None:
         super().__init__()
         self.config = config
@@ -207,6 +209,10 @@ class BrainlmVitmae(nn.Module):
     def masking(self) -> Masking:
         """What the configuration hides in pre-training."""
         return Masking(mode=cast(Mode, self.config.train_mode), ratio=self.config.mask_ratio)
+
+    def noise_size(self, parcels: int, frames: int) -> int:
+        """How many random numbers the mask of a window of so many parcels and frames is made of."""
+        return self.config.grid**2
 
     def forward(
         self,

@@ -3,11 +3,15 @@
 Heads compute in float32 also under autocast: bfloat16 scores would tie, and ties move a rank statistic.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmristream.errors import UsageError
+from train.models.synced_norm import SyncedBatchNorm1d
 
 EMBEDDING_WIDTH = 128
 
@@ -47,12 +51,12 @@ class TwoLinearHead(nn.Module):
 
 
 class EmbeddingHead(nn.Module):
-    """For contrastive pre-training: a linear map without bias, batch normalisation, unit length."""
+    """For contrastive pre-training: a linear map without bias, batch normalisation over all ranks, unit length."""
 
     def __init__(self, channels: int, outputs: int = EMBEDDING_WIDTH) -> None:
         super().__init__()
         self.fc1 = nn.Linear(channels, outputs, bias=False)
-        self.bn1 = nn.BatchNorm1d(outputs)
+        self.bn1 = SyncedBatchNorm1d(outputs)
 
     def forward(self, features: Tensor) -> Tensor:
         """(b, channels, ...) to (b, outputs) of length 1."""
@@ -84,6 +88,18 @@ class HeadedModel(nn.Module):
         """(b, c, x, y, z, t) to (b, outputs)."""
         out: Tensor = self.output_head(self.model(bold))
         return out
+
+
+def build_swift(options: Mapping[str, Any]) -> HeadedModel:
+    """SwiFT from a recipe's model section: `head` (v1 and v2 for a target, emb), its `outputs`, and the backbone's options."""
+    from train.models.swift import Swift
+    from train.models.swift_config import swift_config
+
+    rest = dict(options)
+    head = rest.pop("head", "v1")
+    outputs = rest.pop("outputs", EMBEDDING_WIDTH if head == "emb" else 1)
+    backbone = Swift(swift_config(rest))
+    return HeadedModel(backbone, build_head(head, channels=backbone.num_features, outputs=outputs))
 
 
 def nt_xent(first: Tensor, second: Tensor, *, temperature: float, cosine: bool = True) -> Tensor:

@@ -1,0 +1,320 @@
+"""From a recipe and what its windows are to a network and its task, and what the network begins with."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmristream.errors import UsageError
+from fmristream.signal.recipes import expand
+from fmristream.signal.steps import Global, Range, Temporal, TwoChannels, Voxelwise
+from train.checkpoint import load_checkpoint, newest_whole
+from train.config import Recipe
+from train.data import Signal, signal_of_recipe
+from train.extras import NO_EXTRAS, Extras
+from train.models import Family, build_model, family_of, function_of
+from train.models.brainlm_heads import FineTuned
+from train.models.load import Loaded, read_weights
+from train.models.series_masking import Masking
+from train.objectives import Objective
+from train.perceptual import feature_net
+from train.reconstruction import SLICE_SHARES, FeatureNet
+from train.sections import StartConfig
+from train.tasks import Contrastive, Hiding, Inputs, JointlySupervised, Masked, Rebuilding, Supervised, Task
+
+# As published for SwiFT.
+_TEMPERATURE = 0.1
+# A recipe's word for a masked loss -> that of train.masked_objectives.
+_MASKED_LOSS = {"mse": "mse", "l1": "mae"}
+# Modes that hide the end of a window, which statistics of the run must not know.
+_FORECASTS = ("predict_last", "predict_last_pixel", "future")
+# Options of [start] -> the beginning of the names of models that have them.
+_BEGIN_OPTIONS = {"keep_cls": "tff", "brain": "mae4d"}
+
+
+def make_model(recipe: Recipe, signal: Signal, *, outputs: int | None, extras: Extras = NO_EXTRAS) -> nn.Module:
+    """The network for windows as the data have them; `outputs` of a supervised one, `extras` of one that joins some.
+
+    Raises:
+        UsageError: it cannot learn so, takes other windows, or an option does not fit.
+    """
+    name, kind = recipe.model.name, recipe.objective.kind
+    family = _family(recipe)
+    if family.takes != signal.takes:
+        needs = "'parcels'" if family.takes == "series" else "no parcels or components"
+        raise UsageError(
+            f"model.name {name!r} takes {family.takes}, got {signal.takes} by data.normalize {recipe.data.normalize!r}; "
+            f"give a normalize with {needs}"
+        )
+    given = signal.sizes | extras.sizes | ({} if outputs is None else {"outputs": outputs})
+    options = dict(recipe.model.options)
+    if options.get("in_chans", signal.channels) != signal.channels:
+        raise UsageError(
+            f"model.in_chans {options['in_chans']!r}: data.normalize {recipe.data.normalize!r} gives {signal.channels} channels; "
+            "leave it out of the recipe"
+        )
+    for option in given:
+        if option in options and option != "in_chans":  # which recipes of the first releases say
+            raise UsageError(f"model.{option} follows from the data and the objective; leave it out of the recipe")
+    if name == "swift":
+        options.setdefault("head", "emb" if kind == "contrastive" else "v1")
+        if (options["head"] == "emb") != (kind == "contrastive"):
+            raise UsageError(f"model.head {options['head']!r} is not one for objective.kind {kind!r}; leave it out")
+    model = build_model(name, options | given)
+    _tell_brain(model, signal)
+    _freeze(model, recipe.start.freeze)
+    return model
+
+
+def _family(recipe: Recipe) -> Family:
+    name, kind = recipe.model.name, recipe.objective.kind
+    family = family_of(name)
+    if kind not in family.learns:
+        raise UsageError(f"model.name {name!r} learns by {', '.join(family.learns)}, got objective.kind {kind!r}")
+    return family
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise UsageError for options of network and objective that do not fit; what only the data can tell is not looked at."""
+    signal = signal_of_recipe(recipe)
+    if signal is None:
+        _family(recipe)
+        return
+    with torch.device("meta"):
+        model = make_model(recipe, signal, outputs=1 if recipe.objective.is_supervised else None)
+    objective = None
+    if recipe.objective.kind == "classification" or recipe.objective.kind == "regression":
+        assert recipe.data.target is not None
+        objective = Objective(kind=recipe.objective.kind, target=recipe.data.target)
+    make_task(recipe, model=model, signal=signal, objective=objective)
+
+
+def make_task(
+    recipe: Recipe,
+    *,
+    model: nn.Module,
+    signal: Signal,
+    objective: Objective | None,
+    extras: Extras = NO_EXTRAS,
+) -> Task:
+    """How the network learns.
+
+    Args:
+        recipe: of the run.
+        model: the network itself.
+        signal: what windows are.
+        objective: of a supervised network.
+        extras: that the network joins.
+
+    Raises:
+        UsageError: the objective does not fit the network or the data.
+    """
+    asked = recipe.objective
+    inputs = _inputs(recipe, model, signal, extras)
+    if asked.kind == "contrastive":
+        return Contrastive(
+            inputs=inputs, temperature=asked.temperature or _TEMPERATURE, group=max(2, recipe.train.batch_size)
+        )
+    if asked.kind == "reconstruct":
+        return _rebuilding(recipe, inputs, signal, device=next(model.parameters()).device)
+    if asked.kind == "masked":
+        hiding, about = _hiding(recipe, model, signal)
+        return Masked(inputs=inputs, hiding=hiding, loss=_masked_loss(recipe, model), about=about)
+    assert objective is not None
+    is_joint = asked.reconstruction_weight is not None
+    if isinstance(model, FineTuned) and (model.learning == "all") != is_joint:
+        raise UsageError(
+            f"model.learning {model.learning!r}: 'all' trains the decoder too, by objective.reconstruction_weight (published: "
+            "0.5), and the others go without; set both or neither"
+        )
+    if asked.reconstruction_weight is None:
+        return Supervised(objective=objective, inputs=inputs)
+    if not isinstance(model, FineTuned):
+        raise UsageError(
+            f"model.name {recipe.model.name!r} completes nothing; leave objective.reconstruction_weight out"
+        )
+    hiding, _ = _hiding(recipe, model.model, signal)
+    return JointlySupervised(
+        objective=objective,
+        inputs=inputs,
+        hiding=hiding,
+        loss=_masked_loss(recipe, model.model),
+        weight=asked.reconstruction_weight,
+    )
+
+
+def begin(recipe: Recipe, model: nn.Module) -> Loaded | None:
+    """Put the weights that the recipe begins with into the network; None where it begins with none.
+
+    Raises:
+        UsageError: there is no such run or file.
+        WeightsError: they do not fit.
+    """
+    source = recipe.start.from_
+    if not source:
+        return None
+    name, function = recipe.model.name, function_of(family_of(recipe.model.name).begin)
+    options: dict[str, Any] = {}
+    for option, family in _BEGIN_OPTIONS.items():
+        value = getattr(recipe.start, option)
+        if value != getattr(StartConfig(), option):
+            if not name.startswith(family):
+                raise UsageError(f"start.{option} is of {family}, got model.name {name!r}; leave it out")
+            options[option] = value
+    loaded: Loaded = function(model, _weights_of(Path(source)), source=source, **options)
+    return loaded
+
+
+def _weights_of(source: Path) -> Mapping[str, Tensor]:
+    """The network's state in a run's newest whole checkpoint, in a checkpoint, or in a file."""
+    if (source / "checkpoints").is_dir():
+        found, _ = newest_whole(source / "checkpoints")
+        if found is not None:
+            return found.model
+    if (source / "manifest.json").is_file():
+        return load_checkpoint(source).model
+    if (source / "model.safetensors").is_file():
+        return read_weights(source / "model.safetensors")
+    if source.suffix == ".safetensors":
+        return read_weights(source)
+    raise UsageError(
+        f"start.from {str(source)!r}: expected the folder of a run or of a checkpoint, or a .safetensors file; there is "
+        f"{'no whole checkpoint in it' if source.is_dir() else 'no such folder'}"
+    )
+
+
+def _tell_brain(model: Any, signal: Signal) -> None:
+    """Say which voxels are stored to a network that leaves the others out."""
+    if signal.brain is not None and hasattr(model, "set_brain"):
+        model.set_brain(signal.brain)
+
+
+def _freeze(model: nn.Module, beginnings: tuple[str, ...]) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    for beginning in beginnings:
+        if not any(name.startswith(beginning) for name in names):
+            tops = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+            raise UsageError(f"start.freeze: no parameter's name begins with {beginning!r}; the network has {tops}")
+    for name, parameter in model.named_parameters():
+        if name.startswith(beginnings):
+            parameter.requires_grad_(False)
+    if beginnings and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(f"start.freeze {list(beginnings)} leaves nothing to learn; freeze less")
+
+
+def _inputs(recipe: Recipe, model: nn.Module, signal: Signal, extras: Extras) -> Inputs:
+    parameters = inspect.signature(model.forward).parameters
+    name = recipe.model.name
+    if signal.varies and "lengths" not in parameters:
+        raise UsageError(
+            f"model.name {name!r} does not know the lengths of runs, and whole runs (data.window = 0) differ in theirs: it "
+            "would take padding for signal; give data.window"
+        )
+    needs_xyz = "xyz" in parameters and parameters["xyz"].default is inspect.Parameter.empty
+    if needs_xyz and signal.centres_mm is None:
+        raise UsageError(
+            f"model.name {name!r} needs to know where parcels lie, and data.normalize {recipe.data.normalize!r} does not end "
+            "in parcels of volumes; give one that does"
+        )
+    return Inputs(
+        takes=signal.takes,
+        names=frozenset(parameters),
+        parcels=None if signal.parcels is None else torch.from_numpy(signal.parcels),
+        xyz=None if signal.centres_mm is None else torch.from_numpy(signal.centres_mm),
+        extras=extras,
+    )
+
+
+def _rebuilding(recipe: Recipe, inputs: Inputs, signal: Signal, *, device: torch.device) -> Rebuilding:
+    if signal.channels != 2:
+        raise UsageError(
+            f"objective.kind 'reconstruct' compares with the first of two channels (global z, voxel z), got {signal.channels} "
+            f"by data.normalize {recipe.data.normalize!r}; use 'tff' or 'tff-hcp'"
+        )
+    asked = recipe.objective.perceptual
+    features: FeatureNet | None = None
+    if asked is not None:
+        features = feature_net(None if asked == "random" else asked).to(device)
+    return Rebuilding(
+        inputs=inputs,
+        seed=recipe.train.seed,
+        features=features,
+        share=SLICE_SHARES[recipe.model.name],
+        perceptual=asked or "",
+    )
+
+
+def _hiding(recipe: Recipe, model: nn.Module, signal: Signal) -> tuple[Hiding, dict[str, Any]]:
+    """What is hidden, and the same in words for checkpoints."""
+    asked = recipe.objective
+    is_told = "masking" in inspect.signature(model.forward).parameters
+    options: dict[str, Any] = {"mode": asked.masking, "ratio": asked.mask_ratio, "frames": asked.mask_frames}
+    given = {name: value for name, value in options.items() if value is not None}
+    masking: Any
+    if is_told:
+        masking = dataclasses.replace(_own_masking(model), **given)
+        if masking.ratio == 0 and masking.frames is None:
+            raise UsageError("objective.mask_ratio is 0 by the network's own options; nothing would be hidden: set it")
+    else:
+        masking = model.config.masking  # type: ignore[union-attr]
+        if given:
+            raise UsageError(
+                f"model.name {recipe.model.name!r} says by its own options what is hidden; leave objective.masking and the "
+                "other mask options out"
+            )
+    _require_unseen_future(recipe, _shown_frames(masking, model, signal.frames))
+    size = _noise_size(model, signal.takes)
+    return Hiding(seed=recipe.train.seed, masking=masking if is_told else None, size=size), {
+        "hidden": dataclasses.asdict(masking)
+    }
+
+
+def _own_masking(model: Any) -> Masking:
+    masking: Masking = model.masking
+    return masking
+
+
+def _noise_size(model: Any, takes: str) -> Callable[[torch.Size], int]:
+    if takes == "series":
+        return lambda shape: int(model.noise_size(shape[1], shape[2]))
+    return lambda shape: int(model.noise_size(shape[-1]))
+
+
+def _shown_frames(masking: Any, model: Any, frames: int) -> int | None:
+    """How many frames at a window's beginning are shown where its end is predicted; None for other modes."""
+    if masking.mode not in _FORECASTS:
+        return None
+    if isinstance(masking, Masking):
+        return frames - masking.masked_frames(frames)
+    times: int = model.config.times
+    hidden: int = masking.hidden_tokens(places=1, times=times)
+    return frames // times * (times - hidden)
+
+
+def _require_unseen_future(recipe: Recipe, shown: int | None) -> None:
+    """Raise UsageError where frames that are to be predicted have gone into the statistics of what is shown."""
+    if shown is None:
+        return
+    data = recipe.data
+    if data.stats == "run":
+        own = (Voxelwise, Temporal, Range, Global, TwoChannels)
+        if any(isinstance(step, own) for step in expand(data.normalize)):
+            raise UsageError(
+                f"data.normalize {data.normalize!r} takes statistics of whole runs, which know the frames to predict; set "
+                f"data.stats = 'context' (or 'prefix') and data.context = {shown}, the frames that are shown"
+            )
+    elif data.context is not None and data.context > shown:
+        raise UsageError(
+            f"data.context {data.context} reaches into the frames to predict: {shown} of a window are shown; "
+            f"set data.context = {shown}"
+        )
+
+
+def _masked_loss(recipe: Recipe, model: Any) -> str:
+    asked = recipe.objective.loss if recipe.objective.kind == "masked" else None
+    own: str = getattr(model.config, "loss_fn", "mse")
+    return own if asked is None else _MASKED_LOSS[asked]
