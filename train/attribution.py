@@ -28,7 +28,7 @@ from train.attribution_methods import BASELINES
 from train.attribution_runs import Method, RunMap, SubjectMean, attribute_runs, cube_regions, parcel_regions
 from train.checkpoint import newest_whole
 from train.config import Recipe, load_recipe
-from train.evaluate import Part
+from train.data import Part, fitted_of, open_part, signal_of
 
 if TYPE_CHECKING:
     from fmristream.stream.clips import StreamingDataset
@@ -59,9 +59,8 @@ def open_trained(folder: Path, *, url: str, split: str, device: torch.device, st
     Raises:
         UsageError: there is no recipe, or no whole checkpoint.
     """
+    from train.build import make_model
     from train.launch import World
-    from train.loop import make_model, open_part
-    from train.objectives import Objective
 
     if not (folder / "recipe.toml").is_file():
         raise UsageError(f"{folder}: holds no recipe.toml; give the --out folder of a training run")
@@ -73,12 +72,20 @@ def open_trained(folder: Path, *, url: str, split: str, device: torch.device, st
         raise UsageError(f"{folder}: has no whole checkpoint; train longer, or give another folder")
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, url=url or recipe.data.url))
     every: Any = None
-    part = open_part(recipe, split=split or every, seed=None, world=World(device=device), stack=stack)
-    outputs = Objective(**checkpoint.state["objective"]).outputs
-    network = make_model(recipe, grid=part.clips.grid, outputs=outputs).to(device)
+    world = World(device=device)
+    fitted = fitted_of(recipe, out=folder, world=world)
+    part = open_part(recipe, split=split or every, seed=None, world=world, stack=stack, fitted=fitted)
+    signal = signal_of({"train": part})
+    if signal.takes != "volume" or recipe.data.columns or recipe.data.side:
+        raise UsageError(
+            f"{folder}: {recipe.model.name} takes {signal.takes if signal.takes != 'volume' else 'more than volumes'}; maps are "
+            "made of networks of volumes alone"
+        )
+    if not recipe.objective.is_supervised:
+        raise UsageError(f"{folder}: was trained without a target, its outputs score nothing; give a run that has one")
+    outputs = len(checkpoint.state["objective"].get("classes", ())) or 1
+    network = make_model(recipe, signal, outputs=outputs).to(device)
     network.load_state_dict(dict(checkpoint.model))
-    if getattr(network, "takes", "volume") != "volume":
-        raise UsageError(f"{folder}: {recipe.model.name} takes {network.takes}; maps are made of networks of volumes")
     return TrainedRun(recipe=recipe, step=checkpoint.step, network=network, part=part)
 
 

@@ -25,7 +25,7 @@ from train.attribution_methods import (
 if TYPE_CHECKING:
     from fmristream.catalog.run import Run
     from fmristream.stream.clips import StreamingDataset
-    from train.evaluate import Part
+    from train.data import Part
 
 Volume = NDArray[np.float32]
 

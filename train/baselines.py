@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from train.baselines_connectivity import connectivity_features
 from train.baselines_fit import Features, Floats, Kind, Reader, fit_reader, require_scikit_learn
 from train.baselines_nuisance import nuisance_features
 from train.config import Recipe, load_recipe
-from train.evaluate import Part, Subjects
+from train.data import Part, fitted_of, open_part
+from train.evaluate import Subjects
+from train.launch import World
 
 if TYPE_CHECKING:
     from fmristream.stream.clips import StreamingDataset
@@ -36,11 +39,15 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Baseline:
-    """A fitted baseline and what it says of the subjects of each part, as a network's subjects are scored."""
+    """A fitted baseline and what it says of the subjects of each part, as a network's subjects are scored.
+
+    `objective` is that of the recipe's network, where there is a recipe.
+    """
 
     name: str
     reader: Reader
     parts: Mapping[str, Subjects]
+    objective: "Objective | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,31 +158,41 @@ def recipe_baselines(
         block: voxels along a cube; a sixth of the grid where it is 0.
         columns: of the participants table that the nuisance baseline may use; see `nuisance_features`.
     """
+    from train.loop import objective_of
+
     require_scikit_learn()
     with ExitStack() as stack:
         parts = _open_parts(recipe, stack)
-        objective = _objective(recipe, parts["train"])
+        objective = objective_of(recipe, parts)
+        if objective is None:
+            raise UsageError(
+                f"objective.kind {recipe.objective.kind!r} has no target to read; give a recipe of classification or regression"
+            )
         truth = {label: value for part in parts.values() for label, value in coded_truth(part.clips, objective).items()}
         dataset = parts["train"].clips.dataset
         runs = [run for part in parts.values() for run in part.clips.runs]
-        scan = nuisance_features(dataset, runs, target=recipe.data.target, columns=columns)
+        scan = nuisance_features(dataset, runs, target=objective.target, columns=columns)
         seen = parts if atlas is None else _open_parts(_of_parcels(recipe, atlas), stack)
         connectivity = {name: connectivity_features(part, block=block) for name, part in seen.items()}
     beside = {name: scan.of(part.subject) for name, part in connectivity.items()}
-    return [
+    found = [
         fit_baseline(name, features, truth, kind=objective.kind, seed=recipe.train.seed)
         for name, features in ((CONNECTIVITY, connectivity), (NUISANCE, beside))
     ]
+    return [dataclasses.replace(baseline, objective=objective) for baseline in found]
 
 
 def summary(baseline: Baseline, recipe: Recipe) -> dict[str, Any]:
     """The numbers of a baseline in the form of a network's report.json."""
     from train.loop import Outcome
     from train.report import summarise
+    from train.tasks import Inputs, Supervised
 
     parts = baseline.parts
-    objective = _stand_in(recipe, baseline)
-    report = summarise(Outcome(step=0, objective=objective, val=parts.get("val"), test=parts.get("test")), recipe)
+    assert baseline.objective is not None, "baselines of a recipe have its objective"
+    # A report asks for the objective alone: no batch comes.
+    task = Supervised(objective=baseline.objective, inputs=Inputs(takes="volume", names=frozenset()))
+    report = summarise(Outcome(step=0, task=task, val=parts.get("val"), test=parts.get("test")), recipe)
     facts = {"baseline": baseline.name, "penalty": baseline.reader.penalty, "features": len(baseline.reader.centre)}
     return facts | {key: value for key, value in report.items() if key != "step"}
 
@@ -211,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _write(found: Sequence[Baseline], recipe: Recipe, *, network: Mapping[str, Any] | None, out: Path) -> None:
     from train.report import _for_json
 
-    kind, draws = recipe.objective.kind, recipe.eval.bootstrap_draws
+    draws = recipe.eval.bootstrap_draws
     reports = []
     for baseline in found:
         report = summary(baseline, recipe)
@@ -219,7 +236,7 @@ def _write(found: Sequence[Baseline], recipe: Recipe, *, network: Mapping[str, A
         for part in ("val", "test"):
             _print_numbers(part, report)
         if network is not None:
-            rows = beside_network(report, network, kind=kind, draws=draws)
+            rows = beside_network(report, network, kind=baseline.reader.kind, draws=draws)
             report["network_minus_baseline"] = [dataclasses.asdict(row) for row in rows]
             for row in rows:
                 low, high = row.interval
@@ -244,13 +261,14 @@ def _print_numbers(part: str, report: Mapping[str, Any]) -> None:
 
 def _open_parts(recipe: Recipe, stack: ExitStack) -> dict[str, Part]:
     """Every part in stored order, cut as the network sees it: training windows by the training's stride."""
-    from train.launch import World
-    from train.loop import open_part
-
     names = {"train": recipe.data.train_split, "val": recipe.data.val_split, "test": recipe.data.test_split}
     as_trained = dataclasses.replace(recipe, eval=dataclasses.replace(recipe.eval, stride=None))
+    world, folder = World(), Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    fitted = fitted_of(recipe, out=folder, world=world)
     return {
-        part: open_part(as_trained if part == "train" else recipe, split=split, seed=None, world=World(), stack=stack)
+        part: open_part(
+            as_trained if part == "train" else recipe, split=split, seed=None, world=world, stack=stack, fitted=fitted
+        )
         for part, split in names.items()
         if split
     }
@@ -259,21 +277,6 @@ def _open_parts(recipe: Recipe, stack: ExitStack) -> dict[str, Part]:
 def _of_parcels(recipe: Recipe, atlas: str) -> Recipe:
     parcels: Any = f"parcels:{atlas}" if atlas else "parcels"
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, normalize=parcels, grid=None))
-
-
-def _objective(recipe: Recipe, part: Part) -> "Objective":
-    from train.objectives import make_objective
-
-    target, clips = recipe.data.target, part.clips
-    values = np.array(clips.target_values[target], dtype=np.float64)
-    return make_objective(recipe.objective.kind, target, labels=clips.target_labels[target], train_values=values)
-
-
-def _stand_in(recipe: Recipe, baseline: Baseline) -> "Objective":
-    """What the report asks of an objective: the kind; scores and truths are coded already."""
-    from train.objectives import Objective
-
-    return Objective(kind=baseline.reader.kind, target=recipe.data.target)
 
 
 def _difference(

@@ -16,7 +16,7 @@ from train.baselines_fit import Features
 if TYPE_CHECKING:
     from fmristream.catalog.run import Run
     from fmristream.stream.clips import StreamingDataset
-    from train.evaluate import Part
+    from train.data import Part
 
 Floats = NDArray[np.float64]
 

@@ -74,10 +74,7 @@ class Signal:
 def open_parts(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> dict[str, Part]:
     """`train`, and `val` and `test` where the recipe names them; statistics that it needs are fitted first."""
     data = recipe.data
-    fitted: tuple[Fitted, ...] = ()
-    if any(isinstance(step, Cohort) for step in expand(data.normalize)):
-        with main_first(world, timeout_s=_FITTING_S):
-            fitted = _fitted(recipe, out)
+    fitted = fitted_of(recipe, out=out, world=world)
     splits = {"train": data.train_split, "val": data.val_split, "test": data.test_split}
     return {
         name: open_part(
@@ -144,6 +141,14 @@ def _open_clips(recipe: Recipe, **arguments: Any) -> "StreamingDataset":
     data = recipe.data
     atlases = {name: read_atlas(path).atlas for name, path in data.atlases.items()}
     return StreamingDataset(data.url, where=data.where or None, atlases=atlases, **arguments)
+
+
+def fitted_of(recipe: Recipe, *, out: Path, world: World) -> "tuple[Fitted, ...]":
+    """What the recipe's normalisation needs to know of the training runs; kept in `out`, the run's folder."""
+    if not any(isinstance(step, Cohort) for step in expand(recipe.data.normalize)):
+        return ()
+    with main_first(world, timeout_s=_FITTING_S):
+        return _fitted(recipe, out)
 
 
 def _fitted(recipe: Recipe, out: Path) -> "tuple[Fitted, ...]":

@@ -17,7 +17,7 @@ from fmristream.ingest.options import ConvertOptions
 from train.attribution import main
 from train.attribution_maps import native_volume, write_map, write_picture
 from train.attribution_runs import Method, SubjectMean, attribute_runs, cube_regions, parcel_regions
-from train.evaluate import Part
+from train.data import Part
 from train.launch import World
 from train.loop import train
 

@@ -14,7 +14,7 @@ from fmristream.signal.grid import target_positions
 from train.baselines import recipe_baselines
 from train.baselines_connectivity import RunSums, connectivity_features, cube_parcels
 from train.config import recipe_from
-from train.evaluate import Part
+from train.data import Part
 
 
 def features(url, *, batch_size=3, block=0, channel=0, **options):
