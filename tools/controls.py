@@ -75,7 +75,7 @@ def subject_features(
 
     Connectivity is Fisher's z of the correlations of the means of `block`³ voxel cubes: upper triangle, row by row.
     """
-    parcel_of, num_parcels = _parcels(mask, block)
+    parcel_of, num_parcels = parcel_numbers(mask, block)
     sizes = np.bincount(parcel_of, minlength=num_parcels + 1)[:num_parcels]
     count, mean, squares = 0, np.zeros(int(mask.sum())), np.zeros(int(mask.sum()))
     courses = []
@@ -121,16 +121,7 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-def _ridge_scores(values: FloatArray, coded: npt.NDArray, train: BoolArray) -> FloatArray:
-    from sklearn.linear_model import RidgeCV
-
-    centre, spread = values[train].mean(axis=0), values[train].std(axis=0)
-    scaled = (values - centre) / np.where(spread > 0, spread, 1)
-    model = RidgeCV(alphas=PENALTIES).fit(scaled[train], 2.0 * coded[train] - 1)
-    return model.predict(scaled[~train])
-
-
-def _parcels(mask: BoolArray, block: int) -> tuple[npt.NDArray[np.intp], int]:
+def parcel_numbers(mask: BoolArray, block: int) -> tuple[npt.NDArray[np.intp], int]:
     """Parcel of every voxel of the mask, and how many parcels there are; the last number means none."""
     blocks = tuple(-(-size // block) for size in mask.shape)
     cube = np.ravel_multi_index(tuple(axis // block for axis in np.nonzero(mask)), blocks)
@@ -141,6 +132,15 @@ def _parcels(mask: BoolArray, block: int) -> tuple[npt.NDArray[np.intp], int]:
     numbers = np.full(len(sizes), len(kept))
     numbers[kept] = np.arange(len(kept))
     return numbers[cube], len(kept)
+
+
+def _ridge_scores(values: FloatArray, coded: npt.NDArray, train: BoolArray) -> FloatArray:
+    from sklearn.linear_model import RidgeCV
+
+    centre, spread = values[train].mean(axis=0), values[train].std(axis=0)
+    scaled = (values - centre) / np.where(spread > 0, spread, 1)
+    model = RidgeCV(alphas=PENALTIES).fit(scaled[train], 2.0 * coded[train] - 1)
+    return model.predict(scaled[~train])
 
 
 def _connectivity(courses: FloatArray) -> FloatArray:
