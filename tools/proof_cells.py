@@ -300,6 +300,6 @@ def _options(model: Model, given: Input, settings: Settings) -> dict[str, Any]:
     if "patch_size" in options:
         frames = options["patch_size"][3]
         options["patch_size"] = [*(size // 4 for size in settings.shape), frames]
-    if model.takes == "volume" and given.channels > 1 and not _TRAINER_COUNTS_CHANNELS:
+    if model.takes == "volume" and not _TRAINER_COUNTS_CHANNELS:
         options["in_chans"] = given.channels
     return options

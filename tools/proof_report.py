@@ -10,10 +10,9 @@ import numpy as np
 
 from fmristream.errors import UsageError
 from tools.proof_cells import EFFECTS, INPUTS, MODELS, Cell, Settings, described, digest_of
-from tools.proof_results import Line, auroc_draws, expected_s, in_hours, read_lines, remaining
+from tools.proof_results import QUANTILES, Line, auroc_draws, expected_s, in_hours, read_lines, remaining
 
 BEGIN, END = "<!-- results: written by tools/proof.py --report -->", "<!-- end of results -->"
-QUANTILES = (0.025, 0.975)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
