@@ -17,7 +17,7 @@ import signal
 import sys
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -28,8 +28,9 @@ sys.path.insert(0, str(ROOT))  # `tools` is not installed
 
 from fmristream.errors import UsageError  # noqa: E402
 from tools.proof_cells import EFFECTS, MODELS, Cell, Settings, cells  # noqa: E402
+from tools.proof_cohorts import Scores  # noqa: E402
 from tools.proof_report import write_report  # noqa: E402
-from tools.proof_results import append, expected_s, in_hours, key_of, line_of, read_lines, remaining  # noqa: E402
+from tools.proof_results import append, expected_s, in_hours, line_of, read_lines, remaining  # noqa: E402
 
 CONTEXT = multiprocessing.get_context("spawn")
 # How long a stopped network may take to write its checkpoint.
@@ -46,7 +47,7 @@ class Worker:
 
     process: Any
     pipe: Connection
-    cell: Cell | None = None
+    cell: Cell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,69 +83,79 @@ def run(todo: Sequence[Cell], settings: Settings, *, out: Path, workers: int, bu
 
     Networks that are not there, or refuse their options, are told once and left out; why is kept in OUT/refused.json.
     """
-    queue, results = deque(todo), out / "results.jsonl"
-    refused, failed = _Refused(out / "refused.json", {cell.model for cell in todo}), 0
-    crew = [_hire(settings, out) for _ in range(min(workers, len(todo)))]
-    spent_s = 0.0
+    todo_left = _Queue(todo, settings, out=out, budget_s=budget_s)
+    crew: list[Worker] = []
+    failed = 0
     try:
         while True:
-            for worker in crew:
-                lines = read_lines(results)
-                while worker.cell is None and queue:
-                    cell = queue.popleft()
-                    if cell.model in refused:
-                        continue
-                    if spent_s + expected_s(cell, lines, settings) > budget_s:
-                        print(
-                            f"{cell.key}: left for another time, {in_hours(spent_s)} of {in_hours(budget_s)} are spent"
-                        )
-                        continue
-                    worker.cell = cell
-                    worker.pipe.send(cell)
-            busy = [worker for worker in crew if worker.cell is not None]
-            if not busy:
+            while len(crew) < workers and (cell := todo_left.take()) is not None:
+                crew.append(_hire(settings, out, cell))
+            if not crew:
                 return 1 if failed else 0
-            for pipe in wait([worker.pipe for worker in busy]):
-                worker = next(worker for worker in busy if worker.pipe is pipe)
-                cell, worker.cell = worker.cell, None
+            for pipe in wait([worker.pipe for worker in crew]):
+                worker = next(worker for worker in crew if worker.pipe is pipe)
                 kind, answer = _answer(worker)
                 if kind == "done":
-                    append(results, line_of(cell, settings, *answer))
-                    spent_s += answer[1]["core_s"]
-                    _tell_done(results, queue, settings)
+                    todo_left.done(worker.cell, *answer)
                 elif kind == "refused":
-                    refused.add(cell.model, answer)
+                    todo_left.refused(worker.cell, answer)
                 else:
                     failed += 1
-                    print(f"{cell.key}: failed: {answer}", file=sys.stderr, flush=True)
-                    if not worker.process.is_alive():
-                        crew[crew.index(worker)] = _hire(settings, out)
+                    print(f"{worker.cell.key}: failed: {answer}", file=sys.stderr, flush=True)
+                _next_or_home(worker, crew, todo_left)
     finally:
         _dismiss(crew)
 
 
-class _Refused:
-    """Networks that are not there, and why; models that are asked for anew begin without a reason."""
+class _Queue:
+    """What is left to do, what it has taken so far, and which networks are not there."""
 
-    def __init__(self, path: Path, anew: set[str]) -> None:
-        self.path = path
-        before = json.loads(path.read_text()) if path.exists() else {}
+    def __init__(self, todo: Sequence[Cell], settings: Settings, *, out: Path, budget_s: float) -> None:
+        self._left = deque(todo)
+        self._settings, self._results, self._budget_s = settings, out / "results.jsonl", budget_s
+        self._spent_s = 0.0
+        self._refusals = out / "refused.json"
+        before = json.loads(self._refusals.read_text()) if self._refusals.exists() else {}
+        anew = {cell.model for cell in todo}
         self._reasons = {model: reason for model, reason in before.items() if model not in anew}
-        self._write()
+        self._write_refusals()
 
-    def __contains__(self, model: str) -> bool:
-        return model in self._reasons
+    def take(self) -> Cell | None:
+        """The next cell whose network is there and that the budget allows."""
+        while self._left:
+            cell = self._left.popleft()
+            if cell.model in self._reasons:
+                continue
+            if self._spent_s + expected_s(cell, read_lines(self._results), self._settings) <= self._budget_s:
+                return cell
+            spent = f"{in_hours(self._spent_s)} of {in_hours(self._budget_s)} are spent"
+            print(f"{cell.key}: left for another time, {spent}", flush=True)
+        return None
 
-    def add(self, model: str, reason: str) -> None:
-        if model not in self._reasons:
-            print(f"{model}: not there: {reason}", flush=True)
-        self._reasons[model] = reason
-        self._write()
+    def done(self, cell: Cell, scores: Scores, facts: Mapping[str, Any]) -> None:
+        """Keep what a cell gave, and tell it."""
+        line = line_of(cell, self._settings, scores, facts)
+        append(self._results, line)
+        self._spent_s += facts["core_s"]
+        low, high = line["auroc_interval"]
+        print(
+            f"{cell.key}: AUROC {line['auroc']:.2f} ({low:.2f} to {high:.2f}), frames shuffled "
+            f"{line['shuffled_auroc']:.2f}, {line['core_s']:.0f} core-seconds in {line['seconds']:.0f} s; "
+            f"{_left(self._left, self._results, self._settings)}",
+            flush=True,
+        )
 
-    def _write(self) -> None:
-        part = self.path.with_suffix(".part")
+    def refused(self, cell: Cell, reason: str) -> None:
+        """Leave a network's other cells out."""
+        if cell.model not in self._reasons:
+            print(f"{cell.model}: not there: {reason}", flush=True)
+        self._reasons[cell.model] = reason
+        self._write_refusals()
+
+    def _write_refusals(self) -> None:
+        part = self._refusals.with_suffix(".part")
         part.write_text(json.dumps(self._reasons, indent=1) + "\n")
-        os.replace(part, self.path)
+        os.replace(part, self._refusals)
 
 
 def work(pipe: Connection, settings: Settings, out: Path) -> None:
@@ -171,13 +182,14 @@ def work(pipe: Connection, settings: Settings, out: Path) -> None:
             pipe.send(("done", (done.scores, done.facts)))
 
 
-def _hire(settings: Settings, out: Path) -> Worker:
+def _hire(settings: Settings, out: Path, cell: Cell) -> Worker:
     os.environ["OMP_NUM_THREADS"] = "1"  # the children's
     ours, theirs = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=work, args=(theirs, settings, out))
+    process = CONTEXT.Process(target=work, args=(theirs, settings, out), daemon=True)
     process.start()
     theirs.close()
-    return Worker(process=process, pipe=ours)
+    ours.send(cell)
+    return Worker(process=process, pipe=ours, cell=cell)
 
 
 def _answer(worker: Worker) -> tuple[str, Any]:
@@ -189,11 +201,21 @@ def _answer(worker: Worker) -> tuple[str, Any]:
     return kind, answer
 
 
+def _next_or_home(worker: Worker, crew: list[Worker], queue: _Queue) -> None:
+    """Another cell for a worker; it leaves the crew where there is none, or where its process has died."""
+    if worker.process.is_alive() and (cell := queue.take()) is not None:
+        worker.cell = cell
+        worker.pipe.send(cell)
+        return
+    crew.remove(worker)
+    worker.pipe.close()  # which ends it
+    worker.process.join(GRACE_S)
+
+
 def _dismiss(crew: Sequence[Worker]) -> None:
     """End all workers; those that train write a checkpoint first."""
     for worker in crew:
-        if worker.cell is not None:
-            worker.process.terminate()
+        worker.process.terminate()
         worker.pipe.close()
     for worker in crew:
         worker.process.join(GRACE_S)
@@ -218,18 +240,7 @@ def _tell(todo: Sequence[Cell], wanted: Sequence[Cell], results: Path, settings:
     print(f"{len(wanted) - len(todo)} of {len(wanted)} cells are done; {_left(todo, results, settings)}", flush=True)
 
 
-def _tell_done(results: Path, queue: Sequence[Cell], settings: Settings) -> None:
-    line = read_lines(results)[-1]
-    low, high = line["auroc_interval"]
-    print(
-        f"{key_of(line)}: AUROC {line['auroc']:.2f} ({low:.2f} to {high:.2f}), frames shuffled "
-        f"{line['shuffled_auroc']:.2f}, {line['core_s']:.0f} core-seconds in {line['seconds']:.0f} s; "
-        f"{_left(queue, results, settings)}",
-        flush=True,
-    )
-
-
-def _left(todo: Sequence[Cell], results: Path, settings: Settings) -> str:
+def _left(todo: Collection[Cell], results: Path, settings: Settings) -> str:
     lines = read_lines(results)
     return f"{len(todo)} left, about {in_hours(sum(expected_s(cell, lines, settings) for cell in todo))}"
 

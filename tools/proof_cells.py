@@ -130,7 +130,7 @@ NETWORKS: Mapping[str, Model] = {
         },
         lr=3e-3,
         inputs=("voxel", "global", "voxel+mean", "two-scaled", "two"),
-        expected_s=95,
+        expected_s=87,
     ),
     "tff3": Model(
         words="TFF, phase 3 from scratch",
@@ -145,14 +145,14 @@ NETWORKS: Mapping[str, Model] = {
             "dropout_transformer": 0.0,
         },
         pool=2,
-        expected_s=200,
+        expected_s=140,
     ),
     "cnn_rnn": Model(
         words="CNN-RNN",
         takes="volume",
         options={"channels": [16, 32, 48], "hidden": 64, "frame_chunk": 0},
         pool=2,
-        expected_s=90,
+        expected_s=80,
     ),
     "mae4d": Model(
         words="4-D MAE encoder from scratch",
@@ -163,7 +163,7 @@ NETWORKS: Mapping[str, Model] = {
             "depth": 3,
             "num_heads": 4,
         },
-        expected_s=90,
+        expected_s=110,
     ),
     "brainlm": Model(
         words="BrainLM from scratch",
@@ -181,15 +181,15 @@ NETWORKS: Mapping[str, Model] = {
             "timepoint_patching_size": 4,
         },
         inputs=("parcels",),
-        expected_s=90,
+        expected_s=75,
     ),
-    "lstm": Model(words="LSTM on parcels", takes="series", options={"hidden": 96}, inputs=("parcels",), expected_s=20),
+    "lstm": Model(words="LSTM on parcels", takes="series", options={"hidden": 96}, inputs=("parcels",), expected_s=6),
     "mlp": Model(
         words="MLP on a window's parcels",
         takes="series",
         options={"inputs": "series", "hidden": [64]},
         inputs=("parcels",),
-        expected_s=12,
+        expected_s=5,
     ),
     "mlp-fc": Model(
         words="MLP on a window's connectivity",
@@ -197,7 +197,7 @@ NETWORKS: Mapping[str, Model] = {
         name="mlp",
         options={"inputs": "connectivity", "hidden": [32]},
         inputs=("parcels",),
-        expected_s=12,
+        expected_s=8,
     ),
 }
 MODELS: Mapping[str, Model] = {**FEATURES, **NETWORKS}

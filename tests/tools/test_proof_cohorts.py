@@ -19,7 +19,8 @@ from tools.proof_cohorts import (
     shuffled_windows,
     write_blocks,
 )
-from train.metrics import auroc, bootstrap_interval
+from tools.proof_results import auroc_draws
+from train.metrics import auroc
 
 SMALL = Settings(subjects=44, shape=(12, 12, 12), frames=64)
 SEEN_BY = {"coupling": {"fc"}, "amplitude": {"sd", "fc"}, "order": {"lagged-fc"}, "states": {"lagged-fc"}}
@@ -31,8 +32,8 @@ def out(tmp_path_factory):
 
 
 def is_no_better_than_chance(truth, score):
-    low, _ = bootstrap_interval(auroc, truth, score, draws=500, stratify=True)
-    return low < 0.5
+    # 99 of 100 draws: sixteen readers are asked, and few subjects.
+    return np.quantile(auroc_draws(truth, score), 0.01) < 0.5
 
 
 @pytest.mark.parametrize("effect", EFFECTS)
