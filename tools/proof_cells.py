@@ -251,7 +251,7 @@ def recipe_of(cell: Cell, settings: Settings, *, url: str) -> Recipe:
             target="sex",
             window=settings.window,
             stride=settings.stride,
-            normalize=given.normalize + pooled,  # type: ignore[arg-type]
+            normalize=given.normalize + pooled,
             val_split="",
         ),
         model=ModelConfig(name=model.name or cell.model, options=_options(model, given, settings)),
