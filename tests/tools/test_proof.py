@@ -18,7 +18,7 @@ from tools.proof_results import read_lines
 from tools.proof_train import NotThereError, compute
 from train.models import MODELS
 
-TINY = Settings(subjects=10, shape=(20, 20, 20), frames=16, window=8, stride=8, batch_size=4, steps=2)
+TINY = Settings(subjects=10, shape=(20, 20, 20), frames=32, window=16, stride=16, batch_size=4, steps=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
