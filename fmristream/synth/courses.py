@@ -5,10 +5,13 @@ Networks 0 and 1 carry sex, networks 2 and 3 carry age, by one of these effects:
 coupling   correlation of the two time courses, .2 ± strength / 2
 amplitude  the first one's fluctuations are up to 1 + strength times as large
 order      the first one leads or lags the second by up to `strength` frames
+states     one of three states at a time: the first one active, the second, neither; of the changes of state,
+           (2 ± strength) / 4 go that way round, the others the other way round
 none       correlation .2 for everybody
 
 Every network's time course has mean 0 over the run and, but for `amplitude`, the same variance: the mean image and
-the SD image are blind to coupling and order.
+the SD image are blind to coupling, order and states. Of order and states one extreme is the other reversed in time, so
+that functional connectivity, which doesn't know which frame comes first, is blind to them, too.
 """
 
 from dataclasses import dataclass
@@ -19,8 +22,11 @@ import numpy.typing as npt
 from fmristream.synth.draws import FloatArray, Purpose, generator, settle
 
 COMMON_COUPLING = 0.2
-MAX_STRENGTH = {"none": 100.0, "coupling": 2 * (1 - COMMON_COUPLING), "amplitude": 10.0, "order": 20.0}
+MAX_STRENGTH = {"none": 100.0, "coupling": 2 * (1 - COMMON_COUPLING), "amplitude": 10.0, "order": 20.0, "states": 2.0}
 NUM_NETWORKS = 6
+NUM_STATES = 3
+# How long a state lasts: three of them are a period of .04 Hz, amid the frequencies that BOLD has.
+SHORTEST_STATE_S, LONGEST_STATE_S = 6.0, 10.0
 # The haemodynamic response leaves little above .1 Hz, and the scanner's drift hides what is below .01 Hz.
 CORNER_HZ, FLOOR_HZ = 0.08, 0.008
 PULSE_CORNER_HZ = 0.3
@@ -97,6 +103,8 @@ def _networks(rng: np.random.Generator, timing: Timing, effect: Effect) -> Float
 
 def _pair(rng: np.random.Generator, timing: Timing, effect: Effect, value: float) -> FloatArray:
     """Two networks' time courses."""
+    if effect.kind == "states":
+        return _states(rng, timing, forward=0.5 + effect.strength * value / 4)
     white = _white(rng, timing, 2)
     if effect.kind == "order":
         lead = effect.strength * value / 2
@@ -111,9 +119,26 @@ def _pair(rng: np.random.Generator, timing: Timing, effect: Effect, value: float
     return pair
 
 
+def _states(rng: np.random.Generator, timing: Timing, *, forward: float) -> FloatArray:
+    """Two networks' time courses, each high in a state of its own; `forward` is the chance that a change goes forward."""
+    shortest, longest = (max(1, round(length / timing.tr_s)) for length in (SHORTEST_STATE_S, LONGEST_STATE_S))
+    length = timing.frames + _margin(timing)
+    count = -(-(length + longest) // shortest)
+    lasts = rng.integers(shortest, longest + 1, count)
+    steps = np.where(rng.random(count) < forward, 1, -1)
+    state = np.repeat((rng.integers(NUM_STATES) + np.cumsum(steps)) % NUM_STATES, lasts)
+    # Not always at the beginning of a state, or the first frames would tell which direction of time is which.
+    state = state[rng.integers(longest) :][:length]
+    return _standard(_slow(np.stack([state == 0, state == 1]).astype(np.float64), timing))
+
+
 def _white(rng: np.random.Generator, timing: Timing, count: int) -> FloatArray:
-    margin = int(np.ceil(MARGIN_S / timing.tr_s)) + int(MAX_STRENGTH["order"])
-    return rng.standard_normal((count, timing.frames + margin))
+    return rng.standard_normal((count, timing.frames + _margin(timing)))
+
+
+def _margin(timing: Timing) -> int:
+    """Frames that are made beyond the run's, and cut off."""
+    return int(np.ceil(MARGIN_S / timing.tr_s)) + int(MAX_STRENGTH["order"])
 
 
 def _slow(

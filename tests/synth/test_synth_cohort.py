@@ -66,6 +66,20 @@ def test_a_cohort_is_the_same_in_another_process_and_without_vector_instructions
     assert digest_in_another_process(url, NPY_DISABLE_CPU_FEATURES=newer) == here
 
 
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("synth://?subjects=2&frames=12&shape=12x13x11&effect=none&seed=4", "3bc4d66bdfb6bc30"),
+        ("synth://?subjects=2&frames=12&shape=12x13x11&effect=coupling", "142d06384dc2e072"),
+        ("synth://?subjects=2&frames=12&shape=12x13x11&effect=amplitude&strength=2.0&runs=2", "66f4279640388459"),
+        ("synth://?subjects=2&frames=12&shape=12x13x11&effect=order&strength=3.0&dtype=float32", "6477bb6abc5abb7b"),
+    ],
+)
+def test_cohorts_of_earlier_releases_keep_their_bytes(url, expected):
+    # Digests of before the effect `states` was added.
+    assert digest(parse_url(url))[:16] == expected
+
+
 def test_a_run_depends_on_its_subject_and_number_and_not_on_the_cohort_s_size():
     larger = dataclasses.replace(COHORT, subjects=50, runs=4)
     assert larger.participants()[:3] == COHORT.participants()

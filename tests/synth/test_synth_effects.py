@@ -32,8 +32,8 @@ def test_age_changes_the_coupling_of_another_pair_by_degrees():
     np.testing.assert_allclose(measured, [-0.6, -0.2, 0.2, 0.6, 1.0], atol=0.08)
 
 
-def test_coupling_and_order_change_neither_mean_nor_spread():
-    for kind in ("coupling", "order", "none"):
+def test_coupling_order_and_states_change_neither_mean_nor_spread():
+    for kind in ("coupling", "order", "states", "none"):
         for sex in (-1.0, 1.0):
             courses = networks(kind, 1.6, sex=sex, age=sex)
             np.testing.assert_allclose(courses.mean(1), 0, atol=1e-4)
@@ -59,6 +59,35 @@ def test_the_first_network_leads_or_lags_by_the_strength(sex, lag):
 def test_order_does_not_show_at_lag_zero():
     leads, lags = ([correlation(*networks("order", 3.0, sex=sex, subject=s)[:2]) for s in range(4)] for sex in (-1, 1))
     np.testing.assert_allclose(leads, lags, atol=0.02)
+
+
+@pytest.mark.parametrize(("strength", "sex", "sign"), [(2.0, 1.0, 1), (2.0, -1.0, -1), (1.0, 1.0, 1), (0.0, 1.0, 0)])
+def test_states_follow_each_other_one_way_round_or_the_other(strength, sex, sign):
+    first, second = networks("states", strength, sex=sex)[:2]
+    # The second network is active 6 to 10 s, 3 to 5 frames, after the first, or before it.
+    after, before = correlation(first[:-4], second[4:]), correlation(first[4:], second[:-4])
+    # 1.3 is what 3,000 frames of states that never turn round give.
+    assert after - before == pytest.approx(sign * strength / 2 * 1.3, abs=0.12)
+
+
+def test_states_show_neither_at_lag_zero_nor_in_how_long_each_network_is_active():
+    pairs = {sex: [networks("states", 2.0, sex=sex, subject=s)[:2] for s in range(6)] for sex in (-1.0, 1.0)}
+    coupling = {sex: [correlation(*pair) for pair in found] for sex, found in pairs.items()}
+    np.testing.assert_allclose(coupling[-1.0], coupling[1.0], atol=0.05)
+    active = {sex: [(pair > 0.5).mean(1) for pair in found] for sex, found in pairs.items()}
+    np.testing.assert_allclose(active[-1.0], active[1.0], atol=0.04)
+
+
+def test_one_extreme_of_the_states_is_the_other_reversed_in_time():
+    forward, backward = (
+        np.stack([networks("states", 2.0, sex=sex, subject=s)[:2] for s in range(6)]) for sex in (1.0, -1.0)
+    )
+
+    def lagged(pairs, lag):
+        return np.mean([correlation(first[: len(first) - lag], second[lag:]) for first, second in pairs])
+
+    for lag in range(1, 13):
+        assert lagged(forward, lag) == pytest.approx(lagged(backward[:, :, ::-1], lag), abs=0.05)
 
 
 def test_no_voxel_is_in_two_networks_and_each_has_its_share():
