@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import fmristream
-from tools.controls import parcel_numbers
 from tools.proof_cells import EFFECTS, Settings
 from tools.proof_cohorts import (
     LAGS,
@@ -20,6 +19,7 @@ from tools.proof_cohorts import (
     write_blocks,
 )
 from tools.proof_results import auroc_draws
+from train.baselines_connectivity import LEAST_BRAIN
 from train.metrics import auroc
 
 SMALL = Settings(subjects=44, shape=(12, 12, 12), frames=64)
@@ -59,10 +59,18 @@ def test_shuffled_frames_blind_the_oracle_of_timing_and_change_nothing_for_the_o
             np.testing.assert_allclose(scores.shuffled, scores.score, atol=1e-3)
 
 
+def cubes_of(mask, block):
+    """(v,) number of each voxel's cube, from 0, or -1 where the cube has too little brain; by a plain loop."""
+    voxels = np.argwhere(mask)
+    cubes = [tuple(place // block) for place in voxels]
+    kept = [cube for cube in sorted(set(cubes)) if cubes.count(cube) >= LEAST_BRAIN * block**3]
+    return np.array([kept.index(cube) if cube in kept else -1 for cube in cubes]), len(kept)
+
+
 def test_stored_parcels_are_the_blocks_that_connectivity_is_computed_of(out):
     opened = fmristream.open(dataset_of(out, SMALL, "order", 0))
     run = next(iter(opened.runs))
-    numbers, count = parcel_numbers(opened.space(run).mask, SMALL.block)
+    numbers, count = cubes_of(opened.space(run).mask, SMALL.block)
     frames = opened.read(run)[:, opened.space(run).mask].astype(np.float64)
     means = np.stack([frames[:, numbers == parcel].mean(axis=1) for parcel in range(count)], axis=1)
     np.testing.assert_allclose(opened.parcels(run).values, means, rtol=1e-6)
@@ -85,8 +93,8 @@ def test_blocks_are_written_where_the_mask_is(tmp_path):
     labels = np.asarray(image.dataobj)
     np.testing.assert_array_equal(image.affine, affine)
     assert not labels[~mask].any()
-    numbers, count = parcel_numbers(mask, 4)
-    np.testing.assert_array_equal(labels[mask], np.where(numbers < count, numbers + 1, 0))
+    numbers, _ = cubes_of(mask, 4)
+    np.testing.assert_array_equal(labels[mask], numbers + 1)
 
 
 def test_lagged_connectivity_is_that_of_a_plain_loop_and_turns_round_with_time():
