@@ -18,6 +18,7 @@ from train.data import Signal, signal_of_recipe
 from train.extras import NO_EXTRAS, Extras
 from train.models import Family, build_model, family_of, function_of
 from train.models.brainlm_heads import FineTuned
+from train.models.imported import ABOUT, imported_weights
 from train.models.load import Loaded, read_weights
 from train.models.series_masking import Masking
 from train.objectives import Objective
@@ -177,6 +178,8 @@ def _weights_of(source: Path) -> Mapping[str, Tensor]:
             return found.model
     if (source / "manifest.json").is_file():
         return load_checkpoint(source).model
+    if (source / ABOUT).is_file():
+        return imported_weights(source)
     if (source / "model.safetensors").is_file():
         return read_weights(source / "model.safetensors")
     if source.suffix == ".safetensors":

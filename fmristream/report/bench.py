@@ -204,7 +204,7 @@ class _CountingReads:
     def retries(self) -> bool:
         return self.inner.retries
 
-    async def read(self, key: str, start: int, stop: int) -> bytes:
+    async def read(self, key: str, start: int, stop: int) -> bytes | memoryview:
         try:
             data = await self.inner.read(key, start, stop)
         except Exception:

@@ -35,7 +35,7 @@ class AsyncReads(Protocol):
         """Whether the client tries again by itself, with bounds of its own: then nobody else does."""
         ...
 
-    async def read(self, key: str, start: int, stop: int) -> bytes:
+    async def read(self, key: str, start: int, stop: int) -> bytes | memoryview:
         """Bytes [start, stop), all of them.
 
         Raises:

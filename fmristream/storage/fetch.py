@@ -301,7 +301,7 @@ class RangeFetcher:
         finally:
             part.handles.clear()
 
-    async def _direct(self, part: _Part) -> bytes:
+    async def _direct(self, part: _Part) -> bytes | memoryview:
         return await self._fetch(part.key, part.start, part.stop, part.what)
 
     async def _cached(self, part: _Part, cache: DiskCache) -> bytes:
@@ -333,12 +333,12 @@ class RangeFetcher:
         await loop.run_in_executor(None, keep)
         return buffer  # type: ignore[return-value]
 
-    async def _fetch(self, key: str, start: int, stop: int, run: str) -> bytes:
+    async def _fetch(self, key: str, start: int, stop: int, run: str) -> bytes | memoryview:
         loop, count = self._reads.loop, stop - start
         what = f"{self._store.name}/{key} ({run})"
         self.counts.requests += 1
 
-        async def attempt() -> bytes:
+        async def attempt() -> bytes | memoryview:
             begun = loop.time()
             data = await self._reads.read(key, start, stop)
             self.depth.answered(loop.time() - begun, in_flight=self._in_flight)

@@ -81,12 +81,19 @@ def load_imported(folder: Path) -> nn.Module:
         WeightsError: a file is missing, or is not what was written.
     """
     about = read_about(folder)
-    found = _sha256(folder / WEIGHTS)
-    if found != about["weights_sha256"]:
+    weights = imported_weights(folder)
+    return load_fitted(about["model"], about["options"], weights, backbone=bool(about["backbone_only"]))
+
+
+def imported_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an import.
+
+    Raises:
+        WeightsError: a file is missing, or is not what was written.
+    """
+    if _sha256(folder / WEIGHTS) != read_about(folder)["weights_sha256"]:
         raise WeightsError(f"{folder / WEIGHTS}: its sha256 is not that of what was imported; import it again")
-    return load_fitted(
-        about["model"], about["options"], read_weights(folder / WEIGHTS), backbone=bool(about["backbone_only"])
-    )
+    return read_weights(folder / WEIGHTS)
 
 
 def read_about(folder: Path) -> dict[str, Any]:

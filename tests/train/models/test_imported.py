@@ -2,6 +2,7 @@
 
 import json
 import os
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 
 from fmristream.errors import UsageError
 from tests.train.models.tiny_networks import NETWORKS, OPTIONS, example, network, published, run, unseen
-from train.config import load_recipe
+from train.build import begin
+from train.config import load_recipe, recipe_from
 from train.models.checkpoint_files import read_checkpoint
 from train.models.imported import load_imported, read_about, recipe_text, write_import
 from train.models.importing import Told, fit_weights
@@ -52,6 +54,19 @@ def test_an_import_gives_the_network_back(tmp_path, name):
         run(load_imported(tmp_path / "out").eval(), inputs), run(network(name, 1), inputs), strict=True
     ):
         assert torch.equal(ours, theirs)
+
+
+def test_a_training_does_not_begin_with_weights_that_are_not_those_that_were_imported(tmp_path):
+    out = tmp_path / "out"
+    write_import(out, *prepared(tmp_path))
+    begins = {"data": {"target": "sex"}, "start": {"from": str(out)}}
+    recipe = recipe_from(tomllib.loads((out / "recipe.toml").read_text()) | begins)
+    begin(recipe, network("swift"))
+    weights = bytearray((out / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (out / "model.safetensors").write_bytes(weights)
+    with pytest.raises(WeightsError, match="not that of what was imported"):
+        begin(recipe, network("swift"))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
