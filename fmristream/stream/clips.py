@@ -290,7 +290,7 @@ def _opened(
     dataset = source if isinstance(source, Dataset) else open_dataset(source)
     if cache is not None:
         store = CachedStore(dataset.store, DiskCache(cache, cache_bytes))
-        dataset = Dataset(dataset.url, store, dataset.generation)
+        dataset = Dataset(dataset.url, store, dataset.generation, filters=dataset.filters)
     if not isinstance(dataset.store, LocalStore):
         dataset.warm(participants=has_targets)
     return dataset
