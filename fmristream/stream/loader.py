@@ -25,9 +25,10 @@ from fmristream.stream.batch import Batch
 from fmristream.stream.clips import Row, StreamingDataset
 from fmristream.stream.described import Buffers, Describer, Scale, with_scales
 from fmristream.stream.feed import Feed, Feeding, Ready, feed_of
-from fmristream.stream.forms import require_endless, require_form, require_room
+from fmristream.stream.forms import counts_of, require_endless, require_form, require_room
 from fmristream.stream.mixture import Mixture
 from fmristream.stream.pool import BatchPool
+from fmristream.stream.selection import whole
 from fmristream.stream.window_reader import Scratch, Target
 
 # What may be fetched ahead of decoding: 40 windows of 20 frames of an MNI brain at 2 mm.
@@ -96,10 +97,9 @@ class StreamingLoader:
         retry: RetryPolicy | None = None,
     ) -> None:
         require_form(dtype, output)
-        if batch_size < 1 or threads < 1 or prefetch_batches < 1:
-            raise UsageError(
-                f"batch_size {batch_size}, threads {threads}, prefetch_batches {prefetch_batches}: expected 1 or more each"
-            )
+        batch_size, threads, prefetch_batches = counts_of(
+            batch_size=batch_size, threads=threads, prefetch_batches=prefetch_batches
+        )
         self.clips = clips
         self.world = _world(rank, world_size)
         self._schedule = Schedule(order=clips.order, batch_size=batch_size)
@@ -150,16 +150,13 @@ class StreamingLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """The rest of this epoch's batches; the next call goes on with the next epoch. Without a seed, always one pass."""
-        if self._closed:
-            raise UsageError("the loader is closed; make a new one")
         if not self._schedule.order.is_shuffled and not self._resumed:
             self._restart(0)
         self._resumed = False
         self._iteration = mine = self._iteration + 1
         epoch = self.epoch
         while self.epoch_at(self._consumed) == epoch and not self._is_past_end(self._consumed):
-            batch = self._next()
-            yield batch
+            yield self._next()
             if self._iteration != mine:
                 raise UsageError("another iteration over this loader was started; make a loader for each")
         if not self._schedule.order.is_shuffled:
@@ -179,6 +176,7 @@ class StreamingLoader:
         Raises:
             UsageError: it is negative, or epochs are shorter than a batch.
         """
+        epoch = whole("epoch", epoch)
         if epoch < 0:
             raise UsageError(f"epoch {epoch}: expected 0 or more")
         samples = self._schedule.order.samples
@@ -230,6 +228,8 @@ class StreamingLoader:
         return Counts(**{one.name: sum(getattr(counts, one.name) for counts in found) for one in fields(Counts)})
 
     def _next(self) -> Batch:
+        if self._closed:
+            raise UsageError("the loader is closed; make a new one")
         self._fetch_ahead()
         ahead = self._ahead[0]
         try:
