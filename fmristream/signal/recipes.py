@@ -50,11 +50,14 @@ class FittedValues:
         kind: `moments`, `robust`, `range`, `voxel-range`, `frame-range` or `pca`.
         recipe: the steps whose output they are of (`Recipe.text`).
         arrays: float64 by name.
+        inputs: digests of atlases and statistics that these steps were given, which their text only names; "" where they
+            were given none, and where nobody noted it.
     """
 
     kind: str
     recipe: str
     arrays: Mapping[str, NDArray[np.float64]]
+    inputs: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

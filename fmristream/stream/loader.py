@@ -74,7 +74,7 @@ class StreamingLoader:
             `scale` and `offset` beside them, where the recipe is just that.
         output: `packed` in-mask values, or `placed` on the grid by the loader's threads, which a host without a GPU wants.
         prefetch_bytes: of remote datasets, what may be asked for or waiting to be decoded beside the batch that is due.
-        retry: bounds of a remote read with all its attempts; those of `RetryPolicy` where not given. S3's own client has
+        retry: bounds of a remote read of frames with all its attempts; those of `RetryPolicy` where not given. S3's own client has
             its own.
 
     Raises:

@@ -237,13 +237,16 @@ def test_counts_that_are_no_whole_numbers_are_refused(clips, wrong):
 
 
 def test_numbers_of_numpy_give_a_state_that_can_be_written_and_loaded(clips):
-    with StreamingLoader(clips, batch_size=np.int64(BATCH)) as loader, StreamingLoader(clips, batch_size=BATCH) as other:
+    with (
+        StreamingLoader(clips, batch_size=np.int64(BATCH)) as loader,
+        StreamingLoader(clips, batch_size=BATCH) as other,
+    ):
         loader.set_epoch(np.int64(1))
         next(iter(loader))
         state = loader.state_dict()
         other.load_state_dict(json.loads(json.dumps(state)))
         other.load_state_dict(state)
-        with pytest.raises(UsageError, match="epoch=2.5: expected a whole number"):
+        with pytest.raises(UsageError, match=r"epoch=2\.5: expected a whole number"):
             loader.set_epoch(2.5)
 
 
