@@ -156,6 +156,10 @@ def parse_recipe(
     Raises:
         UsageError: a step is not known, the steps do not fit together, or a statistic would see the future.
     """
+    if not isinstance(text, str):
+        raise UsageError(
+            f"normalize={text!r}: expected a recipe as text, such as 'voxel-zscore'; 'none' leaves values alone"
+        )
     if stats not in STATS:
         raise UsageError(f"stats={stats!r}: expected one of {', '.join(STATS)}")
     if (context is None) != (stats == "run") or (context is not None and context < 1):

@@ -74,8 +74,8 @@ class StreamingLoader:
             `scale` and `offset` beside them, where the recipe is just that.
         output: `packed` in-mask values, or `placed` on the grid by the loader's threads, which a host without a GPU wants.
         prefetch_bytes: of remote datasets, what may be asked for or waiting to be decoded beside the batch that is due.
-        retry: bounds of a remote read of frames with all its attempts; those of `RetryPolicy` where not given. S3's own client has
-            its own.
+        retry: bounds of a remote read of frames with all its attempts; those of `RetryPolicy` where not given. S3's own
+            client has its own.
 
     Raises:
         UsageError: no window, a batch smaller than the world, an unknown dtype or output, or int16 of what has no residuals.
