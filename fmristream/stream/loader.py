@@ -230,24 +230,28 @@ class StreamingLoader:
     def _next(self) -> Batch:
         if self._closed:
             raise UsageError("the loader is closed; make a new one")
-        self._fetch_ahead()
-        ahead = self._ahead[0]
         try:
+            self._fetch_ahead(self._consumed)
+            ahead = self._ahead[0]
             for filling in ahead.filling:
                 filling.result()  # the thread's error, if it had one
+            assert ahead.batch is not None, "the first batches have memory"
+            batch = with_scales(ahead.batch, ahead.rows, ahead.scales) if self._dtype == "int16" else ahead.batch
+            self._ahead.popleft()
+            after = ahead.position + self._schedule.batch_size
+            self._fetch_ahead(after)
         except CancelledError as error:
             raise UsageError("the loader was closed while a batch was waited for; make a new one") from error
         except BaseException:
+            # Wherever an error or an interrupt came: a batch that is begun by half must not be handed out, nor one be lost.
             self._restart(self._consumed)
             raise
-        self._ahead.popleft()
-        self._consumed = ahead.position + self._schedule.batch_size
-        self._fetch_ahead()
-        assert ahead.batch is not None, "the first batches have memory"
-        return with_scales(ahead.batch, ahead.rows, ahead.scales) if self._dtype == "int16" else ahead.batch
+        self._consumed = after
+        return batch
 
-    def _fetch_ahead(self) -> None:
-        position = self._ahead[-1].position + self._schedule.batch_size if self._ahead else self._consumed
+    def _fetch_ahead(self, consumed: int) -> None:
+        """Begin what is to be under way once so many samples are handed out."""
+        position = self._ahead[-1].position + self._schedule.batch_size if self._ahead else consumed
         while len(self._ahead) < self._batches_ahead() and not self._is_past_end(position):
             self._ahead.append(self._start(position))
             position += self._schedule.batch_size
@@ -280,8 +284,8 @@ class StreamingLoader:
         first, stop = (position + edge for edge in self.world.share(self._schedule.batch_size))
         drawn = self._drawn
         if drawn is None or not self._drawn_from <= first or self._drawn_from + len(drawn.number) < stop:
-            self._drawn_from = first
-            drawn = self._drawn = self._schedule.order.draws_at(first, max(stop, first + _DRAWN_AHEAD))
+            drawn = self._schedule.order.draws_at(first, max(stop, first + _DRAWN_AHEAD))
+            self._drawn, self._drawn_from = drawn, first  # together: an interrupt between them would shift every sample
         return drawn.part(first - self._drawn_from, stop - self._drawn_from)
 
     def _begin_filling(self, ahead: _Ahead) -> None:
