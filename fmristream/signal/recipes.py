@@ -50,11 +50,14 @@ class FittedValues:
         kind: `moments`, `robust`, `range`, `voxel-range`, `frame-range` or `pca`.
         recipe: the steps whose output they are of (`Recipe.text`).
         arrays: float64 by name.
+        inputs: digests of atlases and statistics that these steps were given, which their text only names; "" where they
+            were given none, and where nobody noted it.
     """
 
     kind: str
     recipe: str
     arrays: Mapping[str, NDArray[np.float64]]
+    inputs: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -157,6 +160,10 @@ def parse_recipe(
     Raises:
         UsageError: a step is not known, the steps do not fit together, or a statistic would see the future.
     """
+    if not isinstance(text, str):
+        raise UsageError(
+            f"normalize={text!r}: expected a recipe as text, such as 'voxel-zscore'; 'none' leaves values alone"
+        )
     if stats not in STATS:
         raise UsageError(f"stats={stats!r}: expected one of {', '.join(STATS)}")
     if (context is None) != (stats == "run") or (context is not None and context < 1):

@@ -124,6 +124,10 @@ def open_store(url: str) -> Store:
     """
     from fmristream.storage import local, remote, s3
 
+    if not isinstance(url, str):
+        raise UsageError(
+            f"the dataset URL is {url!r}; give text: a folder, as str(path), or a URL such as s3://bucket/dataset"
+        )
     if not url.strip():
         raise UsageError("the dataset URL is empty; give a folder or a URL such as s3://bucket/dataset")
     scheme = scheme_of(without_query(url))

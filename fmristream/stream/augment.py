@@ -188,7 +188,7 @@ class Intensity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reverse:
-    """Time backwards, side series and all: the control that tells whether a model looks at the order of frames."""
+    """Time backwards, side series, kept frames and all: the control that tells whether a model looks at their order."""
 
     p: float = 0.5
 
@@ -243,14 +243,16 @@ class Compose:
             step.check(batch)
         placed = batch.placed if may_overwrite else batch.placed.clone()
         fill = batch.fill.clone()
+        # What goes with the frames, one row a sample: it turns with them.
         side = {name: values.clone() for name, values in batch.side.items()}
+        kept = None if batch.kept is None else batch.kept.clone()
         for row, key in enumerate(self.keys(batch) if keys is None else keys):
             sample = self._varied(Sample(frames=placed[row], fill=fill[row], batch=batch), key)
             placed[row], fill[row] = sample.frames, sample.fill
             if sample.is_reversed:
-                for values in side.values():
+                for values in (*side.values(), *(() if kept is None else (kept,))):
                     values[row] = values[row].flip(0)
-        return replace(batch, placed=placed, fill=fill, side=side)
+        return replace(batch, placed=placed, fill=fill, side=side, kept=kept)
 
     def keys(self, batch: Batch) -> list[int]:
         """What the draws of each row come from; a batch on a device is waited for.

@@ -30,6 +30,7 @@ from fmristream.stream.placement import placement_of
 from fmristream.stream.selection import Weights, require_one_grid, require_one_space, select_runs
 from fmristream.stream.side import SideReader, SideSeries
 from fmristream.stream.targets import read_targets
+from fmristream.stream.values import require_same_inputs
 from fmristream.stream.window_reader import Scratch, WindowReader
 
 # Runs of recent rows that stay in memory, 1 kB each.
@@ -160,6 +161,7 @@ class StreamingDataset(ClipFacts):
         require_fitted(fitted, self.dataset, split)
         values = [one.values for one in fitted]
         self.recipe = parse_recipe(normalize, stats=stats, context=cut.context, fitted=values, atlases=atlases)
+        require_same_inputs(self.recipe, where=self.dataset.store.name)
         self._plan = plan_clips(self.dataset, self.runs, cut, split=split)
         self.left_out = self._plan.left_out
         tell_what_is_left_out(self._plan, where=self.dataset.store.name)
@@ -290,7 +292,7 @@ def _opened(
     dataset = source if isinstance(source, Dataset) else open_dataset(source)
     if cache is not None:
         store = CachedStore(dataset.store, DiskCache(cache, cache_bytes))
-        dataset = Dataset(dataset.url, store, dataset.generation)
+        dataset = Dataset(dataset.url, store, dataset.generation, filters=dataset.filters)
     if not isinstance(dataset.store, LocalStore):
         dataset.warm(participants=has_targets)
     return dataset

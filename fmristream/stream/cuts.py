@@ -67,8 +67,11 @@ def cut_of(
     Raises:
         UsageError: they make no sense, or exclude each other.
     """
+    if step is None:
+        raise UsageError("step=None: expected a whole number; 1 is every frame")
+    step = whole("step", step)
     cut = Cut(
-        window=_window(whole("window", window), whole("stride", stride), whole("step", step)),
+        window=_window(whole("window", window), whole("stride", stride), step),
         step=step,
         random_phase=bool(random_phase),
         views=views,

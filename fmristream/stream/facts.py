@@ -18,7 +18,7 @@ from fmristream.stream.clip_plan import ClipPlan
 from fmristream.stream.placement import Placement
 from fmristream.stream.run_source import RunSource
 from fmristream.stream.targets import Target
-from fmristream.stream.values import words_of_values
+from fmristream.stream.values import inputs_of, words_of_values
 
 
 class ClipFacts:
@@ -178,7 +178,8 @@ class ClipFacts:
         Reductions by parcels and components have their own: of another dataset they are other values.
         """
         grid = self.has_grid and self.grid
-        own = (self.recipe.text, self.content_digest if not grid else "", id(self.recipe) if self.recipe.fitted else 0)
+        given = inputs_of(self.recipe)  # atlases that are passed, and what was fitted
+        own = (self.recipe.text, self.content_digest if not grid else "", given)
         reduced = own if self.recipe.reduces else ()
         return (self.runs[0].space_digest, self.voxels, grid, self.orientation, *reduced)
 

@@ -25,6 +25,7 @@ from fmristream.signal.steps import Cohort
 from fmristream.storage import open_store
 from fmristream.storage.store import is_key
 from fmristream.stream.run_source import RunSource
+from fmristream.stream.values import inputs_of
 
 if TYPE_CHECKING:
     from fmristream.stream.clips import StreamingDataset
@@ -121,7 +122,9 @@ def fit(
             frames += len(numbers)
     return Fitted(
         name=_named(name or step.strip().replace(":", "-")),
-        values=FittedValues(kind=cohort.kind, recipe=recipe.text, arrays=accumulator.finish()),
+        values=FittedValues(
+            kind=cohort.kind, recipe=recipe.text, arrays=accumulator.finish(), inputs=inputs_of(recipe)
+        ),
         content_digest=dataset.content_digest,
         split=_name_of(split),
         split_digest=split_digest(dataset, split),
@@ -222,7 +225,10 @@ def load_fitted(source: str | Dataset, name: str) -> Fitted:
 def encode_fitted(fitted: Fitted) -> bytes:
     """The object."""
     about = {name: getattr(fitted, name) for name in _RECORDED}
-    return encode_object({**about, "kind": fitted.values.kind, "recipe": fitted.values.recipe}, fitted.values.arrays)
+    values = fitted.values
+    # Objects that were given nothing have the bytes, and names, that they had before this was noted.
+    given = {"inputs": values.inputs} if values.inputs else {}
+    return encode_object({**about, "kind": values.kind, "recipe": values.recipe, **given}, values.arrays)
 
 
 def decode_fitted(data: bytes, *, name: str, where: str) -> Fitted:
@@ -233,7 +239,8 @@ def decode_fitted(data: bytes, *, name: str, where: str) -> Fitted:
     """
     about, arrays = decode_object(data, key=name, where=where)
     try:
-        values = FittedValues(kind=about["kind"], recipe=about["recipe"], arrays=arrays)
+        inputs = str(about.get("inputs", ""))
+        values = FittedValues(kind=about["kind"], recipe=about["recipe"], arrays=arrays, inputs=inputs)
         return Fitted(values=values, **{key: about[key] for key in _RECORDED})
     except LookupError as error:
         raise CorruptDataError(f"{where}: no statistics that this release wrote (no {error})") from error

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fmristream.errors import SpaceError, UsageError
+from fmristream.stream.selection import whole
 
 if TYPE_CHECKING:
     from fmristream.stream.clips import StreamingDataset
@@ -23,6 +24,19 @@ def require_form(dtype: str, output: str) -> None:
         )
     if dtype == "int16" and output == "placed":
         raise UsageError("dtype='int16', output='placed': residuals have no background; use output='packed'")
+
+
+def counts_of(**given: object) -> tuple[int, ...]:
+    """The counts as int, which states and JSON take: numpy's become Python's.
+
+    Raises:
+        UsageError: one is no whole number, or below 1.
+    """
+    counts = tuple(0 if count is None else whole(name, count) for name, count in given.items())
+    if min(counts) < 1:
+        shown = ", ".join(f"{name} {count}" for name, count in given.items())
+        raise UsageError(f"{shown}: expected 1 or more each")
+    return counts
 
 
 def require_endless(seed: int | None) -> None:

@@ -25,9 +25,10 @@ from fmristream.stream.batch import Batch
 from fmristream.stream.clips import Row, StreamingDataset
 from fmristream.stream.described import Buffers, Describer, Scale, with_scales
 from fmristream.stream.feed import Feed, Feeding, Ready, feed_of
-from fmristream.stream.forms import require_endless, require_form, require_room
+from fmristream.stream.forms import counts_of, require_endless, require_form, require_room
 from fmristream.stream.mixture import Mixture
 from fmristream.stream.pool import BatchPool
+from fmristream.stream.selection import whole
 from fmristream.stream.window_reader import Scratch, Target
 
 # What may be fetched ahead of decoding: 40 windows of 20 frames of an MNI brain at 2 mm.
@@ -73,8 +74,8 @@ class StreamingLoader:
             `scale` and `offset` beside them, where the recipe is just that.
         output: `packed` in-mask values, or `placed` on the grid by the loader's threads, which a host without a GPU wants.
         prefetch_bytes: of remote datasets, what may be asked for or waiting to be decoded beside the batch that is due.
-        retry: bounds of a remote read with all its attempts; those of `RetryPolicy` where not given. S3's own client has
-            its own.
+        retry: bounds of a remote read of frames with all its attempts; those of `RetryPolicy` where not given. S3's own
+            client has its own.
 
     Raises:
         UsageError: no window, a batch smaller than the world, an unknown dtype or output, or int16 of what has no residuals.
@@ -96,10 +97,9 @@ class StreamingLoader:
         retry: RetryPolicy | None = None,
     ) -> None:
         require_form(dtype, output)
-        if batch_size < 1 or threads < 1 or prefetch_batches < 1:
-            raise UsageError(
-                f"batch_size {batch_size}, threads {threads}, prefetch_batches {prefetch_batches}: expected 1 or more each"
-            )
+        batch_size, threads, prefetch_batches = counts_of(
+            batch_size=batch_size, threads=threads, prefetch_batches=prefetch_batches
+        )
         self.clips = clips
         self.world = _world(rank, world_size)
         self._schedule = Schedule(order=clips.order, batch_size=batch_size)
@@ -150,16 +150,13 @@ class StreamingLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """The rest of this epoch's batches; the next call goes on with the next epoch. Without a seed, always one pass."""
-        if self._closed:
-            raise UsageError("the loader is closed; make a new one")
         if not self._schedule.order.is_shuffled and not self._resumed:
             self._restart(0)
         self._resumed = False
         self._iteration = mine = self._iteration + 1
         epoch = self.epoch
         while self.epoch_at(self._consumed) == epoch and not self._is_past_end(self._consumed):
-            batch = self._next()
-            yield batch
+            yield self._next()
             if self._iteration != mine:
                 raise UsageError("another iteration over this loader was started; make a loader for each")
         if not self._schedule.order.is_shuffled:
@@ -179,6 +176,7 @@ class StreamingLoader:
         Raises:
             UsageError: it is negative, or epochs are shorter than a batch.
         """
+        epoch = whole("epoch", epoch)
         if epoch < 0:
             raise UsageError(f"epoch {epoch}: expected 0 or more")
         samples = self._schedule.order.samples
@@ -230,24 +228,30 @@ class StreamingLoader:
         return Counts(**{one.name: sum(getattr(counts, one.name) for counts in found) for one in fields(Counts)})
 
     def _next(self) -> Batch:
-        self._fetch_ahead()
-        ahead = self._ahead[0]
+        if self._closed:
+            raise UsageError("the loader is closed; make a new one")
         try:
+            self._fetch_ahead(self._consumed)
+            ahead = self._ahead[0]
             for filling in ahead.filling:
                 filling.result()  # the thread's error, if it had one
+            assert ahead.batch is not None, "the first batches have memory"
+            batch = with_scales(ahead.batch, ahead.rows, ahead.scales) if self._dtype == "int16" else ahead.batch
+            self._ahead.popleft()
+            after = ahead.position + self._schedule.batch_size
+            self._fetch_ahead(after)
         except CancelledError as error:
             raise UsageError("the loader was closed while a batch was waited for; make a new one") from error
         except BaseException:
+            # Wherever an error or an interrupt came: a batch that is begun by half must not be handed out, nor one be lost.
             self._restart(self._consumed)
             raise
-        self._ahead.popleft()
-        self._consumed = ahead.position + self._schedule.batch_size
-        self._fetch_ahead()
-        assert ahead.batch is not None, "the first batches have memory"
-        return with_scales(ahead.batch, ahead.rows, ahead.scales) if self._dtype == "int16" else ahead.batch
+        self._consumed = after
+        return batch
 
-    def _fetch_ahead(self) -> None:
-        position = self._ahead[-1].position + self._schedule.batch_size if self._ahead else self._consumed
+    def _fetch_ahead(self, consumed: int) -> None:
+        """Begin what is to be under way once so many samples are handed out."""
+        position = self._ahead[-1].position + self._schedule.batch_size if self._ahead else consumed
         while len(self._ahead) < self._batches_ahead() and not self._is_past_end(position):
             self._ahead.append(self._start(position))
             position += self._schedule.batch_size
@@ -280,8 +284,8 @@ class StreamingLoader:
         first, stop = (position + edge for edge in self.world.share(self._schedule.batch_size))
         drawn = self._drawn
         if drawn is None or not self._drawn_from <= first or self._drawn_from + len(drawn.number) < stop:
-            self._drawn_from = first
-            drawn = self._drawn = self._schedule.order.draws_at(first, max(stop, first + _DRAWN_AHEAD))
+            drawn = self._schedule.order.draws_at(first, max(stop, first + _DRAWN_AHEAD))
+            self._drawn, self._drawn_from = drawn, first  # together: an interrupt between them would shift every sample
         return drawn.part(first - self._drawn_from, stop - self._drawn_from)
 
     def _begin_filling(self, ahead: _Ahead) -> None:

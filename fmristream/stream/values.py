@@ -2,12 +2,13 @@
 
 import numpy as np
 
+from fmristream.errors import ResumeError
 from fmristream.shards.digest import sha256, sha256_json
 from fmristream.shards.fitted import encode_object
 from fmristream.signal.grid import Shape3
 from fmristream.signal.parcellate import Atlas
 from fmristream.signal.recipes import FittedValues, Recipe
-from fmristream.signal.steps import ParcelMeans
+from fmristream.signal.steps import Cohort, ParcelMeans
 from fmristream.stream.run_source import RunSource
 
 # Of a sha256: enough to tell two sets of statistics apart, short enough to be read in an error.
@@ -38,6 +39,25 @@ def words_of_values(
         "orientation": orientation,
     }
     return {name: words for name, words in told.items() if words}
+
+
+def inputs_of(recipe: Recipe) -> str:
+    """Digests of what is given to the steps of a recipe beside their text: atlases that are passed, fitted statistics."""
+    passed = (s.atlas for s in recipe.steps if isinstance(s, ParcelMeans) and s.atlas in recipe.atlases)
+    atlases = [_digest_of(recipe.atlases[name])[:_DIGITS] for name in passed]
+    return ", ".join([*atlases, *(_fitted_digest(one) for one in recipe.fitted)])
+
+
+def require_same_inputs(recipe: Recipe, *, where: str) -> None:
+    """Raise ResumeError where fitted statistics are of what other atlases or other statistics gave under the same names."""
+    places = [place for place, step in enumerate(recipe.steps) if isinstance(step, Cohort)]
+    for number, (place, one) in enumerate(zip(places, recipe.fitted, strict=True)):
+        before = Recipe(steps=recipe.steps[:place], fitted=recipe.fitted[:number], atlases=recipe.atlases)
+        if one.inputs and one.inputs != (here := inputs_of(before)):
+            raise ResumeError(
+                f"{where}: the statistics of {recipe.steps[place].text} were fitted to {one.recipe!r} with atlases or statistics "
+                f"{one.inputs}, here are {here}; pass the same ones, or fit them again"
+            )
 
 
 def _fitted_digest(fitted: FittedValues) -> str:

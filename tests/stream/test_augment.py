@@ -163,6 +163,13 @@ def test_time_runs_backwards_for_the_side_series_too():
         Compose((Reverse(),))(replace(batch, lengths=torch.tensor([3, 2])))
 
 
+def test_frames_that_were_scrubbed_stay_marked_where_time_runs_backwards():
+    kept = torch.tensor([[False, True, True], [True, True, False]])
+    batch = a_batch(2, kept=kept)
+    assert torch.equal(Compose((Reverse(p=1.0),))(batch).frames_kept, kept.flip(1))
+    assert torch.equal(batch.frames_kept, kept)
+
+
 def test_shares_are_kept():
     batch = replace(a_batch(400), placed=torch.zeros(400, 1, 1, 2, 2, 2), fill=torch.zeros(400, 1))
     found = Compose((Noise(p=0.3),))(batch).placed.flatten(1).abs().sum(1)

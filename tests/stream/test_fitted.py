@@ -11,6 +11,8 @@ import fmristream
 from fmristream.errors import CorruptDataError, ResumeError, UsageError
 from fmristream.ingest.options import ConvertOptions
 from fmristream.report.verify import verify
+from fmristream.signal.grid import Grid
+from fmristream.signal.parcellate import Atlas, atlas_of_labels
 from fmristream.stream.fitted import Fitted, decode_fitted, encode_fitted, load_fitted, save_fitted, split_digest
 from fmristream.stream.window_reader import Scratch
 from tests.signal.array_runs import brain_like
@@ -238,3 +240,31 @@ def test_clips_whose_statistics_see_no_future_are_not_fitted_to(cohort_url):
     clips = fmristream.StreamingDataset(cohort_url, window=7, split="train", stats="context", context=4)
     with pytest.raises(UsageError, match="without stats"):
         fmristream.fit(clips, "cohort-zscore")
+
+
+def atlas_on(clips: fmristream.StreamingDataset, *, cut: int) -> Atlas:
+    """Two parcels that meet at a plane."""
+    run = clips.runs[0]
+    labels = np.ones(run.shape, dtype=np.int64)
+    labels[cut:] = 2
+    return atlas_of_labels(labels, Grid(shape=run.shape, affine=run.affine))
+
+
+def test_statistics_of_another_atlas_of_the_same_name_are_refused(cohort_url):
+    plain = training(cohort_url)
+    one, other = ({"mine": atlas_on(plain, cut=cut)} for cut in (4, 5))
+    fitted = fmristream.fit(training(cohort_url, "parcels:mine", atlases=one), "cohort-zscore")
+    read = decode_fitted(encode_fitted(fitted), name=fitted.key.rpartition("/")[2], where="here")
+    for statistics in (fitted, read):
+        training(cohort_url, "parcels:mine | cohort-zscore", atlases=one, fitted=[statistics])
+        with pytest.raises(ResumeError, match=r"with atlases or statistics [0-9a-f]{16}, here are [0-9a-f]{16}"):
+            training(cohort_url, "parcels:mine | cohort-zscore", atlases=other, fitted=[statistics])
+
+
+def test_components_behind_other_statistics_of_the_same_name_are_refused(cohort_url):
+    one, other = (fmristream.fit(training(cohort_url), "cohort-zscore", first_frames=frames) for frames in (None, 9))
+    components = fmristream.fit(training(cohort_url, "cohort-zscore", fitted=[one]), "pca:2")
+    recipe = "cohort-zscore | pca:2"
+    training(cohort_url, recipe, fitted=[one, components])
+    with pytest.raises(ResumeError, match="pass the same ones"):
+        training(cohort_url, recipe, fitted=[other, components])

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -229,6 +230,26 @@ def test_counts_below_one_are_refused(clips, wrong):
         StreamingLoader(clips, **wrong)
 
 
+@pytest.mark.parametrize("wrong", [{"batch_size": 6.0}, {"batch_size": 6, "threads": 1.5}])
+def test_counts_that_are_no_whole_numbers_are_refused(clips, wrong):
+    with pytest.raises(UsageError, match="expected a whole number"):
+        StreamingLoader(clips, **wrong)
+
+
+def test_numbers_of_numpy_give_a_state_that_can_be_written_and_loaded(clips):
+    with (
+        StreamingLoader(clips, batch_size=np.int64(BATCH)) as loader,
+        StreamingLoader(clips, batch_size=BATCH) as other,
+    ):
+        loader.set_epoch(np.int64(1))
+        next(iter(loader))
+        state = loader.state_dict()
+        other.load_state_dict(json.loads(json.dumps(state)))
+        other.load_state_dict(state)
+        with pytest.raises(UsageError, match=r"epoch=2\.5: expected a whole number"):
+            loader.set_epoch(2.5)
+
+
 def test_a_batch_larger_than_an_epoch_runs_on_into_the_next_ones(cohort_url):
     few = StreamingDataset(cohort_url, window=29, split="val", seed=1, targets=("sex",))
     assert few.num_windows == 2
@@ -247,3 +268,12 @@ def test_a_closed_loader_says_so_and_closes_twice(clips):
     loader.close()
     with pytest.raises(UsageError, match="closed"):
         next(iter(loader))
+
+
+def test_an_iteration_over_a_loader_that_was_closed_says_so(clips):
+    loader = StreamingLoader(clips, batch_size=BATCH)
+    batches = iter(loader)
+    next(batches)
+    loader.close()
+    with pytest.raises(UsageError, match="the loader is closed"):
+        next(batches)

@@ -5,6 +5,8 @@ import pytest
 
 from fmristream.errors import SpaceError, UsageError
 from fmristream.sampling.clip import Clip
+from fmristream.signal.grid import Grid
+from fmristream.signal.parcellate import atlas_of_labels
 from fmristream.stream.clips import StreamingDataset
 from fmristream.stream.loader import StreamingLoader
 from fmristream.stream.mixture import Mixture
@@ -24,6 +26,19 @@ def test_members_whose_recipes_give_other_values_are_not_packed_together(cohort_
     for order in (members, members[::-1]):
         with pytest.raises(SpaceError):
             StreamingLoader(Mixture([(one, 1) for one in order]), batch_size=4)
+
+
+def test_members_with_other_atlases_of_one_name_are_not_packed_together(cohort_url):
+    run = clips_of(cohort_url).runs[0]
+    grid = Grid(shape=run.shape, affine=run.affine)
+    planes = np.arange(run.shape[0])[:, None, None] + np.zeros(run.shape, dtype=np.int64)
+    low, high = (atlas_of_labels(1 + (planes >= cut), grid) for cut in (4, 5))
+    one, same, other = (
+        clips_of(cohort_url, normalize="parcels:mine", atlases={"mine": atlas}) for atlas in (low, low, high)
+    )
+    StreamingLoader(Mixture([(one, 1), (same, 1)]), batch_size=4).close()
+    with pytest.raises(SpaceError):
+        StreamingLoader(Mixture([(one, 1), (other, 1)]), batch_size=4)
 
 
 def test_a_clip_never_writes_beyond_its_place(cohort_url):

@@ -194,3 +194,25 @@ def test_the_order_does_not_depend_on_names_of_objects_or_where_the_data_lie(coh
     one, other = (StreamingDataset(url, window=7, split="train", seed=1) for url in (cohort_url, again))
     assert one.selection_digest == other.selection_digest
     assert one.generation_digest != other.generation_digest
+
+
+def test_a_cache_keeps_the_conditions_of_the_dataset_that_it_is_given_with(labelled_url, tmp_path):
+    chosen = fmristream.open(labelled_url).where("sex is not missing").where("age > 30")
+    plain = StreamingDataset(chosen, window=5, seed=1)
+    cached = StreamingDataset(chosen, window=5, seed=1, cache=tmp_path / "cache")
+    assert cached.subjects == plain.subjects == ("a",)
+    assert cached.state(0) == plain.state(0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shown"),
+    [({"normalize": None}, "'none' leaves values alone"), ({"step": None}, "1 is every frame")],
+)
+def test_arguments_of_another_kind_are_refused_in_words(labelled_url, wrong, shown):
+    with pytest.raises(UsageError, match=shown):
+        StreamingDataset(labelled_url, window=5, **wrong)
+
+
+def test_a_path_is_refused_with_what_to_write(tmp_path):
+    with pytest.raises(UsageError, match=r"str\(path\)"):
+        fmristream.open(tmp_path)
