@@ -559,14 +559,15 @@ class _Writer:
 
     def __init__(self, schema: pa.Schema) -> None:
         self._sink = io.BytesIO()
-        names = set(schema.names)
+        # The participants table may have columns of any name and type.
+        rising = {field.name for field in schema if field.name in _RISING and pa.types.is_integer(field.type)}
         self._writer = pq.ParquetWriter(
             self._sink,
             schema,
             compression="zstd",
             write_statistics=False,
-            use_dictionary=[name for name in schema.names if name not in _DIGESTS and name not in _RISING],
-            column_encoding=dict.fromkeys(names & _RISING, "DELTA_BINARY_PACKED"),
+            use_dictionary=[name for name in schema.names if name not in _DIGESTS and name not in rising],
+            column_encoding=dict.fromkeys(rising, "DELTA_BINARY_PACKED"),
         )
 
     def add(self, table: pa.Table) -> None:

@@ -124,6 +124,11 @@ def test_a_column_that_some_participants_lack_is_none_for_them():
     assert again == [{"subject": "01", "age": 20.0, "sex": None}, {"subject": "02", "age": None, "sex": "F"}]
 
 
+def test_a_column_of_participants_may_have_the_name_of_one_of_the_runs_table():
+    rows = [{"subject": "01", "run_row": "left", "index_offset": 3.5}, {"subject": "02", "run_row": None, "index_offset": None}]
+    assert decode_participants(encode_participants(rows)) == rows
+
+
 def test_whole_numbers_of_participants_become_floats():
     assert decode_participants(encode_participants([{"subject": "01", "age": 20}])) == [{"subject": "01", "age": 20.0}]
 
