@@ -125,7 +125,10 @@ def test_a_column_that_some_participants_lack_is_none_for_them():
 
 
 def test_a_column_of_participants_may_have_the_name_of_one_of_the_runs_table():
-    rows = [{"subject": "01", "run_row": "left", "index_offset": 3.5}, {"subject": "02", "run_row": None, "index_offset": None}]
+    rows = [
+        {"subject": "01", "run_row": "left", "index_offset": 3.5},
+        {"subject": "02", "run_row": None, "index_offset": None},
+    ]
     assert decode_participants(encode_participants(rows)) == rows
 
 
