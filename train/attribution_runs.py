@@ -105,7 +105,9 @@ def attribute_runs(network: nn.Module, part: "Part", method: Method, *, device: 
                     if number >= 0:
                         yield sums.finished(clips.runs[number])
                     number, sums = found, _Sums(clips.grid)
-                one = bold[row : row + 1].to(device=device, dtype=torch.float32)
+                # Padding of whole runs is no frame of theirs, and the network is not told where it begins.
+                own = slice(None if batch.lengths is None else int(batch.lengths[row]))
+                one = bold[row : row + 1, ..., own].to(device=device, dtype=torch.float32)
                 sums.add(*_window_map(network, one, batch.fill[row : row + 1], method))
     if number >= 0:
         yield sums.finished(clips.runs[number])

@@ -18,9 +18,10 @@ from train.data import Signal, signal_of_recipe
 from train.extras import NO_EXTRAS, Extras
 from train.models import Family, build_model, family_of, function_of
 from train.models.brainlm_heads import FineTuned
-from train.models.imported import ABOUT, imported_weights
-from train.models.load import Loaded, read_weights
+from train.models.imported import ABOUT, imported_weights, read_about
+from train.models.load import Loaded, WeightsError, read_weights
 from train.models.series_masking import Masking
+from train.models.tff_config import TffConfig
 from train.objectives import Objective
 from train.perceptual import feature_net
 from train.reconstruction import SLICE_SHARES, FeatureNet
@@ -35,6 +36,8 @@ _MASKED_LOSS = {"mse": "mse", "l1": "mae"}
 _FORECASTS = ("predict_last", "predict_last_pixel", "future")
 # Options of [start] -> the beginning of the names of models that have them.
 _BEGIN_OPTIONS = {"keep_cls": "tff", "brain": "mae4d"}
+# Options that change what weights compute and may leave no trace in a shape: a wrong one loads without complaint.
+_UNSEEN = ("patch_size", "num_heads", "num_attention_heads", "decoder_num_attention_heads", "decoder_heads")
 
 
 def make_model(recipe: Recipe, signal: Signal, *, outputs: int | None, extras: Extras = NO_EXTRAS) -> nn.Module:
@@ -166,24 +169,50 @@ def begin(recipe: Recipe, model: nn.Module) -> Loaded | None:
             if not name.startswith(family):
                 raise UsageError(f"start.{option} is of {family}, got model.name {name!r}; leave it out")
             options[option] = value
-    loaded: Loaded = function(model, _weights_of(Path(source)), source=source, **options)
+    weights, trained = _weights_of(Path(source))
+    wrong = differing(trained, unseen_options(model))
+    if wrong:
+        raise WeightsError(
+            f"start.from {source!r}: its weights were trained with another {wrong}, which no shape tells and which would "
+            "compute something else; set the recipe's model section to what they were trained with"
+        )
+    loaded: Loaded = function(model, weights, source=source, **options)
     return loaded
 
 
-def _weights_of(source: Path) -> Mapping[str, Tensor]:
-    """The network's state in a run's newest whole checkpoint, in a checkpoint, or in a file."""
+def unseen_options(model: nn.Module) -> dict[str, Any]:
+    """Those options of a network that its weights do not show, as JSON has them; a checkpoint keeps them beside the weights."""
+    configs = (getattr(holder, "config", None) for holder in (model, getattr(model, "model", None)))
+    config = next((found for found in configs if found is not None), None)
+    if isinstance(config, TffConfig) and not hasattr(model, "transformer"):
+        return {}  # phase 1 has heads in its options alone
+    values = {name: getattr(config, name, None) for name in _UNSEEN}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if value is not None
+    }
+
+
+def differing(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which options of both are not the same, in words; empty where all are, and for what checkpoints of then do not say."""
+    names = [name for name in now if trained.get(name, now[name]) != now[name]]
+    return ", ".join(f"{name} ({trained[name]}, the recipe's network has {now[name]})" for name in names)
+
+
+def _weights_of(source: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    """A network's state and its unseen options: in a run's newest whole checkpoint, a checkpoint, an import, or a file."""
     if (source / "checkpoints").is_dir():
         found, _ = newest_whole(source / "checkpoints")
         if found is not None:
-            return found.model
+            return found.model, found.state.get("network", {})
     if (source / "manifest.json").is_file():
-        return load_checkpoint(source).model
+        checkpoint = load_checkpoint(source)
+        return checkpoint.model, checkpoint.state.get("network", {})
     if (source / ABOUT).is_file():
-        return imported_weights(source)
+        return imported_weights(source), read_about(source)["options"]
     if (source / "model.safetensors").is_file():
-        return read_weights(source / "model.safetensors")
+        return read_weights(source / "model.safetensors"), {}
     if source.suffix == ".safetensors":
-        return read_weights(source)
+        return read_weights(source), {}
     raise UsageError(
         f"start.from {str(source)!r}: expected the folder of a run or of a checkpoint, or a .safetensors file; there is "
         f"{'no whole checkpoint in it' if source.is_dir() else 'no such folder'}"

@@ -335,6 +335,10 @@ def resume(run: Run) -> str | None:
         raise ResumeError(
             f"{folder / name}: was made by another network than the recipe's; give another --out: {error}"
         ) from error
+    if wrong := build.differing(checkpoint.state.get("network", {}), build.unseen_options(run.model)):
+        raise ResumeError(
+            f"{folder / name}: was trained with another {wrong}; give another --out, or the recipe of then"
+        )
     restore_optimizer(run.model, run.optimizer, dict(checkpoint.optimizer))
     restore_rng(checkpoint.rng, run.world)
     saved, now = checkpoint.state["objective"], run.task.state()
@@ -382,6 +386,7 @@ def save(run: Run) -> None:
         "loader": run.train.loader.state_dict(),
         "recipe": as_tables(run.recipe),
         "objective": as_json(run.task.state()),
+        "network": build.unseen_options(run.model),
         "dataset": {
             "url": run.recipe.data.url,
             "content_digest": clips.content_digest,

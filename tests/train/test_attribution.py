@@ -158,6 +158,34 @@ def test_magnitudes_do_not_cancel_over_time(planted):
     assert sizes.values.sum() > 1.01 * np.abs(signed.values).sum()
 
 
+class MeanFrame(nn.Module):
+    """The mean over voxels and frames: frames of padding would thin it out."""
+
+    def forward(self, bold):
+        return bold.mean((1, 2, 3, 4, 5))[:, None]
+
+
+def test_whole_runs_of_different_lengths_are_asked_about_their_own_frames_alone(tmp_path):
+    (tmp_path / "in").mkdir()
+    values = np.random.default_rng(0).normal(1000, 10, (6, 7, 5, 12)).astype(np.float32)
+    for subject, frames in ((1, 12), (2, 5)):
+        image = nibabel.Nifti1Image(values[..., :frames], AFFINE)
+        image.header.set_xyzt_units("mm", "sec")
+        image.header["pixdim"][4] = 2.0
+        nibabel.save(image, tmp_path / "in" / f"sub-{subject}_task-rest_bold.nii")
+    convert(
+        str(tmp_path / "in"), str(tmp_path / "out"), options=ConvertOptions(split="none", mask="none", space="MNI152")
+    )
+    with ExitStack() as stack:
+        part = opened(str(tmp_path / "out"), stack, window=None, stride=None)
+        for method in (Method(steps=2), Method(name="occlusion", regions=cube_regions(part.clips, 7))):
+            found = {one.run.frames: one for one in attribute_runs(MeanFrame(), part, method, device=CPU)}
+            assert set(found) == {12, 5}
+            for frames, one in found.items():
+                whole = one.values.sum() if method.name == "gradients" else one.values.max()
+                np.testing.assert_allclose(whole, values[..., :frames].astype(np.float64).mean(), rtol=1e-5)
+
+
 def test_a_shuffled_stream_is_refused(planted):
     with ExitStack() as stack:
         part = opened(planted, stack, seed=1)

@@ -23,6 +23,7 @@ from train.evaluate import Windows
 from train.extras import fit_extras
 from train.launch import World
 from train.main import main
+from train.models.load import WeightsError
 from train.objectives import Objective
 from train.report import read_history, write_report
 
@@ -380,6 +381,24 @@ def test_a_run_begins_with_the_weights_of_another_one(make, tmp_path, first, sec
     here, there = (next(name for name in state if name.endswith(shared)) for state in (before, after))
     torch.testing.assert_close(after[there], before[here])
     assert '"event": "begin"' in (tmp_path / "second" / "log.jsonl").read_text()
+
+
+def test_weights_that_were_trained_with_other_heads_are_refused_though_every_shape_fits(make, tmp_path):
+    heads = TFF["num_attention_heads"]
+    loop.train(make("tff2"), out=tmp_path / "first", world=ALONE)
+    start, model = {"from": str(tmp_path / "first")}, {"num_attention_heads": 2 * heads}
+    data = {"normalize": "tff"}
+    with pytest.raises(
+        WeightsError, match=rf"another num_attention_heads \({heads}, the recipe's network has {2 * heads}"
+    ):
+        loop.train(make("l1-tff3", data=data, start=start, model=model), out=tmp_path / "second", world=ALONE)
+    with pytest.raises(ResumeError, match="trained with another num_attention_heads"):
+        loop.train(make("tff2", model=model), out=tmp_path / "first", world=ALONE)
+    loop.train(make("l1-tff3", data=data, start=start), out=tmp_path / "third", world=ALONE)
+    # The first phase has no heads that could be others.
+    loop.train(make("tff1"), out=tmp_path / "phase1", world=ALONE)
+    start = {"from": str(tmp_path / "phase1")}
+    loop.train(make("tff2", start=start, model=model), out=tmp_path / "phase2", world=ALONE)
 
 
 def test_frozen_parameters_stay_and_the_others_learn(make, tmp_path):
