@@ -226,3 +226,13 @@ def test_who_is_ending_after_a_sigterm_is_not_killed_by_another(was_asked):
         assert signal.getsignal(signal.SIGTERM) == (signal.SIG_IGN if was_asked else before)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(("size", "said"), [(1, "said\nteardown\n"), (2, "said\n")])
+def test_a_rank_of_several_ends_with_its_status_and_its_words_but_without_teardown(size, said):
+    code = (
+        "import atexit; from train.__main__ import leave; atexit.register(print, 'teardown'); print('said'); leave(3)"
+    )
+    environment = os.environ | QUIET | {"WORLD_SIZE": str(size)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert (ended.returncode, ended.stdout) == (3, said)

@@ -4,11 +4,11 @@ A batch's statistics can be put together from chunks of frames, so that all fram
 are in memory: mean and squares of each chunk, then of all (Chan, Golub and LeVeque's formula), then each chunk again.
 """
 
-from typing import Any, cast
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from train.models.synced_norm import follow, sum_over_ranks
 
 _OVER_FRAMES = (0, 2, 3, 4)
 
@@ -57,7 +57,7 @@ class FrameBatchNorm(nn.BatchNorm3d):
         count, mean = total[-1].detach(), total[:-1] / total[-1].detach()
         # About the mean of all: E[x^2] - mean^2 would lose digits.
         square = self._sum((squares + weights * (means - mean).square()).sum(0))
-        self._follow(mean.detach(), square.detach() / (count - 1).clamp_min(1))
+        follow(self, mean.detach(), square.detach() / (count - 1).clamp_min(1))
         return mean, square / count
 
     def normalise(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -70,35 +70,8 @@ class FrameBatchNorm(nn.BatchNorm3d):
         return has_group and dist.get_world_size() > 1
 
     def _sum(self, x: Tensor) -> Tensor:
-        return cast(Tensor, _SumOverRanks.apply(x)) if self._asks_others() else x  # type: ignore[no-untyped-call]
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics, the variance without bias, as torch does."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
-        self.num_batches_tracked.add_(1)
+        return sum_over_ranks(x) if self._asks_others() else x
 
 
 def _per_channel(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """The sum of all ranks' tensors; all ranks' losses depend on it, so its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
