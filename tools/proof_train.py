@@ -105,7 +105,7 @@ def _change(cell: Cell, recipe: Recipe, run: Run) -> Hook | None:
 
 
 def _last_loss(log: Path) -> float:
-    from train.report import read_history
+    from train.log import read_history
 
     return float(np.mean([step["loss"] for step in read_history(log).steps[-LAST_STEPS:]]))
 

@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(found: Sequence[Baseline], recipe: Recipe, *, network: Mapping[str, Any] | None, out: Path) -> None:
-    from train.report import _for_json
+    from train.log import for_json
 
     draws = recipe.eval.bootstrap_draws
     reports = []
@@ -244,7 +244,7 @@ def _write(found: Sequence[Baseline], recipe: Recipe, *, network: Mapping[str, A
         reports.append(report)
     out.mkdir(parents=True, exist_ok=True)
     (out / "baselines.json").write_text(
-        json.dumps(_for_json(reports), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        json.dumps(for_json(reports), indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
     print(f"written: {out / 'baselines.json'}")
 

@@ -15,9 +15,9 @@ from train.data import Part, augmentation, open_part, open_parts, signal_of
 from train.evaluate import Subjects, Windows
 from train.extras import fit_extras
 from train.launch import StopRequest, World, spread, stop_on_sigterm
+from train.log import open_log
 from train.objectives import Objective, make_objective, require_known_classes
 from train.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
-from train.report import open_log
 from train.resuming import begin, resume, save
 from train.state import Outcome, Run, StepFacts
 from train.steps import backward, exchange, weighted_backward

@@ -1,17 +1,13 @@
-"""What a run tells people: its log as it goes, then one table, one JSON file and one picture."""
+"""What a run tells people when it is done: one table, one JSON file and one picture."""
 
 import json
-import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from fmristream.errors import CorruptDataError
 from train import metrics
 from train.config import Recipe
+from train.log import History, for_json, read_history
 
 if TYPE_CHECKING:
     from train.evaluate import Subjects
@@ -32,96 +28,10 @@ _TITLES = {
 }
 
 
-class Log:
-    """One JSON object per line, each flushed as it is written, and some of them on the screen; without a file, nothing."""
-
-    def __init__(self, file: IO[str] | None) -> None:
-        self._file = file
-        self._shown: tuple[float, int] | None = None
-
-    def event(self, kind: str, facts: Mapping[str, Any]) -> None:
-        """Something that happens now and then."""
-        self._write({"event": kind, **facts})
-        if self._file is not None:
-            known = (f"{key} {_short(value)}" for key, value in facts.items() if value is not None)
-            print(f"{kind}: {', '.join(known)}", flush=True)
-
-    def step(self, facts: Mapping[str, Any], *, total: int, show_every: int) -> None:
-        """One optimiser step of `total`; every `show_every`-th is shown."""
-        self._write({"event": "step", **facts})
-        now, step = time.perf_counter(), facts["step"]
-        since, from_step = self._shown or (now, step)
-        self._shown = (since, from_step)
-        if self._file is None or (step % show_every and step != total):
-            return
-        pace = ""
-        if step > from_step and now > since:
-            per_s = (step - from_step) / (now - since)
-            pace = f", {per_s:.2f} steps/s, {(total - step) / per_s:.0f} s left"
-        print(f"step {step}/{total}: loss {facts['loss']:.4f}, lr {facts['lr']:.2e}{pace}", flush=True)
-        self._shown = (now, step)
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(_for_json(line), allow_nan=False) + "\n")
-            self._file.flush()
-
-
-@contextmanager
-def open_log(path: Path, *, enabled: bool) -> Iterator[Log]:
-    """Append to a run's log; a line that a kill cut short is closed first."""
-    if not enabled:
-        yield Log(None)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cut_short = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-    with open(path, "a", encoding="utf-8") as file:
-        if cut_short:
-            file.write("\n")
-        yield Log(file)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class History:
-    """The steps and looks at validation that led to where a run stands; those that a resume undid are left out."""
-
-    steps: Sequence[Mapping[str, Any]]
-    evals: Sequence[Mapping[str, Any]]
-
-
-def read_history(path: Path) -> History:
-    """Read a run's log; a start at step k undoes what was logged after k.
-
-    Raises:
-        CorruptDataError: a line is damaged in another way than by a kill, after which a new attempt begins.
-    """
-    steps: list[Mapping[str, Any]] = []
-    evals: list[Mapping[str, Any]] = []
-    cut = 0
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            cut = number
-            continue
-        event = entry["event"]
-        if cut and event in ("step", "eval"):
-            raise CorruptDataError(f"{path}: line {cut} is not the JSON that was written, and the run went on after it")
-        cut = 0
-        if event == "start":
-            steps = [done for done in steps if done["step"] <= entry["step"]]
-            evals = [done for done in evals if done["step"] <= entry["step"]]
-        elif event == "step":
-            steps.append(entry)
-        elif event == "eval":
-            evals.append(entry)
-    return History(steps=steps, evals=evals)
-
-
 def write_report(outcome: "Outcome", recipe: Recipe, *, out: Path) -> None:
     """Write report.json and curves.png into `out` and print the table."""
     report = summarise(outcome, recipe)
-    (out / "report.json").write_text(json.dumps(_for_json(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (out / "report.json").write_text(json.dumps(for_json(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print_table(report)
     title = f"{recipe.model.name}: {recipe.data.target or recipe.objective.kind}"
     save_curves(read_history(out / "log.jsonl"), out / "curves.png", title=title)
@@ -245,16 +155,3 @@ def _with_interval(part: Mapping[str, Any], key: str) -> str:
         return f"{value:.3f}"
     low, high = part["intervals"][key]
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _for_json(value: Any) -> Any:
-    """The same with null for numbers that JSON lacks."""
-    if isinstance(value, Mapping):
-        return {key: _for_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_for_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,7 @@ from train.config import Recipe
 from train.data import Part
 from train.evaluate import Subjects, Windows
 from train.launch import World
-from train.report import Log
+from train.log import Log
 from train.tasks import Task
 
 if TYPE_CHECKING:

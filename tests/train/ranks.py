@@ -13,10 +13,10 @@ from train.config import load_recipe
 from train.contrastive import nt_xent
 from train.evaluate import Windows
 from train.launch import World, join_world, spread
+from train.log import read_history
 from train.loop import train, weighted_backward
 from train.models.synced_norm import SyncedBatchNorm1d
 from train.objectives import Objective
-from train.report import read_history
 
 
 def exchange(world: World) -> object:

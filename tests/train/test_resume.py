@@ -16,7 +16,7 @@ from train import loop
 from train.checkpoint import checkpoint_steps
 from train.config import as_toml
 from train.launch import World
-from train.report import read_history
+from train.log import read_history
 
 ROOT = Path(__file__).parents[2]
 WINDOWS, STEPS, BATCH = 50, 200, 4

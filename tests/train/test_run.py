@@ -14,8 +14,9 @@ from train import loop
 from train.checkpoint import checkpoint_steps, load_checkpoint
 from train.evaluate import NonFiniteError, by_subject, predict
 from train.launch import World
+from train.log import read_history
 from train.main import main
-from train.report import read_history, write_report
+from train.report import write_report
 
 ALONE = World()
 

@@ -22,10 +22,11 @@ from train.data import Signal
 from train.evaluate import Windows
 from train.extras import fit_extras
 from train.launch import World
+from train.log import read_history
 from train.main import main
 from train.models.load import WeightsError
 from train.objectives import Objective
-from train.report import read_history, write_report
+from train.report import write_report
 
 ALONE = World()
 SWIFT = {

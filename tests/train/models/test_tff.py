@@ -11,12 +11,12 @@ from fmristream.errors import UsageError
 from tools.golden import read_case
 from tools.parity_tff import check_published_tff
 from train.contrastive import nt_xent
+from train.log import read_history
 from train.main import main
 from train.models import build_model
 from train.models.tff import PHASES, BertLayer, GreenUnit, build_tff
 from train.models.tff_config import tff_config
 from train.reconstruction import tff_losses
-from train.report import read_history
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 # 11 x 9 x 10 becomes 2 x 2 x 2 by two channels: 16 numbers, so a width of 24 needs the linear map.

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fmristream.errors import CorruptDataError
-from train.report import open_log, read_history
+from train.log import open_log, read_history
 
 
 def write(path, *entries):

@@ -1,0 +1,111 @@
+"""What a run writes down as it goes, and what of it led to where it stands."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fmristream.errors import CorruptDataError
+
+
+class Log:
+    """One JSON object per line, each flushed as it is written, and some of them on the screen; without a file, nothing."""
+
+    def __init__(self, file: IO[str] | None) -> None:
+        self._file = file
+        self._shown: tuple[float, int] | None = None
+
+    def event(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """Something that happens now and then."""
+        self._write({"event": kind, **facts})
+        if self._file is not None:
+            known = (f"{key} {_short(value)}" for key, value in facts.items() if value is not None)
+            print(f"{kind}: {', '.join(known)}", flush=True)
+
+    def step(self, facts: Mapping[str, Any], *, total: int, show_every: int) -> None:
+        """One optimiser step of `total`; every `show_every`-th is shown."""
+        self._write({"event": "step", **facts})
+        now, step = time.perf_counter(), facts["step"]
+        since, from_step = self._shown or (now, step)
+        self._shown = (since, from_step)
+        if self._file is None or (step % show_every and step != total):
+            return
+        pace = ""
+        if step > from_step and now > since:
+            per_s = (step - from_step) / (now - since)
+            pace = f", {per_s:.2f} steps/s, {(total - step) / per_s:.0f} s left"
+        print(f"step {step}/{total}: loss {facts['loss']:.4f}, lr {facts['lr']:.2e}{pace}", flush=True)
+        self._shown = (now, step)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(for_json(line), allow_nan=False) + "\n")
+            self._file.flush()
+
+
+@contextmanager
+def open_log(path: Path, *, enabled: bool) -> Iterator[Log]:
+    """Append to a run's log; a line that a kill cut short is closed first."""
+    if not enabled:
+        yield Log(None)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut_short = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+    with open(path, "a", encoding="utf-8") as file:
+        if cut_short:
+            file.write("\n")
+        yield Log(file)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """The steps and looks at validation that led to where a run stands; those that a resume undid are left out."""
+
+    steps: Sequence[Mapping[str, Any]]
+    evals: Sequence[Mapping[str, Any]]
+
+
+def read_history(path: Path) -> History:
+    """Read a run's log; a start at step k undoes what was logged after k.
+
+    Raises:
+        CorruptDataError: a line is damaged in another way than by a kill, after which a new attempt begins.
+    """
+    steps: list[Mapping[str, Any]] = []
+    evals: list[Mapping[str, Any]] = []
+    cut = 0
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            cut = number
+            continue
+        event = entry["event"]
+        if cut and event in ("step", "eval"):
+            raise CorruptDataError(f"{path}: line {cut} is not the JSON that was written, and the run went on after it")
+        cut = 0
+        if event == "start":
+            steps = [done for done in steps if done["step"] <= entry["step"]]
+            evals = [done for done in evals if done["step"] <= entry["step"]]
+        elif event == "step":
+            steps.append(entry)
+        elif event == "eval":
+            evals.append(entry)
+    return History(steps=steps, evals=evals)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def for_json(value: Any) -> Any:
+    """The same with null for numbers that JSON lacks."""
+    if isinstance(value, Mapping):
+        return {key: for_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [for_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
