@@ -62,14 +62,22 @@ def resume(run: Run) -> str | None:
             f"{folder / name}: was trained for {saved}, the recipe and the data now say {now}; "
             "give another --out, or the recipe and the participants table of then"
         )
+    for kept, keeper in run.extra.items():
+        if kept in checkpoint.state.get("extra", {}):
+            keeper.restore(checkpoint.extra.get(kept, {}), checkpoint.state["extra"][kept])
     run.step = step
     if run.world.is_main and (changed := changes(checkpoint.state["recipe"], as_tables(run.recipe))):
         run.log.event("changed", changed)
     return name
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint: every rank's random state, everything else from rank 0."""
+def save(run: Run, *, is_best: bool = False) -> None:
+    """Write a checkpoint: every rank's random state, everything else from rank 0.
+
+    Args:
+        run: as it stands between two steps.
+        is_best: keep it beside the newest ones, in place of the best one until now.
+    """
     rng = gather_rng(run.world)
     if not run.world.is_main:
         return
@@ -87,6 +95,8 @@ def save(run: Run) -> None:
         },
         "world_size": run.world.size,
         "torch": torch.__version__,
+        "is_best": is_best,
+        "extra": {name: as_json(keeper.facts()) for name, keeper in run.extra.items()},
     }
     checkpoint = Checkpoint(
         step=run.step,
@@ -94,6 +104,7 @@ def save(run: Run) -> None:
         optimizer=optimizer_tensors(run.model, run.optimizer),
         rng=rng,
         state=state,
+        extra={name: tensors for name, keeper in run.extra.items() if (tensors := keeper.tensors())},
     )
     save_checkpoint(run.out / "checkpoints", checkpoint, keep_last=run.recipe.train.keep_last)
 

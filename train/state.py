@@ -1,8 +1,9 @@
 """A run while it goes on, what all ranks know of a step, and how it ends."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -16,6 +17,19 @@ from train.tasks import Task
 
 if TYPE_CHECKING:
     from fmristream.stream.augment import Compose
+
+
+class Keeper(Protocol):
+    """Something beside model and optimiser that a run must go on with: what a checkpoint keeps of it, and puts back."""
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """What goes into `<name>.safetensors`; none where there is nothing."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """What goes into state.json under `extra`: plain JSON."""
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        """Go on with what was kept."""
 
 
 @dataclass(kw_only=True)
@@ -35,6 +49,7 @@ class Run:
     log: Log
     augment: "Compose | None" = None
     step: int = 0  # optimiser steps done
+    extra: dict[str, Keeper] = field(default_factory=dict)  # by the name that a checkpoint keeps it under
 
     @property
     def bf16(self) -> bool:
