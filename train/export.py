@@ -29,6 +29,7 @@ from train.models.imported import alone
 from train.models.importing import Told, build_fitted, fit_weights, setting
 from train.models.load import WeightsError, load_named, unwrapped
 from train.models.published import FAMILIES, family_of
+from train.targets import saved_outputs
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 # What the published image models were trained on: parcels and frames.
@@ -179,8 +180,9 @@ def trained_network(checkpoint: Checkpoint, *, settings: Mapping[str, Any]) -> t
     name, source = recipe.model.name, f"step {checkpoint.step}"
     weights = unwrapped(checkpoint.model)[0]
     if family_of(weights) != name:
-        outputs = _outputs(checkpoint.state.get("objective") or {})
-        return _other_network(recipe, weights, settings={**outputs, **settings}, source=source)
+        outputs = saved_outputs(checkpoint.state.get("objective") or {})
+        told_outputs = {} if outputs is None else {"outputs": outputs}
+        return _other_network(recipe, weights, settings={**told_outputs, **settings}, source=source)
     family = FAMILIES[name]
     defaults = {
         item.name: item.default
@@ -212,13 +214,6 @@ def _other_network(
         ) from error
     load_named(model, weights, source=source, ignored={})
     return model, _with_options(recipe, options)
-
-
-def _outputs(objective: Mapping[str, Any]) -> dict[str, int]:
-    """How many outputs a run's target gave its network; nothing where there was none."""
-    if objective.get("kind") not in ("classification", "regression"):
-        return {}
-    return {"outputs": len(objective.get("classes", ())) or 1}
 
 
 def _with_options(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:

@@ -253,13 +253,13 @@ def test_whole_runs_of_several_lengths_need_a_network_that_knows_them(make):
     model = make_model(recipe, signal, outputs=3)
     objective = Objective(kind="regression", target="age")
     with pytest.raises(UsageError, match="would take padding for signal"):
-        make_task(recipe, model=model, signal=signal, objective=objective)
+        make_task(recipe, model=model, signal=signal, objectives=(objective,))
 
     class Knowing(torch.nn.Module):
         def forward(self, bold, *, lengths=None):
             return lengths
 
-    task = make_task(recipe, model=Knowing(), signal=signal, objective=objective)
+    task = make_task(recipe, model=Knowing(), signal=signal, objectives=(objective,))
     assert task.inputs.names == {"bold", "lengths"}
 
 
