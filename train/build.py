@@ -18,6 +18,7 @@ from train.data import Signal, signal_of_recipe
 from train.extras import NO_EXTRAS, Extras
 from train.models import Family, build_model, family_of, function_of
 from train.models.brainlm_heads import FineTuned
+from train.models.checkpoint_files import trained_options
 from train.models.imported import ABOUT, imported_weights, read_about
 from train.models.load import Loaded, WeightsError, read_weights
 from train.models.series_masking import Masking
@@ -209,10 +210,9 @@ def _weights_of(source: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         return checkpoint.model, checkpoint.state.get("network", {})
     if (source / ABOUT).is_file():
         return imported_weights(source), read_about(source)["options"]
-    if (source / "model.safetensors").is_file():
-        return read_weights(source / "model.safetensors"), {}
-    if source.suffix == ".safetensors":
-        return read_weights(source), {}
+    file = source if source.suffix == ".safetensors" else source / "model.safetensors"
+    if source.suffix == ".safetensors" or file.is_file():
+        return read_weights(file), trained_options(file)
     raise UsageError(
         f"start.from {str(source)!r}: expected the folder of a run or of a checkpoint, or a .safetensors file; there is "
         f"{'no whole checkpoint in it' if source.is_dir() else 'no such folder'}"

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fmristream.errors import CorruptDataError, FmriStreamError, UsageError
+from train.build import unseen_options
 from train.checkpoint import Checkpoint, newest_whole
 from train.config import Recipe, recipe_from
 from train.models.checkpoint_files import OWN_METADATA
@@ -39,7 +40,9 @@ LARGEST_DIFFERENCE = 1e-5
 
 
 def export_safetensors(model: nn.Module, path: Path, recipe: Recipe, *, replace: bool = False) -> None:
-    """Write the weights under their names, and the recipe's model section as metadata; whole or not at all.
+    """Write the weights under their names, and as metadata the recipe's model section and what no shape tells.
+
+    The file is whole, or there is none.
 
     Args:
         model: as it was trained, in DDP or compiled too.
@@ -52,10 +55,17 @@ def export_safetensors(model: nn.Module, path: Path, recipe: Recipe, *, replace:
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: weights are written to .safetensors, got {path.suffix!r}")
     state = unwrapped(model.state_dict())[0]
-    about = {"model": recipe.model.name, "options": options_of(recipe)}
+    about = {"model": recipe.model.name, "options": options_of(recipe), "network": unseen_options(_inner(model))}
     metadata = {OWN_METADATA: json.dumps(about, sort_keys=True, default=list)}
     with _put_whole(path, replace=replace) as unfinished:
         save_file(alone(state), unfinished, metadata)
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """The network in what DDP and torch.compile put around it."""
+    for wrapper in ("module", "_orig_mod"):
+        model = getattr(model, wrapper, model)
+    return model
 
 
 def options_of(recipe: Recipe) -> dict[str, Any]:

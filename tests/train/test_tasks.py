@@ -10,11 +10,13 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import fmristream
 from fmristream.errors import ResumeError, UsageError
 from tests.train.test_launch import finish, results, start_ranks
-from train import loop, models, resuming
+from train import export, loop, models, resuming
 from train.build import make_model, make_task
 from train.checkpoint import checkpoint_steps, load_checkpoint, newest_whole
 from train.config import RECIPES, as_toml, load_recipe, recipe_from
@@ -399,6 +401,27 @@ def test_weights_that_were_trained_with_other_heads_are_refused_though_every_sha
     loop.train(make("tff1"), out=tmp_path / "phase1", world=ALONE)
     start = {"from": str(tmp_path / "phase1")}
     loop.train(make("tff2", start=start, model=model), out=tmp_path / "phase2", world=ALONE)
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_file_of_weights_is_held_against_what_it_says_of_its_network(make, tmp_path, is_older):
+    heads, file = TFF["num_attention_heads"], tmp_path / "weights.safetensors"
+    loop.train(make("tff2", train={"steps": 1}), out=tmp_path / "first", world=ALONE)
+    size = ["--set", "img_size=[12,12,12,2]"]  # which the recipe took from the data
+    assert export.main([str(tmp_path / "first"), "--to", str(file), *size]) == 0
+    if is_older:  # files of the first releases have the options of the recipe alone
+        with safe_open(file, framework="pt") as opened:
+            about = json.loads(opened.metadata()["fmristream"])
+        del about["network"]
+        save_file(load_file(file), file, {"fmristream": json.dumps(about)})
+    start, data = {"from": str(file)}, {"normalize": "tff"}
+    model = {"num_attention_heads": 2 * heads}
+    with pytest.raises(
+        WeightsError, match=rf"another num_attention_heads \({heads}, the recipe's network has {2 * heads}"
+    ):
+        loop.train(make("l1-tff3", data=data, start=start, model=model), out=tmp_path / "second", world=ALONE)
+    loop.train(make("l1-tff3", data=data, start=start), out=tmp_path / "third", world=ALONE)
+    assert '"event": "begin"' in (tmp_path / "third" / "log.jsonl").read_text()
 
 
 def test_frozen_parameters_stay_and_the_others_learn(make, tmp_path):
