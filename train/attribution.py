@@ -29,6 +29,7 @@ from train.attribution_runs import Method, RunMap, SubjectMean, attribute_runs, 
 from train.checkpoint import newest_whole
 from train.config import Recipe, load_recipe
 from train.data import Part, fitted_of, open_part, signal_of
+from train.targets import saved_outputs
 
 if TYPE_CHECKING:
     from fmristream.stream.clips import StreamingDataset
@@ -83,7 +84,7 @@ def open_trained(folder: Path, *, url: str, split: str, device: torch.device, st
         )
     if not recipe.objective.is_supervised:
         raise UsageError(f"{folder}: was trained without a target, its outputs score nothing; give a run that has one")
-    outputs = len(checkpoint.state["objective"].get("classes", ())) or 1
+    outputs = saved_outputs(checkpoint.state["objective"])
     network = make_model(recipe, signal, outputs=outputs).to(device)
     network.load_state_dict(dict(checkpoint.model))
     return TrainedRun(recipe=recipe, step=checkpoint.step, network=network, part=part)

@@ -158,7 +158,7 @@ def recipe_baselines(
         block: voxels along a cube; a sixth of the grid where it is 0.
         columns: of the participants table that the nuisance baseline may use; see `nuisance_features`.
     """
-    from train.loop import objective_of
+    from train.targets import objective_of
 
     require_scikit_learn()
     with ExitStack() as stack:
@@ -191,7 +191,7 @@ def summary(baseline: Baseline, recipe: Recipe) -> dict[str, Any]:
     parts = baseline.parts
     assert baseline.objective is not None, "baselines of a recipe have its objective"
     # A report asks for the objective alone: no batch comes.
-    task = Supervised(objective=baseline.objective, inputs=Inputs(takes="volume", names=frozenset()))
+    task = Supervised(objectives=(baseline.objective,), inputs=Inputs(takes="volume", names=frozenset()))
     report = summarise(Outcome(step=0, task=task, val=parts.get("val"), test=parts.get("test")), recipe)
     facts = {"baseline": baseline.name, "penalty": baseline.reader.penalty, "features": len(baseline.reader.centre)}
     return facts | {key: value for key, value in report.items() if key != "step"}

@@ -18,6 +18,7 @@ from train.data import Signal, signal_of_recipe
 from train.extras import NO_EXTRAS, Extras
 from train.models import Family, build_model, family_of, function_of
 from train.models.brainlm_heads import FineTuned
+from train.models.checkpoint_files import trained_options
 from train.models.imported import ABOUT, imported_weights, read_about
 from train.models.load import Loaded, WeightsError, read_weights
 from train.models.series_masking import Masking
@@ -26,6 +27,7 @@ from train.objectives import Objective
 from train.perceptual import feature_net
 from train.reconstruction import SLICE_SHARES, FeatureNet
 from train.sections import StartConfig
+from train.targets import blank_objectives, num_outputs
 from train.tasks import Contrastive, Hiding, Inputs, JointlySupervised, Masked, Rebuilding, Supervised, Task
 
 # As published for SwiFT.
@@ -75,26 +77,25 @@ def make_model(recipe: Recipe, signal: Signal, *, outputs: int | None, extras: E
 
 
 def _family(recipe: Recipe) -> Family:
-    name, kind = recipe.model.name, recipe.objective.kind
+    name = recipe.model.name
     family = family_of(name)
-    if kind not in family.learns:
-        raise UsageError(f"model.name {name!r} learns by {', '.join(family.learns)}, got objective.kind {kind!r}")
+    for kind in (*recipe.targets.values(),) or (recipe.objective.kind,):
+        if kind not in family.learns:
+            raise UsageError(
+                f"model.name {name!r} learns by {', '.join(family.learns)}, got objective.kind {recipe.objective.kind!r}"
+            )
     return family
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise UsageError for options of network and objective that do not fit; what only the data can tell is not looked at."""
-    signal = signal_of_recipe(recipe)
+    signal, objectives = signal_of_recipe(recipe), blank_objectives(recipe)
     if signal is None:
         _family(recipe)
         return
     with torch.device("meta"):
-        model = make_model(recipe, signal, outputs=1 if recipe.objective.is_supervised else None)
-    objective = None
-    if recipe.objective.kind == "classification" or recipe.objective.kind == "regression":
-        assert recipe.data.target is not None
-        objective = Objective(kind=recipe.objective.kind, target=recipe.data.target)
-    make_task(recipe, model=model, signal=signal, objective=objective)
+        model = make_model(recipe, signal, outputs=num_outputs(objectives))
+    make_task(recipe, model=model, signal=signal, objectives=objectives)
 
 
 def make_task(
@@ -102,7 +103,7 @@ def make_task(
     *,
     model: nn.Module,
     signal: Signal,
-    objective: Objective | None,
+    objectives: tuple[Objective, ...] = (),
     extras: Extras = NO_EXTRAS,
 ) -> Task:
     """How the network learns.
@@ -111,7 +112,7 @@ def make_task(
         recipe: of the run.
         model: the network itself.
         signal: what windows are.
-        objective: of a supervised network.
+        objectives: of a supervised network, in the order of its outputs.
         extras: that the network joins.
 
     Raises:
@@ -128,7 +129,7 @@ def make_task(
     if asked.kind == "masked":
         hiding, about = _hiding(recipe, model, signal)
         return Masked(inputs=inputs, hiding=hiding, loss=_masked_loss(recipe, model), about=about)
-    assert objective is not None
+    assert objectives, "a supervised network has a target"
     is_joint = asked.reconstruction_weight is not None
     if isinstance(model, FineTuned) and (model.learning == "all") != is_joint:
         raise UsageError(
@@ -136,14 +137,14 @@ def make_task(
             "0.5), and the others go without; set both or neither"
         )
     if asked.reconstruction_weight is None:
-        return Supervised(objective=objective, inputs=inputs)
+        return Supervised(objectives=objectives, inputs=inputs)
     if not isinstance(model, FineTuned):
         raise UsageError(
             f"model.name {recipe.model.name!r} completes nothing; leave objective.reconstruction_weight out"
         )
     hiding, _ = _hiding(recipe, model.model, signal)
     return JointlySupervised(
-        objective=objective,
+        objectives=objectives,
         inputs=inputs,
         hiding=hiding,
         loss=_masked_loss(recipe, model.model),
@@ -209,10 +210,9 @@ def _weights_of(source: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         return checkpoint.model, checkpoint.state.get("network", {})
     if (source / ABOUT).is_file():
         return imported_weights(source), read_about(source)["options"]
-    if (source / "model.safetensors").is_file():
-        return read_weights(source / "model.safetensors"), {}
-    if source.suffix == ".safetensors":
-        return read_weights(source), {}
+    file = source if source.suffix == ".safetensors" else source / "model.safetensors"
+    if source.suffix == ".safetensors" or file.is_file():
+        return read_weights(file), trained_options(file)
     raise UsageError(
         f"start.from {str(source)!r}: expected the folder of a run or of a checkpoint, or a .safetensors file; there is "
         f"{'no whole checkpoint in it' if source.is_dir() else 'no such folder'}"

@@ -20,6 +20,7 @@ from train.sections import (
     ObjectiveConfig,
     OptimConfig,
     StartConfig,
+    TargetKind,
     TrainConfig,
 )
 
@@ -44,9 +45,18 @@ class Recipe:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
-        if self.objective.is_supervised and self.data.target is None:
+        if self.objective.is_supervised and not self.objective.targets and self.data.target is None:
             object.__setattr__(self, "data", dataclasses.replace(self.data, target=_TARGET))
         _require_fitting_data(self.data, self.objective)
+
+    @property
+    def targets(self) -> Mapping[str, TargetKind]:
+        """How each column is learnt, in the order of the network's outputs; none for objectives without a target."""
+        kind = self.objective.kind
+        if kind == "classification" or kind == "regression":
+            assert self.data.target is not None
+            return {self.data.target: kind}
+        return self.objective.targets or {}
 
 
 def recipe_path(source: str) -> Path:
@@ -144,6 +154,13 @@ def _require_fitting_data(data: DataConfig, objective: ObjectiveConfig) -> None:
         raise UsageError(
             f"data.side and data.columns are of objectives with a target, got kind {kind!r}; leave them out"
         )
+    if objective.targets and data.target is not None:
+        raise UsageError(
+            f"objective.kind 'multitask' has its targets in objective.targets, got data.target {data.target!r}; leave it out"
+        )
+    for name in objective.targets or ():
+        if name in data.columns:
+            raise UsageError(f"data.columns has the target {name!r}; a network would be told what it is to learn")
     if not objective.is_supervised and data.target is not None:
         raise UsageError(f"objective.kind {kind!r} has no target, got data.target {data.target!r}; leave it out")
     if not objective.is_supervised and data.window == 0:

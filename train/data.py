@@ -114,7 +114,7 @@ def open_part(
         seed=seed,
         random_phase=training and data.random_phase,
         views=data.views,
-        targets=(() if data.target is None else (data.target,)) + data.columns,
+        targets=(*recipe.targets, *data.columns),
         side=data.side,
         grid=data.grid,
         orientation=data.orientation or None,

@@ -30,7 +30,7 @@ class Predictions:
 
     window: NDArray[np.int64]
     run: NDArray[np.int64]  # place in the dataset's list of runs
-    target: NDArray[np.float64]  # NaN where there is none
+    target: NDArray[np.float64]  # (n, targets of the task); NaN where there is none
     score: NDArray[np.float64]  # (n, k) what the task keeps of a window
 
 
@@ -67,11 +67,12 @@ def predict(model: nn.Module, part: Part, *, task: Task, world: World, bf16: boo
             rows = task.rows(network, packed.to(world.device)).cpu()
         own = slice(len(rows))  # of two views, the first
         numbers = torch.tensor([run_number[name] for name in packed.run[own]])
-        targets = torch.full((len(rows),), torch.nan) if task.target is None else packed.targets[task.target]
+        targets = [packed.targets[objective.target] for objective in task.objectives]
         keys.append(torch.stack([packed.window[own], numbers], dim=1)[packed.valid[own]])
-        values.append(torch.cat([targets[:, None], rows], dim=1)[packed.valid[own]])
+        values.append(torch.cat([target[:, None] for target in targets] + [rows], dim=1)[packed.valid[own]])
     model.train(was_training)
-    predictions = _sorted_predictions(world.gather(torch.cat(keys)), world.gather(torch.cat(values)))
+    gathered = world.gather(torch.cat(keys)), world.gather(torch.cat(values))
+    predictions = _sorted_predictions(*gathered, targets=len(task.objectives))
     assert len(predictions.window) == part.clips.num_windows, "a window was not scored"
     return predictions
 
@@ -95,20 +96,21 @@ def over_windows(predictions: Predictions, *, task: UnscoredTask, runs: Sequence
 
 
 def by_subject(predictions: Predictions, *, objective: Objective, runs: Sequence["Run"]) -> Subjects:
-    """Mean scores per run, then per subject; subjects without a target are left out.
+    """Mean scores of the only target per run, then per subject; subjects without a target are left out.
 
     Raises:
         UsageError: a subject's target is not one value, or none of the two classes.
     """
     labels, label_of_run = np.unique([run.subject for run in runs], return_inverse=True)
-    known = np.isfinite(predictions.target)
+    (target,) = predictions.target.T
+    known = np.isfinite(target)
     run = predictions.run[known]
     subjects = label_of_run[run]
     columns = predictions.score[known].T
     score = np.stack([metrics.subject_means(column, runs=run, subjects=subjects)[1] for column in columns], axis=1)
-    place, truth = metrics.subject_means(predictions.target[known], runs=run, subjects=label_of_run[run])
+    place, truth = metrics.subject_means(target[known], runs=run, subjects=label_of_run[run])
     coded = objective.truth(truth)
-    varies = truth[np.searchsorted(place, label_of_run[run])] != predictions.target[known]
+    varies = truth[np.searchsorted(place, label_of_run[run])] != target[known]
     odd = ~np.isin(coded, range(max(2, objective.outputs))) if objective.values else np.zeros(len(coded), bool)
     if varies.any() or odd.any():
         which = labels[label_of_run[run[varies][0]]] if varies.any() else labels[place[odd][0]]
@@ -139,11 +141,11 @@ def intervals(
     return metrics.regression_intervals(subjects.truth, subjects.score, draws=draws)
 
 
-def _sorted_predictions(keys: torch.Tensor, values: torch.Tensor) -> Predictions:
+def _sorted_predictions(keys: torch.Tensor, values: torch.Tensor, *, targets: int) -> Predictions:
     order = torch.argsort(keys[:, 0], stable=True)
     window, run = np.ascontiguousarray(keys[order].numpy().T)
     table = values[order].to(torch.float64).numpy()
-    target, score = np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1:])
+    target, score = np.ascontiguousarray(table[:, :targets]), np.ascontiguousarray(table[:, targets:])
     assert len(np.unique(window)) == len(window), "a window was scored twice"
     if not np.isfinite(score).all():
         bad = window[~np.isfinite(score).all(axis=1)]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fmristream.errors import CorruptDataError, FmriStreamError, UsageError
+from train.build import unseen_options
 from train.checkpoint import Checkpoint, newest_whole
 from train.config import Recipe, recipe_from
 from train.models.checkpoint_files import OWN_METADATA
@@ -29,6 +30,7 @@ from train.models.imported import alone
 from train.models.importing import Told, build_fitted, fit_weights, setting
 from train.models.load import WeightsError, load_named, unwrapped
 from train.models.published import FAMILIES, family_of
+from train.targets import saved_outputs
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 # What the published image models were trained on: parcels and frames.
@@ -38,7 +40,9 @@ LARGEST_DIFFERENCE = 1e-5
 
 
 def export_safetensors(model: nn.Module, path: Path, recipe: Recipe, *, replace: bool = False) -> None:
-    """Write the weights under their names, and the recipe's model section as metadata; whole or not at all.
+    """Write the weights under their names, and as metadata the recipe's model section and what no shape tells.
+
+    The file is whole, or there is none.
 
     Args:
         model: as it was trained, in DDP or compiled too.
@@ -51,10 +55,17 @@ def export_safetensors(model: nn.Module, path: Path, recipe: Recipe, *, replace:
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: weights are written to .safetensors, got {path.suffix!r}")
     state = unwrapped(model.state_dict())[0]
-    about = {"model": recipe.model.name, "options": options_of(recipe)}
+    about = {"model": recipe.model.name, "options": options_of(recipe), "network": unseen_options(_inner(model))}
     metadata = {OWN_METADATA: json.dumps(about, sort_keys=True, default=list)}
     with _put_whole(path, replace=replace) as unfinished:
         save_file(alone(state), unfinished, metadata)
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """The network in what DDP and torch.compile put around it."""
+    for wrapper in ("module", "_orig_mod"):
+        model = getattr(model, wrapper, model)
+    return model
 
 
 def options_of(recipe: Recipe) -> dict[str, Any]:
@@ -179,8 +190,9 @@ def trained_network(checkpoint: Checkpoint, *, settings: Mapping[str, Any]) -> t
     name, source = recipe.model.name, f"step {checkpoint.step}"
     weights = unwrapped(checkpoint.model)[0]
     if family_of(weights) != name:
-        outputs = _outputs(checkpoint.state.get("objective") or {})
-        return _other_network(recipe, weights, settings={**outputs, **settings}, source=source)
+        outputs = saved_outputs(checkpoint.state.get("objective") or {})
+        told_outputs = {} if outputs is None else {"outputs": outputs}
+        return _other_network(recipe, weights, settings={**told_outputs, **settings}, source=source)
     family = FAMILIES[name]
     defaults = {
         item.name: item.default
@@ -212,13 +224,6 @@ def _other_network(
         ) from error
     load_named(model, weights, source=source, ignored={})
     return model, _with_options(recipe, options)
-
-
-def _outputs(objective: Mapping[str, Any]) -> dict[str, int]:
-    """How many outputs a run's target gave its network; nothing where there was none."""
-    if objective.get("kind") not in ("classification", "regression"):
-        return {}
-    return {"outputs": len(objective.get("classes", ())) or 1}
 
 
 def _with_options(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:

@@ -1,12 +1,11 @@
 """A run, read from top to bottom: batch, device, loss, step, log; a checkpoint now and then; a score at the end."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
 
 from train import build, evaluate
@@ -16,11 +15,11 @@ from train.evaluate import Subjects, Windows
 from train.extras import fit_extras
 from train.launch import StopRequest, World, spread, stop_on_sigterm
 from train.log import open_log
-from train.objectives import Objective, make_objective, require_known_classes
 from train.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
 from train.resuming import begin, resume, save
 from train.state import Outcome, Run, StepFacts
 from train.steps import backward, exchange, weighted_backward
+from train.targets import num_outputs, objectives_of
 from train.tasks import Supervised, UnscoredTask
 
 if TYPE_CHECKING:
@@ -115,8 +114,10 @@ def look(run: Run, part: Part) -> None:
 
 
 def score(run: Run, part: Part) -> Subjects | Windows:
-    """Every subject of a split from every window, or what the task says of all windows."""
+    """Every subject of a split from every window, or what the task says of all windows; of several targets, their number."""
     predictions = evaluate.predict(run.model, part, task=run.task, world=run.world, bf16=run.bf16)
+    if len(run.task.objectives) > 1:
+        return Windows(num_windows=len(predictions.window), numbers={})
     if isinstance(run.task, Supervised):
         return evaluate.by_subject(predictions, objective=run.task.objective, runs=part.clips.runs)
     return evaluate.over_windows(predictions, task=cast(UnscoredTask, run.task), runs=part.clips.runs)
@@ -125,12 +126,11 @@ def score(run: Run, part: Part) -> Subjects | Windows:
 def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     """Open the data, make the network, and go back to the newest whole checkpoint."""
     parts = open_parts(recipe, out=out, world=world, stack=stack)
-    signal, objective = signal_of(parts), objective_of(recipe, parts)
+    signal, objectives = signal_of(parts), objectives_of(recipe, parts)
     extras = fit_extras(parts["train"].clips, columns=recipe.data.columns, out=out, world=world)
     torch.manual_seed(recipe.train.seed)  # the same weights on every rank
-    outputs = None if objective is None else objective.outputs
-    model = build.make_model(recipe, signal, outputs=outputs, extras=extras).to(world.device)
-    task = build.make_task(recipe, model=model, signal=signal, objective=objective, extras=extras)
+    model = build.make_model(recipe, signal, outputs=num_outputs(objectives), extras=extras).to(world.device)
+    task = build.make_task(recipe, model=model, signal=signal, objectives=objectives, extras=extras)
     torch.manual_seed(recipe.train.seed + 1 + world.rank)  # but each rank its own dropout
     run = Run(
         recipe=recipe,
@@ -155,26 +155,3 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
         facts = {"step": run.step, "resumed_from": resumed_from, "world_size": world.size, "device": str(world.device)}
         run.log.event("start", facts)
     return run
-
-
-def objective_of(recipe: Recipe, parts: Mapping[str, Part]) -> Objective | None:
-    """The target, coded by the training subjects alone; None for objectives without one.
-
-    Raises:
-        UsageError: the column does not fit, or other subjects have classes that those of training lack.
-    """
-    kind, target = recipe.objective.kind, recipe.data.target
-    if target is None or (kind != "classification" and kind != "regression"):
-        return None
-    values = {name: np.array(part.clips.target_values[target], dtype=np.float64) for name, part in parts.items()}
-    objective = make_objective(
-        kind,
-        target,
-        labels=parts["train"].clips.target_labels[target],
-        train_values=values["train"],
-        loss=recipe.objective.loss or "mse",
-        huber_delta=recipe.objective.huber_delta or 1.0,
-    )
-    for name, known in values.items():
-        require_known_classes(objective, known, split=name)
-    return objective

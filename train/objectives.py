@@ -1,7 +1,7 @@
 """What the outputs of a network are held against: the loss of each window, and its score in the target's own unit."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +26,8 @@ class Objective:
         names: their words.
         loss: of numbers.
         huber_delta: where Huber's loss turns from square to straight, in SD.
+        weight: of this target's loss beside those of others.
+        class_weights: by what the loss of each class is multiplied, in rising order of their values; empty: by 1.
     """
 
     kind: Literal["classification", "regression"]
@@ -36,6 +38,8 @@ class Objective:
     names: tuple[str, ...] = ()
     loss: Loss = "mse"
     huber_delta: float = 1.0
+    weight: float = 1.0
+    class_weights: tuple[float, ...] = ()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -59,10 +63,18 @@ class Objective:
         if self.classes:
             classes = torch.tensor(self.classes, device=targets.device)
             wanted = torch.where(known[:, None], (targets[:, None] == classes).float(), 0.0)
-            return torch.where(known, functional.cross_entropy(outputs.float(), wanted, reduction="none"), 0.0)
-        predicted = outputs.float().squeeze(-1)
-        wanted = torch.where(known, (targets - self.offset) / self.scale, 0.0)
-        return torch.where(known, self._distances(predicted, wanted), 0.0)
+            distances = functional.cross_entropy(outputs.float(), wanted, reduction="none")
+        else:
+            wanted = torch.where(known, (targets - self.offset) / self.scale, 0.0)
+            distances = self._distances(outputs.float().squeeze(-1), wanted)
+        return torch.where(known, self.weight * self._by_class(distances, wanted), 0.0)
+
+    def _by_class(self, distances: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """The losses (b,), each times the weight of its class; `wanted` is 0 and 1, or one-hot."""
+        if not self.class_weights:
+            return distances
+        weights = wanted.new_tensor(self.class_weights)
+        return distances * (wanted @ weights if self.classes else torch.where(wanted > 0.5, weights[1], weights[0]))
 
     def _distances(self, predicted: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         if self.kind == "classification":
@@ -93,11 +105,26 @@ def make_objective(
     train_values: np.ndarray,
     loss: Loss = "mse",
     huber_delta: float = 1.0,
+    weight: float = 1.0,
+    balance: bool = False,
 ) -> Objective:
-    """The objective of a kind, its coding taken from the training subjects only; `loss` and `huber_delta` are of numbers."""
-    if kind == "classification":
-        return classification(target, labels=labels, train_values=train_values)
-    return regression(target, labels=labels, train_values=train_values, loss=loss, huber_delta=huber_delta)
+    """The objective of a kind, its coding taken from the training subjects only.
+
+    `loss` and `huber_delta` are of numbers, `balance` (weigh each class by its inverse frequency) is of classes; `weight`
+    multiplies either's loss.
+    """
+    if kind == "regression":
+        found = regression(target, labels=labels, train_values=train_values, loss=loss, huber_delta=huber_delta)
+        return replace(found, weight=weight)
+    found = classification(target, labels=labels, train_values=train_values)
+    return replace(found, weight=weight, class_weights=balanced_weights(found, train_values) if balance else ())
+
+
+def balanced_weights(objective: Objective, train_values: np.ndarray) -> tuple[float, ...]:
+    """For each class n / (classes x n of that class), n training subjects with a class: their mean over subjects is 1."""
+    known = train_values[np.isfinite(train_values)].astype(np.float32)
+    counts = [int(np.sum(known == np.float32(value))) for value in objective.values]
+    return tuple(sum(counts) / (len(counts) * count) for count in counts)
 
 
 def classification(target: str, *, labels: Sequence[str], train_values: np.ndarray) -> Objective:

@@ -45,7 +45,8 @@ def summarise(outcome: "Outcome", recipe: Recipe) -> dict[str, Any]:
 
     report: dict[str, Any] = {"step": outcome.step, "target": recipe.data.target, "objective": recipe.objective.kind}
     threshold = 0.0
-    objective = outcome.task.objective if isinstance(outcome.task, Supervised) else None
+    is_one = isinstance(outcome.task, Supervised) and len(outcome.task.objectives) == 1
+    objective = outcome.task.objectives[0] if is_one else None
     if objective is not None and objective.classes:
         report["classes"] = list(objective.names)
     elif objective is not None and objective.kind == "classification":

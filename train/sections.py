@@ -5,18 +5,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fmristream.catalog.where import nearest
 from fmristream.errors import UsageError
 from fmristream.signal.recipes import expand, parse_recipe
 from fmristream.signal.steps import Cohort
 from fmristream.storage.urls import without_credentials
 
-Kind = Literal["classification", "regression", "contrastive", "reconstruct", "masked"]
-SUPERVISED = ("classification", "regression")
+TargetKind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "multitask", "contrastive", "reconstruct", "masked"]
+SUPERVISED = ("classification", "regression", "multitask")
 _MASK = ("masking", "mask_ratio", "mask_frames")
 # Which of the objective's options each kind reads.
 _OBJECTIVE_OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "classification": ("reconstruction_weight", *_MASK),
+    "classification": ("balance", "reconstruction_weight", *_MASK),
     "regression": ("loss", "huber_delta", "reconstruction_weight", *_MASK),
+    "multitask": ("targets", "weights", "balance", "loss", "huber_delta", "reconstruction_weight", *_MASK),
     "contrastive": ("temperature",),
     "reconstruct": ("perceptual",),
     "masked": ("loss", *_MASK),
@@ -93,9 +96,9 @@ class ObjectiveConfig:
     """What the outputs are held against; options that the kind does not read are refused.
 
     Attributes:
-        kind: two classes by cross-entropy of one logit, more by softmax; a number; two views of a subject; the input
-            itself (TFF); or what was hidden of it.
-        loss: of `regression` (mse where not given) and `masked` (the network's own where not given; no huber).
+        kind: two classes by cross-entropy of one logit, more by softmax; a number; several `targets`; two views of a
+            subject; the input itself (TFF); or what was hidden of it.
+        loss: of numbers (mse where not given) and of `masked` (the network's own where not given; no huber).
         huber_delta: where Huber's loss turns from square to straight, in SD of the target; 1 where not given.
         temperature: of NT-Xent; .1 where not given, as published for SwiFT.
         masking: what is hidden: random tokens, the last tokens or the last frames; the network's own where not given.
@@ -103,6 +106,10 @@ class ObjectiveConfig:
         mask_frames: of the predicting modes, how many frames are hidden, in place of a share.
         reconstruction_weight: fine-tune on a masked input and add so much of its reconstruction's loss (BrainLM: .5).
         perceptual: features of the perceptual loss: `random`, or a file of VGG16's weights; no such loss where not given.
+        targets: of `multitask`, how each column is learnt; sorted by name, so that a network's outputs are in one order
+            however the table was written.
+        weights: of `multitask`, by what the loss of a target is multiplied; 1 for those that are not named.
+        balance: weigh each class by its inverse frequency among the training subjects, mean 1 over them.
     """
 
     kind: Kind = "classification"
@@ -114,6 +121,9 @@ class ObjectiveConfig:
     mask_frames: int | None = None
     reconstruction_weight: float | None = None
     perceptual: str | None = None
+    targets: Mapping[str, TargetKind] | None = None
+    weights: Mapping[str, float] | None = None
+    balance: bool | None = None
 
     def __post_init__(self) -> None:
         for name in dict.fromkeys(name for names in _OBJECTIVE_OPTIONS.values() for name in names):
@@ -134,11 +144,39 @@ class ObjectiveConfig:
                 f"objective.{', objective.'.join(_MASK)} hide something of the input of kind {self.kind!r} only with "
                 "objective.reconstruction_weight; set it, or leave them out"
             )
+        if self.kind == "multitask":
+            object.__setattr__(self, "targets", self._several())
 
     @property
     def is_supervised(self) -> bool:
         """Whether there is a target, so that windows are scored."""
         return self.kind in SUPERVISED
+
+    def _several(self) -> Mapping[str, TargetKind]:
+        """The targets of `multitask`, sorted and held against the other options."""
+        targets = dict(sorted((self.targets or {}).items()))
+        if len(targets) < 2 or "" in targets:
+            raise UsageError(
+                "objective.targets of kind 'multitask' must name two columns or more, such as { age = \"regression\", sex = "
+                f'"classification" }}, got {", ".join(map(repr, targets)) or "none"}; one target is of kind '
+                "'classification' or 'regression' with data.target"
+            )
+        for name, weight in (self.weights or {}).items():
+            if name not in targets:
+                raise UsageError(
+                    f"objective.weights: {name!r} is not in objective.targets{nearest(name, list(targets))}"
+                )
+            if weight <= 0:
+                raise UsageError(
+                    f"objective.weights.{name} must be above 0, got {weight}; leave the target out of objective.targets"
+                )
+        kinds = set(targets.values())
+        for option, kind in (("loss", "regression"), ("huber_delta", "regression"), ("balance", "classification")):
+            if getattr(self, option) is not None and kind not in kinds:
+                raise UsageError(
+                    f"objective.{option} is of {kind}, which no target of objective.targets is; leave it out"
+                )
+        return types.MappingProxyType(targets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from train.models.brainlm_heads import FineTuneOutput
 from train.models.series_masking import Masking, Reconstruction
 from train.objectives import Objective
 from train.reconstruction import FeatureNet, tff_losses
+from train.targets import joined_scores, summed_losses
 
 if TYPE_CHECKING:
     from fmristream.stream.batch import Batch
@@ -36,8 +37,8 @@ class Task(Protocol):
     """What the trainer, evaluation and checkpoints ask for."""
 
     @property
-    def target(self) -> str | None:
-        """Column that windows are scored against; None where there is none, and validation is a loss."""
+    def objectives(self) -> tuple[Objective, ...]:
+        """What windows are scored against, in the order of `rows`; empty where validation is a loss."""
         ...
 
     def losses(self, network: Network, batch: "Batch") -> Tensor:
@@ -45,7 +46,7 @@ class Task(Protocol):
         ...
 
     def rows(self, network: Network, batch: "Batch") -> Tensor:
-        """(samples, k) float32: what evaluation keeps of each window; scores where there is a target."""
+        """(samples, k) float32: what evaluation keeps of each window; where there are targets, the scores of each in turn."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -97,24 +98,30 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Supervised:
-    """A target: classes or a number."""
+    """Targets, one or several: classes or numbers. The network's outputs are those of each in turn."""
 
-    objective: Objective
+    objectives: tuple[Objective, ...]
     inputs: Inputs
 
     @property
-    def target(self) -> str | None:
-        return self.objective.target
+    def objective(self) -> Objective:
+        """The only target."""
+        (only,) = self.objectives
+        return only
 
     def losses(self, network: Network, batch: "Batch") -> Tensor:
-        return self.objective.losses(self._outputs(network, batch), batch.targets[self.objective.target])
+        return summed_losses(self.objectives, self._outputs(network, batch), batch.targets)
 
     def rows(self, network: Network, batch: "Batch") -> Tensor:
-        scores = self.objective.scores(self._outputs(network, batch))
-        return scores.view(len(scores), -1)
+        return joined_scores(self.objectives, self._outputs(network, batch))
 
     def state(self) -> dict[str, Any]:
-        return self.objective.state() | self.inputs.extras.state()
+        return self._state() | self.inputs.extras.state()
+
+    def _state(self) -> dict[str, Any]:
+        if len(self.objectives) == 1:
+            return self.objective.state()
+        return {"kind": "multitask", "objectives": [objective.state() for objective in self.objectives]}
 
     def _outputs(self, network: Network, batch: "Batch") -> Tensor:
         signal, named = self.inputs(batch)
@@ -147,7 +154,7 @@ class Hiding:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class JointlySupervised(Supervised):
-    """A target, from a masked input, and what was hidden beside it: BrainLM's published fine-tuning."""
+    """Targets, from a masked input, and what was hidden beside them: BrainLM's published fine-tuning."""
 
     hiding: Hiding
     loss: str
@@ -156,11 +163,12 @@ class JointlySupervised(Supervised):
     def losses(self, network: Network, batch: "Batch") -> Tensor:
         signal, named = self.inputs(batch)
         found = network(signal, **named, **self.hiding(signal, batch))
-        task = self.objective.losses(found.outputs, batch.targets[self.objective.target])
-        return joint_loss(task, hidden_losses(found.reconstruction, signal, self.loss), weight=self.weight)
+        task = summed_losses(self.objectives, found.outputs, batch.targets)
+        hidden, _ = hidden_losses(found.reconstruction, signal, self.loss, frames=counted_frames(batch))
+        return joint_loss(task, hidden, weight=self.weight)
 
     def state(self) -> dict[str, Any]:
-        return self.objective.state() | {"reconstruction_weight": self.weight}
+        return self._state() | {"reconstruction_weight": self.weight}
 
 
 class _MeanLoss(ABC):
@@ -172,8 +180,8 @@ class _MeanLoss(ABC):
     def losses(self, network: Network, batch: "Batch") -> Tensor: ...
 
     @property
-    def target(self) -> str | None:
-        return None
+    def objectives(self) -> tuple[Objective, ...]:
+        return ()
 
     def rows(self, network: Network, batch: "Batch") -> Tensor:
         return self.losses(network, batch).unsqueeze(1)
@@ -184,7 +192,11 @@ class _MeanLoss(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Masked(_MeanLoss):
-    """What was hidden of a window, from what was not: BrainLM, the masked autoencoder of volumes, forecasts."""
+    """What was hidden of a window, from what was not: BrainLM, the masked autoencoder of volumes, forecasts.
+
+    Frames that the recipe scrubs do not count. A window of which nothing else was hidden costs nothing, and is not one of
+    those whose mean evaluation tells.
+    """
 
     inputs: Inputs
     hiding: Hiding
@@ -192,8 +204,21 @@ class Masked(_MeanLoss):
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def losses(self, network: Network, batch: "Batch") -> Tensor:
+        return self._losses(network, batch)[0]
+
+    def rows(self, network: Network, batch: "Batch") -> Tensor:
+        """(samples, 2): the loss, and 1 where something counted."""
+        losses, counts = self._losses(network, batch)
+        return torch.stack([losses, counts.to(losses.dtype)], dim=1)
+
+    def summary(self, rows: Tensor, subjects: Sequence[str]) -> dict[str, float]:
+        loss, counts = rows.double().unbind(1)
+        return {"loss": (loss.sum() / counts.sum()).item()}
+
+    def _losses(self, network: Network, batch: "Batch") -> tuple[Tensor, Tensor]:
         signal, named = self.inputs(batch)
-        return hidden_losses(network(signal, **named, **self.hiding(signal, batch)), signal, self.loss)
+        found = network(signal, **named, **self.hiding(signal, batch))
+        return hidden_losses(found, signal, self.loss, frames=counted_frames(batch))
 
     def state(self) -> dict[str, Any]:
         return {"kind": "masked", "loss": self.loss, **self.about}
@@ -252,8 +277,8 @@ class Contrastive:
     group: int
 
     @property
-    def target(self) -> str | None:
-        return None
+    def objectives(self) -> tuple[Objective, ...]:
+        return ()
 
     def losses(self, network: Network, batch: "Batch") -> Tensor:
         pairs = self._pairs(network, batch)
@@ -285,14 +310,25 @@ class Contrastive:
         return torch.stack(embeddings.chunk(2), dim=1)
 
 
-def hidden_losses(found: Any, signal: Tensor, loss: str) -> Tensor:
-    """Mean loss over what was hidden of each sample, (b,); each window counts alike, whatever share of it was hidden."""
+def counted_frames(batch: "Batch") -> Tensor | None:
+    """(b, t) bool, False where a frame was scrubbed or is none of the run's; None where the recipe scrubs none."""
+    return None if batch.kept is None else batch.frames_valid & batch.frames_kept
+
+
+def hidden_losses(found: Any, signal: Tensor, loss: str, *, frames: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean loss over what was hidden of each sample in the frames (b, t) that count, and whether there was such: both (b,).
+
+    Each window counts alike, whatever share of it was hidden; `frames` is None where all count.
+    """
     if isinstance(found, Reconstruction):
         predicted, target, counted = found.series, signal, found.hidden
+        counted = counted if frames is None else counted & frames[:, None]
     else:
         predicted, target, counted = found.predicted, found.target, found.counted
+        counted = counted if frames is None else counted & found.of_frames(frames)
     distance = MASKED_LOSSES[loss]
-    return torch.stack([distance(*row) for row in zip(predicted, target, counted, strict=True)])
+    losses = torch.stack([distance(*row) for row in zip(predicted, target, counted, strict=True)])
+    return losses, counted.flatten(1).any(1)
 
 
 def sample_keys(batch: "Batch", *, what: str, seed: int) -> list[int]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fmristream.catalog.tables import Participant
+from fmristream.catalog.where import nearest
 from fmristream.errors import UsageError
 from fmristream.shards.dataset import Dataset
 
@@ -42,8 +43,8 @@ def read_target(participants: Sequence[Participant], name: str, *, where: str) -
     """
     columns = sorted({column for row in participants for column in row} - {"subject"})
     if name not in columns:
-        shown = ", ".join(columns) or "none: the source had no participants table"
-        raise UsageError(f"{where}: no column {name!r} to use as a target; the participants table has {shown}")
+        hint = nearest(name, columns) if columns else "; the source had no participants table"
+        raise UsageError(f"{where}: no column {name!r} to use as a target{hint}")
     cells = {str(row["subject"]): row[name] for row in participants if row.get(name) is not None}
     if any(isinstance(value, str) for value in cells.values()):
         labels = tuple(sorted({str(value) for value in cells.values()}))

@@ -32,7 +32,10 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def parcelled(tmp_path_factory):
-    """12 subjects (6 train, 3 val, 3 test) of 24 frames, 28 parcels of which the last is outside the brain, a word of three."""
+    """12 subjects (6 train, 3 val, 3 test) of 24 frames, 28 parcels of which the last is outside the brain, a word of three.
+
+    Every third subject has no memory score.
+    """
     folder = tmp_path_factory.mktemp("parcelled")
     cohort = parse_url("synth://?subjects=12&shape=12x12x12&frames=24")
     blocks = np.arange(12) // 4
@@ -43,10 +46,10 @@ def parcelled(tmp_path_factory):
     (folder / "blocks.nii").write_bytes(nifti_bytes(labels.astype("<i2"), **header))
     hands = ("left", "right", "both")
     rows = [
-        f"{row['subject']},{row['age']},{hands[place % 3]},{60 + place}"
+        f"{row['subject']},{row['age']},{hands[place % 3]},{60 + place},{'' if place % 3 == 1 else 7 * place % 5}"
         for place, row in enumerate(cohort.participants())
     ]
-    (folder / "people.csv").write_text("\n".join(["participant_id,age,hand,weight", *rows]) + "\n")
+    (folder / "people.csv").write_text("\n".join(["participant_id,age,hand,weight,memory", *rows]) + "\n")
     options = ConvertOptions(
         split="exact",
         split_ratios=(0.5, 0.25, 0.25),

@@ -17,6 +17,7 @@ from train.log import read_history
 from train.loop import train, weighted_backward
 from train.models.synced_norm import SyncedBatchNorm1d
 from train.objectives import Objective
+from train.targets import summed_losses
 
 
 def exchange(world: World) -> object:
@@ -74,6 +75,31 @@ def contrast(world: World) -> object:
     running = spread(model, world)
     mine = slice(7 * world.rank // world.size, 7 * (world.rank + 1) // world.size)
     losses = nt_xent(running(pairs[mine].flatten(0, 1)).view(-1, 2, 4), subjects[mine], 0.5)
+    part = weighted_backward(losses, global_size=7, world=world)
+    gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+    return {"loss": world.stack(part.double()).sum().item(), "gradient": gradients.tolist()}
+
+
+def several(world: World) -> object:
+    """Loss and gradients of a global batch of 7 with three targets, dealt unevenly; one rank may have no label at all."""
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(7, 6, generator=generator)
+    objectives = (
+        Objective(kind="regression", target="age", offset=1.0, scale=2.0, loss="huber", weight=0.5),
+        Objective(kind="classification", target="hand", classes=(0.0, 1.0, 3.0), class_weights=(2.0, 0.5, 1.0)),
+        Objective(kind="classification", target="sex", class_weights=(0.7, 1.3)),
+    )
+    lacking = torch.nan
+    targets = {
+        "age": torch.tensor([lacking, 2.5, 0.1, 4.0, lacking, 1.0, lacking]),
+        "hand": torch.tensor([3.0, lacking, 0.0, 1.0, lacking, lacking, lacking]),
+        "sex": torch.tensor([1.0, 0.0, lacking, 1.0, lacking, 0.0, lacking]),
+    }
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 5))
+    mine = slice(7 * world.rank // world.size, 7 * (world.rank + 1) // world.size)
+    running = spread(model, world)
+    losses = summed_losses(objectives, running(inputs[mine]), {name: own[mine] for name, own in targets.items()})
     part = weighted_backward(losses, global_size=7, world=world)
     gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
     return {"loss": world.stack(part.double()).sum().item(), "gradient": gradients.tolist()}
@@ -167,7 +193,7 @@ def deal(world: World) -> object:
     return found
 
 
-DUTIES = {duty.__name__: duty for duty in (exchange, gradient, contrast, norm, learn, hang, die_once, deal)}
+DUTIES = {duty.__name__: duty for duty in (exchange, gradient, contrast, several, norm, learn, hang, die_once, deal)}
 
 
 def main() -> None:

@@ -151,7 +151,8 @@ def test_the_weights_file_tells_its_network_and_nothing_private(tmp_path):
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         about = json.loads(file.metadata()["fmristream"])
     expected = {key: value for key, value in OPTIONS["swift"].items() if key != "outputs"}
-    assert about == {"model": "swift", "options": expected}
+    unseen = {name: expected[name] for name in ("num_heads", "patch_size")}
+    assert about == {"model": "swift", "options": expected, "network": unseen}
     assert b"somebody" not in (tmp_path / "a.safetensors").read_bytes()
 
 

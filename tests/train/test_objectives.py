@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fmristream.errors import UsageError
-from train.objectives import make_objective, require_known_classes
+from train.objectives import balanced_weights, make_objective, require_known_classes
 
 
 def test_two_labels_are_coded_in_sorted_order_and_the_loss_is_the_cross_entropy():
@@ -98,3 +98,38 @@ def test_classes_of_other_subjects_must_be_those_of_training():
     require_known_classes(objective, np.array([1.0, np.nan, 0.0]), split="test")
     with pytest.raises(UsageError, match="split 'test' have classes that no training subject has"):
         require_known_classes(objective, np.array([1.0, 2.0]), split="test")
+
+
+def test_balanced_classes_weigh_by_inverse_frequency_and_one_on_average():
+    words = np.array([0.0, 0.0, 0.0, 3.0, 1.0, np.nan, 0.0, 3.0])
+    objective = make_objective("classification", "hand", labels=("b", "l", "n", "r"), train_values=words, balance=True)
+    assert objective.class_weights == pytest.approx(
+        (7 / (3 * 4), 7 / (3 * 1), 7 / (3 * 2))
+    )  # scikit-learn's "balanced"
+    per_subject = [objective.class_weights[objective.classes.index(word)] for word in words[np.isfinite(words)]]
+    assert np.mean(per_subject) == pytest.approx(1)
+    outputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    targets, known = torch.tensor(words, dtype=torch.float32), torch.tensor(np.isfinite(words))
+    places = torch.tensor(objective.truth(words[np.isfinite(words)])).long()
+    by_torch = torch.nn.functional.cross_entropy(
+        outputs[known], places, weight=torch.tensor(objective.class_weights), reduction="none"
+    )
+    losses = objective.losses(outputs, targets)
+    torch.testing.assert_close(losses[known], by_torch)
+    assert losses[~known].tolist() == [0]
+
+
+def test_two_balanced_classes_are_weighted_too_also_where_float32_rounds_their_values():
+    values = np.array([0.1, 2.7, 0.1, 0.1, np.nan])
+    objective = make_objective("classification", "group", labels=(), train_values=values, balance=True, weight=3.0)
+    assert objective.class_weights == pytest.approx((4 / (2 * 3), 4 / (2 * 1)))
+    losses = objective.losses(torch.zeros(5, 1), torch.tensor(values, dtype=torch.float32))
+    np.testing.assert_allclose(losses, 3 * np.log(2) * np.array([2 / 3, 2, 2 / 3, 2 / 3, 0]), rtol=1e-6)
+    assert balanced_weights(objective, np.array([0.1, 2.7])) == (1, 1)
+
+
+def test_weights_are_of_training_subjects_and_numbers_have_none():
+    values = np.array([20.0, 40.0])
+    objective = make_objective("regression", "age", labels=(), train_values=values, weight=0.5, balance=True)
+    assert objective.class_weights == ()
+    assert objective.losses(torch.tensor([[1.0]]), torch.tensor([20.0])).tolist() == [2.0]

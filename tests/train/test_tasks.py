@@ -10,11 +10,13 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import fmristream
 from fmristream.errors import ResumeError, UsageError
 from tests.train.test_launch import finish, results, start_ranks
-from train import loop, models
+from train import export, loop, models, resuming
 from train.build import make_model, make_task
 from train.checkpoint import checkpoint_steps, load_checkpoint, newest_whole
 from train.config import RECIPES, as_toml, load_recipe, recipe_from
@@ -254,13 +256,13 @@ def test_whole_runs_of_several_lengths_need_a_network_that_knows_them(make):
     model = make_model(recipe, signal, outputs=3)
     objective = Objective(kind="regression", target="age")
     with pytest.raises(UsageError, match="would take padding for signal"):
-        make_task(recipe, model=model, signal=signal, objective=objective)
+        make_task(recipe, model=model, signal=signal, objectives=(objective,))
 
     class Knowing(torch.nn.Module):
         def forward(self, bold, *, lengths=None):
             return lengths
 
-    task = make_task(recipe, model=Knowing(), signal=signal, objective=objective)
+    task = make_task(recipe, model=Knowing(), signal=signal, objectives=(objective,))
     assert task.inputs.names == {"bold", "lengths"}
 
 
@@ -402,6 +404,27 @@ def test_weights_that_were_trained_with_other_heads_are_refused_though_every_sha
     loop.train(make("tff2", start=start, model=model), out=tmp_path / "phase2", world=ALONE)
 
 
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_file_of_weights_is_held_against_what_it_says_of_its_network(make, tmp_path, is_older):
+    heads, file = TFF["num_attention_heads"], tmp_path / "weights.safetensors"
+    loop.train(make("tff2", train={"steps": 1}), out=tmp_path / "first", world=ALONE)
+    size = ["--set", "img_size=[12,12,12,2]"]  # which the recipe took from the data
+    assert export.main([str(tmp_path / "first"), "--to", str(file), *size]) == 0
+    if is_older:  # files of the first releases have the options of the recipe alone
+        with safe_open(file, framework="pt") as opened:
+            about = json.loads(opened.metadata()["fmristream"])
+        del about["network"]
+        save_file(load_file(file), file, {"fmristream": json.dumps(about)})
+    start, data = {"from": str(file)}, {"normalize": "tff"}
+    model = {"num_attention_heads": 2 * heads}
+    with pytest.raises(
+        WeightsError, match=rf"another num_attention_heads \({heads}, the recipe's network has {2 * heads}"
+    ):
+        loop.train(make("l1-tff3", data=data, start=start, model=model), out=tmp_path / "second", world=ALONE)
+    loop.train(make("l1-tff3", data=data, start=start), out=tmp_path / "third", world=ALONE)
+    assert '"event": "begin"' in (tmp_path / "third" / "log.jsonl").read_text()
+
+
 def test_frozen_parameters_stay_and_the_others_learn(make, tmp_path):
     loop.train(make("contrast", data={"window": 8}), out=tmp_path / "first", world=ALONE)
     start = {"from": str(tmp_path / "first" / "checkpoints" / "step-2"), "freeze": ["model."]}
@@ -461,9 +484,9 @@ def test_a_checkpoint_of_another_task_is_refused(make, tmp_path):
 
 def test_a_checkpoint_of_the_first_releases_is_gone_on_from(make, tmp_path, monkeypatch):
     recipe = make("huber", objective={"loss": "mse", "huber_delta": None})
-    written = loop.as_json
+    written = resuming.as_json
     monkeypatch.setattr(
-        loop, "as_json", lambda state: {key: written(state)[key] for key in ("kind", "target", "offset", "scale")}
+        resuming, "as_json", lambda state: {key: written(state)[key] for key in ("kind", "target", "offset", "scale")}
     )
     loop.train(recipe, out=tmp_path, world=ALONE)
     monkeypatch.undo()
@@ -489,6 +512,41 @@ def test_a_model_whose_module_is_not_here_is_told(monkeypatch, capsys):
     )
     with pytest.raises(UsageError, match=r"needs train\.models\.later, which this copy does not have; it has swift"):
         models.build_model("later", {})
+
+
+@pytest.mark.parametrize("name", ["masked", "masked-picture", "forecast", "mae4d", "mae4d-forecast"])
+def test_frames_that_were_scrubbed_do_not_count_among_what_was_hidden(make, tmp_path, name):
+    recipe = make(name, data={"val_split": "", "test_split": ""})
+    skip_without(recipe)
+    distance = np.abs if name in ("masked-picture", "mae4d-forecast") else np.square
+    with ExitStack() as stack:
+        run = loop.start(recipe, out=tmp_path, world=ALONE, stack=stack)
+        batch = next(iter(run.train.loader)).to("cpu")
+        kept = torch.tensor([[1, 0, 1, 1, 1, 1, 0, 1], [1] * 8, [0] * 8], dtype=torch.bool)
+        scrubbed = dataclasses.replace(batch, kept=kept)
+        run.model.eval()
+        plain, losses = (run.task.losses(run.model, one) for one in (batch, scrubbed))
+        signal, named = run.task.inputs(batch)
+        found = run.model(signal, **named, **run.task.hiding(signal, batch))
+        if recipe.model.name == "mae4d-pretrain":  # on the grid, where a value's frame is its last axis
+            predicted, target, hidden = (
+                run.model.volumes(values, found.hidden, frames=8)
+                for values in (found.predicted, found.target, found.counted.float())
+            )
+        else:
+            predicted, target, hidden = found.series, signal, found.hidden
+        gaps = distance((predicted.double() - target.double()).detach().numpy())
+        for row, frames in enumerate(kept.numpy()):
+            chosen = hidden[row].numpy().astype(bool) & frames
+            expected = gaps[row][chosen].mean() if chosen.any() else 0.0
+            assert losses[row].item() == pytest.approx(expected, rel=1e-4)
+        assert losses[0] != plain[0]
+        assert losses[1] == plain[1]
+        assert losses[2] == 0
+        rows = run.task.rows(run.model, scrubbed)
+        assert rows[:, 1].tolist() == [1, 1, 0]
+        mean = run.task.summary(rows, ["a", "b", "c"])["loss"]
+        assert mean == pytest.approx((losses[0].item() + losses[1].item()) / 2)  # not of the window that has nothing
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))

@@ -102,17 +102,34 @@ def _digest(path: Path) -> tuple[int, str]:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def trained_options(path: Path) -> dict[str, Any]:
+    """What a .safetensors file of `train.export` says of its network that no shape tells; nothing for files of others.
+
+    Raises:
+        WeightsError: its metadata are not those that are written.
+    """
+    network, options, unseen = _about(path)
+    # Files of older releases have the recipe's options alone, in which TFF's first phase may have heads that it has not.
+    return options if unseen is None and network != "tff1" else unseen or {}
+
+
 def _own_metadata(path: Path) -> tuple[str | None, dict[str, Any]]:
     """The network and its options that a file of `train.export` names; None and none for files of others."""
+    network, options, _ = _about(path)
+    return network, options
+
+
+def _about(path: Path) -> tuple[str | None, dict[str, Any], dict[str, Any] | None]:
+    """(network, its options, those that no shape tells) as `train.export` writes them; files of others have none."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get(OWN_METADATA)
     if text is None:
-        return None, {}
+        return None, {}, None
     try:
         about = json.loads(text)
-        return str(about["model"]), dict(about["options"])
+        return str(about["model"]), dict(about["options"]), dict(about["network"]) if "network" in about else None
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{path}: its metadata do not say what train.export writes ({error!r}); export again"

@@ -33,7 +33,8 @@ class Rebuilt(NamedTuple):
     """What a network made of what it was not shown, (b, hidden, values), beside what was there.
 
     `counted` is true for values of brain voxels: the loss is `masked_mse(predicted, target, counted)`, or
-    `rebuilding_losses` by sample. Token numbers are rising; `latent` (b, 1 + shown, channels) has cls first.
+    `rebuilding_losses` by sample. Token numbers are rising; `latent` (b, 1 + shown, channels) has cls first. `frames`
+    (b, hidden, frames of a patch) are the numbers of the frames that a token's values run over, slowest.
     """
 
     predicted: Tensor
@@ -42,6 +43,12 @@ class Rebuilt(NamedTuple):
     shown: Tensor
     hidden: Tensor
     latent: Tensor
+    frames: Tensor
+
+    def of_frames(self, chosen: Tensor) -> Tensor:
+        """(b, t) bool to (b, hidden, values): which values are of the chosen frames."""
+        rows = chosen.gather(1, self.frames.flatten(1)).view(self.frames.shape)
+        return rows.repeat_interleave(self.predicted.shape[2] // rows.shape[2], dim=2)
 
 
 def rebuilding_losses(rebuilt: Rebuilt) -> Tensor:
@@ -200,6 +207,7 @@ class Mae4dPretrain(nn.Module):
             shown=split.shown,
             hidden=split.hidden,
             latent=latent,
+            frames=encoder.patches.frames_of(split.hidden),
         )
 
     def split(self, noise: Tensor, *, frames: int) -> TokenSplit:

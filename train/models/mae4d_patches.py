@@ -137,6 +137,11 @@ class BrainPatches(nn.Module):
         every = inside.view(b, k, 1, voxels, 1).expand(b, k, self.frames, voxels, self.channels)
         return every.reshape(b, k, -1)
 
+    def frames_of(self, tokens: Tensor) -> Tensor:
+        """Token numbers (b, k) to (b, k, frames of a patch): the frames that a token's values are of."""
+        first = tokens // self.count * self.frames
+        return first.unsqueeze(-1) + torch.arange(self.frames, device=tokens.device)
+
     def _plan(self, brain: NDArray[np.bool_]) -> None:
         layout = patch_layout(brain, self.patch)
         for name in ("places", "voxels", "inside"):

@@ -193,6 +193,12 @@ def test_our_own_metadata_are_read_and_checked(tmp_path):
     save_file(STATE, tmp_path / "a.safetensors", {checkpoint_files.OWN_METADATA: '{"model": "x", "options": {"n": 3}}'})
     found = read_checkpoint(tmp_path / "a.safetensors")
     assert (found.network, found.options) == ("x", {"n": 3})
+    assert checkpoint_files.trained_options(tmp_path / "a.safetensors") == {"n": 3}
+    about = '{"model": "x", "options": {"n": 3}, "network": {"heads": 2}}'
+    save_file(STATE, tmp_path / "a.safetensors", {checkpoint_files.OWN_METADATA: about})
+    assert checkpoint_files.trained_options(tmp_path / "a.safetensors") == {"heads": 2}
+    save_file(STATE, tmp_path / "a.safetensors")
+    assert checkpoint_files.trained_options(tmp_path / "a.safetensors") == {}
     save_file(STATE, tmp_path / "a.safetensors", {checkpoint_files.OWN_METADATA: "[]"})
     with pytest.raises(WeightsError, match=r"not say what train\.export writes"):
         read_checkpoint(tmp_path / "a.safetensors")
