@@ -46,10 +46,10 @@ def parcelled(tmp_path_factory):
     (folder / "blocks.nii").write_bytes(nifti_bytes(labels.astype("<i2"), **header))
     hands = ("left", "right", "both")
     rows = [
-        f"{row['subject']},{row['age']},{hands[place % 3]},{60 + place},{'' if place % 3 == 1 else 7 * place % 5}"
+        f"{row['subject']},{row['age']},{hands[place % 3]},{60 + place},{'' if place % 3 == 1 else 7 * place % 5},{row['sex']}"
         for place, row in enumerate(cohort.participants())
     ]
-    (folder / "people.csv").write_text("\n".join(["participant_id,age,hand,weight,memory", *rows]) + "\n")
+    (folder / "people.csv").write_text("\n".join(["participant_id,age,hand,weight,memory,sex", *rows]) + "\n")
     options = ConvertOptions(
         split="exact",
         split_ratios=(0.5, 0.25, 0.25),

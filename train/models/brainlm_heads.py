@@ -15,6 +15,7 @@ from train.models.series_masking import Masking, Reconstruction
 
 Pooling = Literal["cls", "mean"]
 Learning = Literal["all", "encoder", "head"]
+Head = Literal["mlp", "linear"]
 
 
 class SeriesModel(Protocol):
@@ -68,28 +69,54 @@ class MlpHead(nn.Module):
         return out
 
 
+class ProbeHead(nn.Module):
+    """One linear map, in float32 also under autocast."""
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, outputs)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(b, channels) to (b, outputs)."""
+        with torch.autocast(pooled.device.type, enabled=False):
+            out: Tensor = self.linear(pooled.float())
+        return out
+
+
+HEADS = {"mlp": MlpHead, "linear": ProbeHead}
+
+
 class FineTuned(nn.Module):
     """A pre-trained network and a head; parameters that cannot get a gradient are frozen, so that DDP works.
 
-    `learning`: all parameters; the encoder and the head, for losses without a reconstruction; or the head alone.
+    `learning`: all parameters; the encoder and the head, for losses without a reconstruction; or the head alone. `head`: the
+    published three linear maps, or one, for a linear probe.
     """
 
     takes = "series"
 
     def __init__(
-        self, model: nn.Module, *, outputs: int, pooling: Pooling = "cls", learning: Learning = "encoder"
+        self,
+        model: nn.Module,
+        *,
+        outputs: int,
+        pooling: Pooling = "cls",
+        learning: Learning = "encoder",
+        head: Head = "mlp",
     ) -> None:
         super().__init__()
         if pooling not in ("cls", "mean") or learning not in ("all", "encoder", "head"):
             raise UsageError(
                 f"brainlm: pooling {pooling!r} must be cls or mean, and learning {learning!r} all, encoder or head"
             )
+        if head not in HEADS:
+            raise UsageError(f"brainlm: head {head!r} must be one of {', '.join(HEADS)}")
         if outputs < 1:
             raise UsageError(f"outputs must be a whole number above 0, got {outputs!r}")
         self.model = model
         self.pooling = pooling
         self.learning = learning
-        self.output_head = MlpHead(_series_model(model).num_features, outputs)
+        self.output_head = HEADS[head](_series_model(model).num_features, outputs)
         for name, parameter in model.named_parameters():
             is_learnt = learning == "all" or (learning == "encoder" and not name.startswith("decoder."))
             parameter.requires_grad_(is_learnt and parameter.requires_grad)
@@ -124,14 +151,14 @@ def _series_model(model: nn.Module) -> SeriesModel:
 def build_brainlm(variant: str, options: Mapping[str, Any]) -> nn.Module:
     """Either BrainLM from a recipe's model section: `brainlm` or `brainlm-vitmae`.
 
-    With `outputs` the network is `FineTuned`, which also has `pooling` and `learning`; without, that of pre-training.
+    With `outputs` the network is `FineTuned`, which also has `pooling`, `learning` and `head`; without, that of pre-training.
     `parcels` and `frames` are those of the windows; the other options are those of the variant's configuration, and
     `checkpointing`.
     """
     rest = dict(options)
     given = {"num_brain_voxels": rest.pop("parcels"), "num_timepoints_per_voxel": rest.pop("frames")}
     checkpointing = rest.pop("checkpointing", False)
-    own = {name: rest.pop(name) for name in ("outputs", "pooling", "learning") if name in rest}
+    own = {name: rest.pop(name) for name in ("outputs", "pooling", "learning", "head") if name in rest}
     if not isinstance(checkpointing, bool):
         raise UsageError(f"{variant}: checkpointing must be true or false, got {checkpointing!r}")
     if own and "outputs" not in own:

@@ -29,6 +29,17 @@ def test_outputs_are_the_head_of_the_pooled_tokens_of_an_unhidden_window(kind, p
 
 
 @KINDS
+def test_a_linear_probe_is_one_map_of_the_pooled_tokens_and_learns_alone(kind):
+    tuned = FineTuned(small(kind), outputs=3, pooling="mean", learning="head", head="linear").eval()
+    series, xyz = series_and_xyz()
+    weight, bias = tuned.output_head.linear.weight, tuned.output_head.linear.bias
+    expected = tuned.model.features(series, xyz)[:, 1:].mean(1) @ weight.T + bias
+    torch.testing.assert_close(tuned(series, xyz).outputs, expected)
+    learning = {name for name, parameter in tuned.named_parameters() if parameter.requires_grad}
+    assert learning == {"output_head.linear.weight", "output_head.linear.bias"}
+
+
+@KINDS
 def test_task_and_reconstruction_learn_together(kind):
     tuned, (series, xyz) = FineTuned(small(kind), outputs=1, learning="all"), series_and_xyz()
     found = tuned(series, xyz, masking=Masking(ratio=0.2), generator=torch.Generator().manual_seed(0))
@@ -58,6 +69,7 @@ def test_scores_are_float32_under_autocast():
     ("options", "message"),
     [
         ({"outputs": 0}, "outputs must be a whole number above 0"),
+        ({"outputs": 1, "head": "liner"}, "head 'liner' must be one of mlp, linear"),
         ({"outputs": 1, "pooling": "max"}, "must be cls or mean"),
         ({"outputs": 1, "learning": "decoder"}, "all, encoder or head"),
     ],
