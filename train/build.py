@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fmristream.errors import UsageError
 from fmristream.signal.recipes import expand
 from fmristream.signal.steps import Global, Range, Temporal, TwoChannels, Voxelwise
-from train.checkpoint import load_checkpoint, newest_whole
+from fmristream.storage import display_url
+from train.checkpoint import find_checkpoint
 from train.config import Recipe
 from train.data import Signal, signal_of_recipe
 from train.extras import NO_EXTRAS, Extras
@@ -170,7 +171,7 @@ def begin(recipe: Recipe, model: nn.Module) -> Loaded | None:
             if not name.startswith(family):
                 raise UsageError(f"start.{option} is of {family}, got model.name {name!r}; leave it out")
             options[option] = value
-    weights, trained = _weights_of(Path(source))
+    weights, trained = _weights_of(source)
     wrong = differing(trained, unseen_options(model))
     if wrong:
         raise WeightsError(
@@ -199,23 +200,22 @@ def differing(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({trained[name]}, the recipe's network has {now[name]})" for name in names)
 
 
-def _weights_of(source: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-    """A network's state and its unseen options: in a run's newest whole checkpoint, a checkpoint, an import, or a file."""
-    if (source / "checkpoints").is_dir():
-        found, _ = newest_whole(source / "checkpoints")
-        if found is not None:
-            return found.model, found.state.get("network", {})
-    if (source / "manifest.json").is_file():
-        checkpoint = load_checkpoint(source)
-        return checkpoint.model, checkpoint.state.get("network", {})
-    if (source / ABOUT).is_file():
-        return imported_weights(source), read_about(source)["options"]
-    file = source if source.suffix == ".safetensors" else source / "model.safetensors"
-    if source.suffix == ".safetensors" or file.is_file():
-        return read_weights(file), trained_options(file)
+def _weights_of(source: str) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    """A network's state and its unseen options: of a run's checkpoint (`find_checkpoint`), an import, or a file."""
+    path = Path(source)
+    if (path / ABOUT).is_file():
+        return imported_weights(path), read_about(path)["options"]
+    if path.suffix == ".safetensors" and path.is_file():
+        return read_weights(path), trained_options(path)
+    found, damaged = find_checkpoint(source)
+    if found is not None:
+        return found.section("model"), found.state.get("network", {})
+    if (path / "model.safetensors").is_file():
+        return read_weights(path / "model.safetensors"), trained_options(path / "model.safetensors")
+    reasons = "".join(f"; {fault.reason}" for fault in damaged)
     raise UsageError(
-        f"start.from {str(source)!r}: expected the folder of a run or of a checkpoint, or a .safetensors file; there is "
-        f"{'no whole checkpoint in it' if source.is_dir() else 'no such folder'}"
+        f"start.from {display_url(source)!r}: expected a run, a checkpoint, or a .safetensors file, here or in a bucket; there "
+        f"is {'no whole checkpoint in it' if damaged or path.is_dir() else 'no such folder'}{reasons}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a run stood, on disk: whole or not there, told apart from damaged ones, without pickle.
+"""Where a run stood, on a disk or in a bucket: whole or not there, told apart from damaged ones, without pickle.
 
     checkpoints/step-800/model.safetensors       parameters and buffers
                          optimizer.safetensors   <kind>/<parameter name>
@@ -7,31 +7,34 @@
                          state.json              step, loader, recipe, dataset digests, ...
                          manifest.json           size and sha256 of the others; written last
 
-A folder is filled under a temporary name, flushed to disk and renamed, so a kill leaves a whole checkpoint or none.
+Of tensors that are sharded over ranks, each rank writes a file of its own, and `layout.json` says what belongs where
+(train/checkpoint_sharded.py). In a bucket the files lie one folder deeper (train/checkpoint_shelf.py).
 """
 
-import hashlib
 import json
 import os
-import re
-import shutil
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
 
-from fmristream.errors import CorruptDataError
+from fmristream.errors import CorruptDataError, UsageError
+from train.checkpoint_manifest import MANIFEST, Folder, Manifest, check_listed, read_listed, read_manifest
+from train.checkpoint_sharded import distributed_like, read_sharded
+from train.checkpoint_shelf import Shelf, open_shelf, step_of
+from train.checkpoint_writing import LAYOUT, STATE, Keep, new_token, take, write
 from train.launch import World
 
-FORMAT = 1
-_NAME = re.compile(r"step-(0|[1-9][0-9]*)")
-_TENSOR_FILES = ("model", "optimizer", "rng")
+# What the end of a path may say in place of a step.
+BEST = "best"
+_ALWAYS = ("model", "optimizer", "rng")
+_TENSORS = ".safetensors"
+Place = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,86 +42,222 @@ class Checkpoint:
     """All that a run needs to go on after `step` optimiser steps."""
 
     step: int
-    model: Mapping[str, torch.Tensor]
-    optimizer: Mapping[str, torch.Tensor]
-    rng: Mapping[str, torch.Tensor]
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    rng: Mapping[str, Tensor]
     state: Mapping[str, Any]
-    extra: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    extra: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    is_best: bool = False  # it was, when it was written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damaged:
-    """A checkpoint folder that is not what was written, and why."""
+    """A checkpoint that is not what was written, and why."""
 
-    folder: Path
+    folder: PurePosixPath
     reason: str
 
 
-def save_checkpoint(root: Path, checkpoint: Checkpoint, *, keep_last: int) -> Path:
-    """Write one checkpoint below `root`, then remove all but the newest `keep_last`; only one process may do so."""
-    root.mkdir(parents=True, exist_ok=True)
-    _remove_unfinished(root)
-    final = root / f"step-{checkpoint.step}"
-    unfinished = root / f".unfinished-{final.name}-{uuid.uuid4().hex[:8]}"
-    unfinished.mkdir()
-    assert not set(checkpoint.extra) & set(_TENSOR_FILES)
-    tensors = {name: getattr(checkpoint, name) for name in _TENSOR_FILES} | dict(checkpoint.extra)
-    files = {f"{name}.safetensors": _tensor_bytes(values) for name, values in tensors.items()}
-    files["state.json"] = _json_bytes({"format": FORMAT, "step": checkpoint.step, **checkpoint.state})
-    listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    for name, data in files.items():
-        _write(unfinished / name, data)
-    _write(
-        unfinished / "manifest.json", _json_bytes(_signed({"format": FORMAT, "step": checkpoint.step, "files": listed}))
-    )
-    _flush_folder(unfinished)
-    if final.exists():  # a damaged one that this run fell back from and has now reached again
-        _set_aside(final)
-    unfinished.rename(final)
-    _flush_folder(root)
-    for step in checkpoint_steps(root)[keep_last:]:
-        _set_aside(root / f"step-{step}")
-    _remove_unfinished(root)
-    return final
+class Stored:
+    """A checkpoint that is there, its manifest, state and layout read; tensors are read, and checked, section by section."""
 
-
-def checkpoint_steps(root: Path) -> list[int]:
-    """Steps that have a folder, newest first; whether they are whole is not looked at."""
-    if not root.is_dir():
-        return []
-    found = (_NAME.fullmatch(path.name) for path in root.iterdir() if path.is_dir())
-    return sorted((int(match[1]) for match in found if match), reverse=True)
-
-
-def newest_whole(root: Path) -> tuple[Checkpoint | None, list[Damaged]]:
-    """The newest checkpoint that is whole, and the newer ones that are not."""
-    damaged: list[Damaged] = []
-    for step in checkpoint_steps(root):
+    def __init__(self, folder: Folder) -> None:
+        """Raise CorruptDataError where one of the three is not what was written."""
+        self._folder = folder
+        self.manifest: Manifest = read_manifest(folder)
+        self._held: dict[str, dict[str, Tensor]] = {}
         try:
-            return load_checkpoint(root / f"step-{step}"), damaged
+            self.state: dict[str, Any] = json.loads(self._bytes(STATE))
+            layout = json.loads(self._bytes(LAYOUT)) if LAYOUT in self.manifest.files else {}
+        except (KeyError, ValueError) as error:
+            raise self._other_than_listed(error) from error
+        self._layout: dict[str, Any] = layout
+        if missing := [section for section in _ALWAYS if section not in self.sections]:
+            raise self._other_than_listed(f"{missing[0]}{_TENSORS} is missing")
+
+    @property
+    def where(self) -> str:
+        """Its path or URL, as it may be shown."""
+        return self._folder.where
+
+    @property
+    def name(self) -> str:
+        """`step-N`."""
+        return f"step-{self.step}"
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """Model, optimizer, rng, and the names of what else it keeps tensors of."""
+        whole = {name.removesuffix(_TENSORS) for name in self.manifest.files if name.endswith(_TENSORS)}
+        parts = {part["file"] for entries in self._layout.values() for e in entries.values() for part in e["parts"]}
+        return tuple(sorted((whole - {part.removesuffix(_TENSORS) for part in parts}) | set(self._layout)))
+
+    def verify(self) -> None:
+        """Read all that is listed; CorruptDataError where a byte is not what was written. What is not sharded is kept."""
+        for name, listed in self.manifest.files.items():
+            section = name.removesuffix(_TENSORS)
+            if name.endswith(_TENSORS) and not self._layout:
+                self._held[section] = self._tensors(name)
+            else:
+                check_listed(self._folder, listed)
+
+    def section(self, name: str, like: Callable[[str], Tensor | None] = lambda key: None) -> dict[str, Tensor]:
+        """Tensors of a section, checked.
+
+        Args:
+            name: such as `model`.
+            like: the tensor that a stored one will go into, where there is one: it comes cut into the same parts.
+
+        Raises:
+            CorruptDataError: a file is missing, or is not what was written.
+        """
+        if name in self._layout:
+            return read_sharded(self._layout[name], read=self._tensors, like=like, where=self.where)
+        tensors = self._held.pop(name, None) or self._tensors(f"{name}{_TENSORS}")
+        return {
+            key: tensor if (target := like(key)) is None else distributed_like(tensor, target)
+            for key, tensor in tensors.items()
+        }
+
+    def whole(self) -> Checkpoint:
+        """Everything, every byte checked."""
+        found = {name: self.section(name) for name in self.sections}
+        always = {name: found.pop(name) for name in _ALWAYS}
+        return Checkpoint(step=self.step, state=self.state, extra=found, is_best=self.manifest.is_best, **always)
+
+    def _tensors(self, file: str) -> dict[str, Tensor]:
+        try:
+            return dict(tensors_from_bytes(self._bytes(file)))
+        except (KeyError, ValueError, SafetensorError) as error:
+            raise self._other_than_listed(error) from error
+
+    def _bytes(self, file: str) -> bytes:
+        return read_listed(self._folder, self.manifest.files[file])
+
+    def _other_than_listed(self, why: object) -> CorruptDataError:
+        return CorruptDataError(f"{self.where}: the checkpoint does not hold what its manifest lists: {why}")
+
+
+def save_checkpoint(root: Place, checkpoint: Checkpoint, *, keep_last: int, keep_best: int = 0) -> str:
+    """Write one checkpoint below `root`, then remove old ones; only one process may do so. Gives where it is.
+
+    Args:
+        root: a folder or a URL.
+        checkpoint: all of it.
+        keep_last: how many of the newest stay.
+        keep_best: how many of those stay beside them that were the best when they were written.
+    """
+    assert not set(checkpoint.extra) & set(_ALWAYS)
+    shelf = open_shelf(root)
+    sections = {name: getattr(checkpoint, name) for name in _ALWAYS} | dict(checkpoint.extra)
+    snapshot = take(sections, checkpoint.state, step=checkpoint.step, token=new_token(), is_best=checkpoint.is_best)
+    write(shelf, snapshot, keep=Keep(last=keep_last, best=keep_best))
+    return shelf.folder(f"step-{checkpoint.step}").where
+
+
+def checkpoint_steps(root: Place) -> list[int]:
+    """Steps that something is there of, newest first; whether they are whole is not looked at."""
+    return open_shelf(root).steps()
+
+
+def newest_verified(shelf: Shelf, *, best: bool = False) -> tuple[Stored | None, list[Damaged]]:
+    """The newest checkpoint that is whole, or the newest of the best ones, and the newer ones that are not whole.
+
+    Raises:
+        StorageError: the store cannot be reached; nothing is said of its checkpoints then.
+    """
+    damaged: list[Damaged] = []
+    for step in shelf.steps():
+        try:
+            found = Stored(shelf.folder(f"step-{step}"))
+            if best and not found.manifest.is_best:
+                continue
+            found.verify()
         except CorruptDataError as error:
-            damaged.append(Damaged(folder=root / f"step-{step}", reason=str(error)))
+            damaged.append(Damaged(folder=PurePosixPath(shelf.where) / f"step-{step}", reason=str(error)))
+        else:
+            return found, damaged
     return None, damaged
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
+def newest_whole(root: Place) -> tuple[Checkpoint | None, list[Damaged]]:
+    """The newest checkpoint that is whole, and the newer ones that are not."""
+    found, damaged = newest_verified(open_shelf(root))
+    return (found.whole() if found else None), damaged
+
+
+def load_checkpoint(folder: Place) -> Checkpoint:
     """Read one checkpoint, every byte checked.
 
     Raises:
         CorruptDataError: a file is missing, or is not what was written.
     """
-    manifest = _read_manifest(folder)
-    files = {name: _read_listed(folder / name, entry) for name, entry in manifest["files"].items()}
+    return Stored(_folder_of(folder)).whole()
+
+
+def find_checkpoint(place: Place) -> tuple[Stored | None, list[Damaged]]:
+    """The checkpoint that a path or URL means, on a disk or in a bucket, and damaged ones that were passed over.
+
+    `RUN` and `RUN/checkpoints` mean the newest whole one, `RUN/best` and `RUN/checkpoints/best` the best whole one, and
+    `RUN/checkpoints/step-N` that one. A run whose recipe keeps its checkpoints elsewhere is followed there.
+
+    Raises:
+        CorruptDataError: the one that was named is damaged.
+        StorageError: the store cannot be reached.
+    """
+    text = os.fspath(place).rstrip("/")
+    base, _, last = text.rpartition("/")
+    if step_of(last) is not None or _has_manifest(text):
+        found = Stored(_folder_of(text))
+        found.verify()
+        return found, []
+    is_best = last == BEST and bool(base)
+    text = base if is_best else text
+    for root in (_elsewhere(text), f"{text}/checkpoints", text):
+        shelf = _shelf_or_none(root)
+        if shelf is not None and shelf.steps():
+            return newest_verified(shelf, best=is_best)
+    return None, []
+
+
+def _folder_of(place: Place) -> Folder:
+    base, _, name = (
+        os.path.abspath(place).rpartition("/") if _is_local(place) else str(place).rstrip("/").rpartition("/")
+    )
+    return open_shelf(base or "/").folder(name)
+
+
+def _is_local(place: Place) -> bool:
+    return "://" not in os.fspath(place)
+
+
+def _has_manifest(text: str) -> bool:
+    """Whether a local folder is a checkpoint, under whatever name."""
+    return _is_local(text) and os.path.isfile(os.path.join(text, MANIFEST))
+
+
+def _elsewhere(run: str) -> str:
+    """Where a run that is here keeps its checkpoints; empty where they are beside it."""
+    recipe = os.path.join(run, "recipe.toml")
+    if not _is_local(run) or not os.path.isfile(recipe):
+        return ""
+    from train.config import load_recipe
+
+    return load_recipe(recipe).train.checkpoints
+
+
+def _shelf_or_none(root: str) -> Shelf | None:
     try:
-        tensors = {name: tensors_from_bytes(files.pop(f"{name}.safetensors")) for name in _TENSOR_FILES}
-        state = json.loads(files.pop("state.json"))
-        extra = {name.removesuffix(".safetensors"): tensors_from_bytes(data) for name, data in files.items()}
-    except (KeyError, ValueError, SafetensorError) as error:
-        raise CorruptDataError(f"{folder}: the checkpoint does not hold what its manifest lists: {error}") from error
-    return Checkpoint(step=manifest["step"], state=state, extra=extra, **tensors)
+        return open_shelf(root) if root else None
+    except UsageError:
+        return None
 
 
-def gather_rng(world: World) -> dict[str, torch.Tensor]:
+def gather_rng(world: World) -> dict[str, Tensor]:
     """Every rank's random state as (rank, bytes), on every rank."""
     states = {"cpu": world.stack(torch.get_rng_state())}
     if world.device.type == "cuda":
@@ -126,79 +265,10 @@ def gather_rng(world: World) -> dict[str, torch.Tensor]:
     return states
 
 
-def restore_rng(states: Mapping[str, torch.Tensor], world: World) -> None:
+def restore_rng(states: Mapping[str, Tensor], world: World) -> None:
     """Go on with this rank's random state; a rank that was not there when it was saved keeps its own."""
     # Cloned: torch 2.13 crashes on a state that is not aligned to 16 bytes, as rows of a loaded file may not be.
     if "cpu" in states and world.rank < len(states["cpu"]):
         torch.set_rng_state(states["cpu"][world.rank].clone())
     if "cuda" in states and world.rank < len(states["cuda"]) and world.device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"][world.rank].clone(), world.device)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_bytes())
-        unsigned = {key: value for key, value in manifest.items() if key != "sha256"}
-        if _signed(unsigned) != manifest:
-            raise CorruptDataError(f"{path}: does not match its own checksum")
-    except OSError as error:
-        raise CorruptDataError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, AttributeError) as error:
-        raise CorruptDataError(f"{path}: is not the JSON that was written: {error}") from error
-    if manifest["format"] != FORMAT:
-        raise CorruptDataError(f"{path}: checkpoint format {manifest['format']}, this trainer reads {FORMAT}")
-    return dict(manifest)
-
-
-def _read_listed(path: Path, entry: Mapping[str, Any]) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CorruptDataError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) != entry["bytes"]:
-        raise CorruptDataError(f"{path}: has {len(data)} bytes, {entry['bytes']} were written")
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise CorruptDataError(f"{path}: its sha256 is not that of what was written")
-    return data
-
-
-def _tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    return bytes(
-        tensors_to_bytes({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()})
-    )
-
-
-def _json_bytes(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
-
-
-def _signed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with the sha256 of its own canonical JSON."""
-    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
-    return {**manifest, "sha256": hashlib.sha256(canonical).hexdigest()}
-
-
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _set_aside(folder: Path) -> None:
-    """Take a checkpoint out of sight before its files go, so that a kill leaves no half of it."""
-    folder.rename(folder.with_name(f".unfinished-{folder.name}-{uuid.uuid4().hex[:8]}"))
-
-
-def _remove_unfinished(root: Path) -> None:
-    for path in root.glob(".unfinished-*"):
-        shutil.rmtree(path)

@@ -1,6 +1,6 @@
 """Take a trained network out of its run: the weights as safetensors under their published names, the network as a program.
 
-    python -m train.export RUN_DIR --to weights.safetensors [--program model.pt2]
+    python -m train.export RUN --to weights.safetensors [--program model.pt2]
 
 The weights file says in its metadata which network it is of, so that `tools/import_checkpoint.py` asks for nothing. The
 program is that of `torch.export`: it runs without this repository, for the batch and the device it was made for. Neither
@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from fmristream.errors import CorruptDataError, FmriStreamError, UsageError
+from fmristream.storage import display_url
 from train.build import unseen_options
-from train.checkpoint import Checkpoint, newest_whole
+from train.checkpoint import Checkpoint, find_checkpoint
 from train.config import Recipe, recipe_from
 from train.models.checkpoint_files import OWN_METADATA
 from train.models.imported import alone
@@ -273,11 +274,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(chosen: argparse.Namespace) -> int:
-    checkpoint, damaged = newest_whole(chosen.run / "checkpoints")
+    found, damaged = find_checkpoint(chosen.run)
     for fault in damaged:
         print(f"export: {fault.folder.name} is damaged and left out: {fault.reason}", file=sys.stderr)
-    if checkpoint is None:
-        raise CorruptDataError(f"{chosen.run}: has no whole checkpoint; give the --out folder of a run")
+    if found is None:
+        raise CorruptDataError(
+            f"{display_url(chosen.run)}: has no whole checkpoint; give the --out folder of a run, or one of its checkpoints"
+        )
+    checkpoint = found.whole()
     model, recipe = trained_network(checkpoint, settings=dict(setting(text) for text in chosen.set))
     export_safetensors(model, chosen.to, recipe, replace=chosen.force)
     print(f"{chosen.to}: {recipe.model.name} after {checkpoint.step} steps, {len(model.state_dict())} tensors")
@@ -292,9 +296,12 @@ def _export(chosen: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m train.export", description="Write the newest whole checkpoint of a run for others to use."
+        prog="python -m train.export",
+        description="Write the newest (or best) whole checkpoint of a run for others to use.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the --out folder of a run")
+    parser.add_argument(
+        "run", metavar="RUN", help="the --out folder of a run, RUN/best, a checkpoint, or the URL of one of them"
+    )
     parser.add_argument("--to", type=Path, required=True, metavar="PATH", help="a new .safetensors file")
     parser.add_argument("--program", type=Path, metavar="PATH", help="a new .pt2 file of torch.export, for a CPU")
     parser.add_argument("--batch", type=int, default=1, help="windows that the program takes at once (default: 1)")

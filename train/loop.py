@@ -16,7 +16,7 @@ from train.extras import fit_extras
 from train.launch import StopRequest, World, spread, stop_on_sigterm
 from train.log import open_log
 from train.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
-from train.resuming import begin, resume, save
+from train.resuming import begin, make_saver, resume, save, settle
 from train.state import Outcome, Run, StepFacts
 from train.steps import backward, exchange, weighted_backward
 from train.targets import num_outputs, objectives_of
@@ -59,7 +59,9 @@ def fit(run: Run, stop: StopRequest) -> bool:
         set_learning_rate(run.optimizer, rate)
         loss = backward(run, batch)
         norm = clip_gradients(run.model, max_norm=plan.clip)
-        facts = exchange(run, batch, loss=loss, norm=norm, waited_s=waited, stopping=stop.is_asked)
+        facts = exchange(
+            run, batch, loss=loss, norm=norm, waited_s=waited, stopping=stop.is_asked or run.saver.has_failed
+        )
         run.optimizer.step()
         run.optimizer.zero_grad()
         run.step += 1
@@ -67,7 +69,9 @@ def fit(run: Run, stop: StopRequest) -> bool:
         if run.val and plan.eval_every and run.step % plan.eval_every == 0:
             look(run, run.val)
         if run.step == plan.steps or run.step % plan.checkpoint_every == 0 or facts.stopping:
-            save(run)
+            save(run)  # raises where the one before could not be written
+        if run.step == plan.steps or facts.stopping:
+            settle(run)
         if facts.stopping and run.step < plan.steps:
             stop.is_asked = True  # wherever the signal came
             return False
@@ -144,6 +148,7 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
         network=model,
         optimizer=make_optimizer(model, recipe.optim),
         log=stack.enter_context(open_log(out / "log.jsonl", enabled=world.is_main)),
+        saver=stack.enter_context(make_saver(recipe, out=out, world=world)),
         augment=augmentation(recipe),
     )
     resumed_from = resume(run)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fmristream.errors import ResumeError
+from train.checkpoint_sharded import distributed_like
 from train.sections import OptimConfig
 
 
@@ -72,7 +73,7 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
             )
         # The step count stays on the CPU, where a plain AdamW keeps it.
         place = parameters[name].device if value.ndim else torch.device("cpu")
-        states.setdefault(name, {})[kind] = value.to(place, copy=True)
+        states.setdefault(name, {})[kind] = distributed_like(value, parameters[name]).to(place, copy=True)
     optimizer.state.clear()
     for name, state in states.items():
         optimizer.state[parameters[name]] = state

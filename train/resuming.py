@@ -1,15 +1,24 @@
 """Where a run begins: with its own newest whole checkpoint, with other weights, or anew; and how it is saved."""
 
 import json
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fmristream.errors import ResumeError
 from train import build
-from train.checkpoint import Checkpoint, gather_rng, load_checkpoint, newest_whole, restore_rng, save_checkpoint
+from train.checkpoint import Stored, gather_rng, newest_verified, restore_rng
+from train.checkpoint_async import Saver, gather_texts, together
+from train.checkpoint_shelf import Shelf, open_shelf
+from train.checkpoint_writing import Keep, take
 from train.config import Recipe, as_tables
+from train.data import Part
+from train.launch import World
+from train.log import Log
 from train.objectives import Objective
 from train.optim import optimizer_tensors, restore_optimizer
 from train.state import Run
@@ -24,65 +33,175 @@ def begin(run: Run) -> None:
         run.log.event("begin", facts)
 
 
+def checkpoints_of(recipe: Recipe, out: Path) -> str:
+    """Where a run keeps its checkpoints: a folder or a URL."""
+    return recipe.train.checkpoints or str(out / "checkpoints")
+
+
+def make_saver(recipe: Recipe, *, out: Path, world: World) -> Saver:
+    """What writes a run's checkpoints."""
+    keep = Keep(last=recipe.train.keep_last, best=recipe.train.keep_best)
+    return Saver(checkpoints_of(recipe, out), world, keep=keep)
+
+
+def find_newest(recipe: Recipe, *, out: Path, world: World, log: Log) -> Stored | None:
+    """The newest whole checkpoint, the same on every rank; None where there is none. Damaged ones are logged.
+
+    Raises:
+        StorageError: the store cannot be reached, or another rank does not find there what rank 0 does.
+    """
+    shelf = open_shelf(checkpoints_of(recipe, out))
+    what = f"{shelf.where}: looking for the newest checkpoint"
+    found, damaged = together(lambda: newest_verified(shelf) if world.is_main else (None, []), world, what=what)
+    for fault in damaged:
+        log.event("damaged", {"checkpoint": fault.folder.name, "reason": fault.reason})
+    chosen = gather_texts(f"{found.name} {found.manifest.digest}" if found else "", world)[0]
+    if not chosen:
+        return None
+    return together(lambda: found or _the_same(shelf, chosen), world, what=what)
+
+
+def _the_same(shelf: Shelf, chosen: str) -> Stored:
+    name, _, digest = chosen.partition(" ")
+    found = Stored(shelf.folder(name))
+    if found.manifest.digest != digest:
+        raise ResumeError(f"{found.where}: is another checkpoint here than on rank 0; all ranks must see one place")
+    return found
+
+
 def resume(run: Run) -> str | None:
     """Go back to the newest whole checkpoint, on any number of ranks; its name, or None where there is none.
 
     Raises:
         ResumeError: it was made by another network, or from other data.
+        StorageError: the store, or another rank, fails.
     """
-    folder = run.out / "checkpoints"
-    found = None
-    if run.world.is_main:
-        found, damaged = newest_whole(folder)
-        for fault in damaged:
-            run.log.event("damaged", {"checkpoint": fault.folder.name, "reason": fault.reason})
-    step = run.world.from_main(found.step if found else -1)
-    if step < 0:
+    found = find_newest(run.recipe, out=run.out, world=run.world, log=run.log)
+    if found is None:
         return None
-    name = f"step-{step}"
-    checkpoint = found or load_checkpoint(folder / name)
-    run.train.loader.load_state_dict(checkpoint.state["loader"])
+    restore_place(found, run.train)
+    restore_weights(found, run.model, world=run.world)
+    go_on(run, found)
+    return found.name
+
+
+def restore_place(found: Stored, part: Part) -> None:
+    """Go on in the data where a checkpoint was made; ResumeError where that was other data."""
+    part.loader.load_state_dict(found.state["loader"])
+
+
+def restore_weights(found: Stored, model: nn.Module, *, world: World) -> None:
+    """Put a checkpoint's weights into a network, which may be sharded by now or not yet.
+
+    Raises:
+        ResumeError: they are another network's.
+    """
+    current = model.state_dict()
+    weights = _section(found, "model", world, current.get)
     try:
-        run.model.load_state_dict(dict(checkpoint.model))
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise ResumeError(
-            f"{folder / name}: was made by another network than the recipe's; give another --out: {error}"
+            f"{found.where}: was made by another network than the recipe's; give another --out: {error}"
         ) from error
-    if wrong := build.differing(checkpoint.state.get("network", {}), build.unseen_options(run.model)):
-        raise ResumeError(
-            f"{folder / name}: was trained with another {wrong}; give another --out, or the recipe of then"
-        )
-    restore_optimizer(run.model, run.optimizer, dict(checkpoint.optimizer))
-    restore_rng(checkpoint.rng, run.world)
-    saved, now = checkpoint.state["objective"], run.task.state()
+    if wrong := build.differing(found.state.get("network", {}), build.unseen_options(model)):
+        raise ResumeError(f"{found.where}: was trained with another {wrong}; give another --out, or the recipe of then")
+
+
+def go_on(run: Run, found: Stored) -> None:
+    """Put everything but place and weights back: optimiser, random states, what else the run keeps, the step.
+
+    Raises:
+        ResumeError: it belongs to another network or another objective.
+    """
+    parameters = dict(run.model.named_parameters())
+    tensors = _section(found, "optimizer", run.world, lambda key: parameters.get(key.partition("/")[2]))
+    restore_optimizer(run.model, run.optimizer, tensors)
+    _restore_extra(run, found)
+    _require_objective(run, found)
+    restore_rng(_section(found, "rng", run.world), run.world)
+    run.step = found.step
+    if run.world.is_main and (changed := changes(found.state["recipe"], as_tables(run.recipe))):
+        run.log.event("changed", changed)
+
+
+def _section(
+    found: Stored, name: str, world: World, like: Callable[[str], torch.Tensor | None] = lambda key: None
+) -> dict[str, torch.Tensor]:
+    return together(lambda: found.section(name, like), world, what=f"{found.where}: reading {name}")
+
+
+def _restore_extra(run: Run, found: Stored) -> None:
+    kept = found.state.get("extra", {})
+    for name, keeper in run.extra.items():
+        if name in kept:
+            current = keeper.tensors()
+            stored = _section(found, name, run.world, current.get) if name in found.sections else {}
+            keeper.restore(stored, kept[name])
+    differ = {
+        **{name: "is new: the checkpoint has none" for name in run.extra if name not in kept},
+        **{name: "of the checkpoint is left: the recipe has none" for name in kept if name not in run.extra},
+    }
+    if differ:
+        run.log.event("kept", differ)
+
+
+def _require_objective(run: Run, found: Stored) -> None:
+    saved, now = found.state["objective"], run.task.state()
     if isinstance(run.task, Supervised) and saved.get("kind") == now["kind"]:
         saved = objective_state(saved, now)
     if saved != as_json(now):
         raise ResumeError(
-            f"{folder / name}: was trained for {saved}, the recipe and the data now say {now}; "
+            f"{found.where}: was trained for {saved}, the recipe and the data now say {now}; "
             "give another --out, or the recipe and the participants table of then"
         )
-    for kept, keeper in run.extra.items():
-        if kept in checkpoint.state.get("extra", {}):
-            keeper.restore(checkpoint.extra.get(kept, {}), checkpoint.state["extra"][kept])
-    run.step = step
-    if run.world.is_main and (changed := changes(checkpoint.state["recipe"], as_tables(run.recipe))):
-        run.log.event("changed", changed)
-    return name
 
 
 def save(run: Run, *, is_best: bool = False) -> None:
-    """Write a checkpoint: every rank's random state, everything else from rank 0.
+    """Begin to write a checkpoint; all ranks call it together, between two steps.
+
+    What the run is goes into memory here, so training goes on at once; one that is still being written is waited for first.
 
     Args:
-        run: as it stands between two steps.
+        run: as it stands.
         is_best: keep it beside the newest ones, in place of the best one until now.
+
+    Raises:
+        StorageError: the checkpoint before could not be written, on whichever rank.
     """
-    rng = gather_rng(run.world)
-    if not run.world.is_main:
+    saver, world = run.saver, run.world
+    saver.settle()
+    if saver.saved_step == run.step:
+        if is_best:
+            saver.mark_best()
         return
+    token = f"{world.from_main(secrets.randbits(32)):08x}"
+    sections = {
+        "model": run.model.state_dict(),
+        "optimizer": optimizer_tensors(run.model, run.optimizer),
+        "rng": gather_rng(world),
+        **{name: tensors for name, keeper in run.extra.items() if (tensors := keeper.tensors())},
+    }
+    saver.start(
+        take(sections, _state_of(run), step=run.step, token=token, rank=world.rank, ranks=world.size, is_best=is_best)
+    )
+    if not run.recipe.train.checkpoint_async:
+        saver.settle()
+
+
+def settle(run: Run) -> None:
+    """Wait for the checkpoint that is being written; all ranks call it together.
+
+    Raises:
+        StorageError: it could not be written, on whichever rank.
+    """
+    run.saver.settle()
+
+
+def _state_of(run: Run) -> dict[str, Any]:
+    """What is no tensor. The schedule needs nothing: the learning rate is a function of the step."""
     clips = run.train.clips
-    state = {
+    return {
         "loader": run.train.loader.state_dict(),
         "recipe": as_tables(run.recipe),
         "objective": as_json(run.task.state()),
@@ -95,18 +214,8 @@ def save(run: Run, *, is_best: bool = False) -> None:
         },
         "world_size": run.world.size,
         "torch": torch.__version__,
-        "is_best": is_best,
         "extra": {name: as_json(keeper.facts()) for name, keeper in run.extra.items()},
     }
-    checkpoint = Checkpoint(
-        step=run.step,
-        model=run.model.state_dict(),
-        optimizer=optimizer_tensors(run.model, run.optimizer),
-        rng=rng,
-        state=state,
-        extra={name: tensors for name, keeper in run.extra.items() if (tensors := keeper.tensors())},
-    )
-    save_checkpoint(run.out / "checkpoints", checkpoint, keep_last=run.recipe.train.keep_last)
 
 
 def as_json(state: Mapping[str, Any]) -> Any:

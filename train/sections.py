@@ -9,7 +9,7 @@ from fmristream.catalog.where import nearest
 from fmristream.errors import UsageError
 from fmristream.signal.recipes import expand, parse_recipe
 from fmristream.signal.steps import Cohort
-from fmristream.storage.urls import without_credentials
+from fmristream.storage.urls import display_url, scheme_of, without_credentials
 
 TargetKind = Literal["classification", "regression"]
 Kind = Literal["classification", "regression", "multitask", "contrastive", "reconstruct", "masked"]
@@ -243,12 +243,24 @@ class TrainConfig:
     log_every: int = 20  # steps between two lines on the screen; the log file has every step
     log_windows: bool = True
     seed: int = 0
-    timeout_s: float = 30.0  # how long a rank may keep the others waiting, a checkpoint's writing included
+    timeout_s: float = 30.0  # how long a rank may keep the others waiting; slow storage keeps nobody
+    checkpoints: str = ""  # a folder or URL of this run alone; "": OUT/checkpoints
+    checkpoint_async: bool = True  # train on while one is written; false: wait for each
+    keep_best: int = 1  # of those that were the best so far when they were written, beside the newest
 
     def __post_init__(self) -> None:
         at_least("train", self, steps=1, batch_size=1, clip=0, eval_every=0, checkpoint_every=1)
         at_least("train", self, keep_last=1, log_every=1, seed=0)
+        _require_writable(self.checkpoints)
+        at_least("train", self, keep_best=0)
         above_zero("train", self, "timeout_s")
+
+
+def _require_writable(checkpoints: str) -> None:
+    if scheme_of(without_credentials(checkpoints)) in ("http", "https"):
+        raise UsageError(
+            f"train.checkpoints {display_url(checkpoints)}: a web server takes no checkpoints; give a folder or a bucket"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from train.checkpoint_async import Saver
 from train.config import Recipe
 from train.data import Part
 from train.evaluate import Subjects, Windows
@@ -47,6 +48,7 @@ class Run:
     network: nn.Module  # the model, or the model in DDP
     optimizer: torch.optim.Optimizer
     log: Log
+    saver: Saver
     augment: "Compose | None" = None
     step: int = 0  # optimiser steps done
     extra: dict[str, Keeper] = field(default_factory=dict)  # by the name that a checkpoint keeps it under

@@ -172,10 +172,24 @@ class MemoryStore(ReadOnlyStore):
             super().delete(key)
 
 
+class ReplacingStore(ReadOnlyStore):
+    """Any bucket that its fsspec client writes. Nothing is created exclusively: for names that nobody else makes up."""
+
+    def put_new(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        translated(self.name, key, lambda: self._fs.pipe_file(path, bytes(data)))
+
+    def stream_new(self, key: str) -> "BufferedNewObject":
+        return BufferedNewObject(self, checked_key(key))
+
+    def replace_hint(self, key: str, data: bytes) -> None:
+        self.put_new(key, data)
+
+
 class BufferedNewObject:
     """An object that is collected in memory and put at `commit`."""
 
-    def __init__(self, store: MemoryStore, key: str) -> None:
+    def __init__(self, store: MemoryStore | ReplacingStore, key: str) -> None:
         self._store = store
         self._key = key
         self._data = bytearray()

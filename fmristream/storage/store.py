@@ -142,6 +142,20 @@ def open_store(url: str) -> Store:
     return remote.ReadOnlyStore(url)
 
 
+def open_replacing_store(url: str) -> Store:
+    """A store for objects whose names nobody else makes up: any scheme that fsspec writes will do, and puts may replace.
+
+    Raises:
+        UsageError: as `open_store`.
+        MissingExtraError: the client for the scheme is not installed.
+    """
+    from fmristream.storage import remote
+
+    if scheme_of(without_query(url)) in ("file", "memory", "s3", "http", "https"):
+        return open_store(url)
+    return remote.ReplacingStore(url)
+
+
 def is_key(key: str) -> bool:
     """Whether a name can be one of a dataset's objects: it stays inside the store and means the same to every client."""
     return _KEY.fullmatch(key) is not None and not any(part in (".", "..") for part in key.split("/"))

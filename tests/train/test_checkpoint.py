@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(root, name, h
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(FILES), st.randoms(use_true_random=False))
 def test_no_flipped_bit_anywhere_loads_as_something_else(tmp_path_factory, name, rng):
-    folder = save_checkpoint(tmp_path_factory.mktemp("flip"), checkpoint_at(7), keep_last=1)
+    folder = Path(save_checkpoint(tmp_path_factory.mktemp("flip"), checkpoint_at(7), keep_last=1))
     damage(folder / name, "flipped", rng)
     found, damaged = newest_whole(folder.parent)
     if found:  # white space in the manifest
