@@ -3,6 +3,7 @@
     checkpoints/step-800/model.safetensors       parameters and buffers
                          optimizer.safetensors   <kind>/<parameter name>
                          rng.safetensors         cpu, cuda: (rank, bytes)
+                         <name>.safetensors      what else the run keeps (averaged weights, say)
                          state.json              step, loader, recipe, dataset digests, ...
                          manifest.json           size and sha256 of the others; written last
 
@@ -16,7 +17,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Checkpoint:
     optimizer: Mapping[str, torch.Tensor]
     rng: Mapping[str, torch.Tensor]
     state: Mapping[str, Any]
+    extra: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,9 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, *, keep_last: int) -> Pa
     final = root / f"step-{checkpoint.step}"
     unfinished = root / f".unfinished-{final.name}-{uuid.uuid4().hex[:8]}"
     unfinished.mkdir()
-    files = {f"{name}.safetensors": _tensor_bytes(getattr(checkpoint, name)) for name in _TENSOR_FILES}
+    assert not set(checkpoint.extra) & set(_TENSOR_FILES)
+    tensors = {name: getattr(checkpoint, name) for name in _TENSOR_FILES} | dict(checkpoint.extra)
+    files = {f"{name}.safetensors": _tensor_bytes(values) for name, values in tensors.items()}
     files["state.json"] = _json_bytes({"format": FORMAT, "step": checkpoint.step, **checkpoint.state})
     listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
     for name, data in files.items():
@@ -106,11 +110,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     manifest = _read_manifest(folder)
     files = {name: _read_listed(folder / name, entry) for name, entry in manifest["files"].items()}
     try:
-        tensors = {name: tensors_from_bytes(files[f"{name}.safetensors"]) for name in _TENSOR_FILES}
-        state = json.loads(files["state.json"])
+        tensors = {name: tensors_from_bytes(files.pop(f"{name}.safetensors")) for name in _TENSOR_FILES}
+        state = json.loads(files.pop("state.json"))
+        extra = {name.removesuffix(".safetensors"): tensors_from_bytes(data) for name, data in files.items()}
     except (KeyError, ValueError, SafetensorError) as error:
         raise CorruptDataError(f"{folder}: the checkpoint does not hold what its manifest lists: {error}") from error
-    return Checkpoint(step=manifest["step"], state=state, **tensors)
+    return Checkpoint(step=manifest["step"], state=state, extra=extra, **tensors)
 
 
 def gather_rng(world: World) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """Where a run begins: with its own newest whole checkpoint, with other weights, or anew; and how it is saved."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from train.checkpoint import Checkpoint, gather_rng, load_checkpoint, newest_who
 from train.config import Recipe, as_tables
 from train.objectives import Objective
 from train.optim import optimizer_tensors, restore_optimizer
+from train.parallel import own_part, shard_like, whole
 from train.state import Run
 from train.tasks import Supervised
 
@@ -24,8 +25,10 @@ def begin(run: Run) -> None:
         run.log.event("begin", facts)
 
 
-def resume(run: Run) -> str | None:
-    """Go back to the newest whole checkpoint, on any number of ranks; its name, or None where there is none.
+def resume(run: Run) -> Checkpoint | None:
+    """Go back to the weights of the newest whole checkpoint, on any number of ranks; None where there is none.
+
+    `resume_rest` follows, when the model is spread over the ranks and there is an optimiser.
 
     Raises:
         ResumeError: it was made by another network, or from other data.
@@ -52,8 +55,6 @@ def resume(run: Run) -> str | None:
         raise ResumeError(
             f"{folder / name}: was trained with another {wrong}; give another --out, or the recipe of then"
         )
-    restore_optimizer(run.model, run.optimizer, dict(checkpoint.optimizer))
-    restore_rng(checkpoint.rng, run.world)
     saved, now = checkpoint.state["objective"], run.task.state()
     if isinstance(run.task, Supervised) and saved.get("kind") == now["kind"]:
         saved = objective_state(saved, now)
@@ -65,12 +66,53 @@ def resume(run: Run) -> str | None:
     run.step = step
     if run.world.is_main and (changed := changes(checkpoint.state["recipe"], as_tables(run.recipe))):
         run.log.event("changed", changed)
-    return name
+    return checkpoint
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint: every rank's random state, everything else from rank 0."""
+def resume_rest(run: Run, checkpoint: Checkpoint) -> None:
+    """Go back to the optimiser, the random states and what else was kept."""
+    restore_optimizer(run.model, run.optimizer, dict(checkpoint.optimizer))
+    restore_rng(checkpoint.rng, run.world)
+    restore_extra(run, checkpoint, run.extra)
+
+
+def restore_extra(run: Run, checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Put back what a checkpoint keeps under these names, and the run keeps, too."""
+    for name in names:
+        if name in run.extra and name in checkpoint.state.get("extra", {}):
+            run.extra[name].restore(checkpoint.extra.get(name, {}), checkpoint.state["extra"][name])
+
+
+def go_to(run: Run, step: int) -> None:
+    """Give the model the weights of a checkpoint of this run, their average with them, and nothing else.
+
+    Raises:
+        CorruptDataError: it is damaged.
+    """
+    run.world.wait_for_all()  # until rank 0 has written it
+    checkpoint = load_checkpoint(run.out / "checkpoints" / f"step-{step}")
+    current = run.model.state_dict()
+    with torch.no_grad():
+        for name, value in checkpoint.model.items():
+            own_part(current[name]).copy_(own_part(shard_like(value.to(current[name].device), current[name])))
+    restore_extra(run, checkpoint, ["ema"])
+
+
+def save(run: Run, *, is_best: bool = False) -> None:
+    """Write a checkpoint: every rank's random state, everything else from rank 0.
+
+    Args:
+        run: as it stands between two steps.
+        is_best: keep it beside the newest ones, in place of the best one until now.
+    """
     rng = gather_rng(run.world)
+    model = {name: whole(value) for name, value in run.model.state_dict().items()}
+    optimizer = {name: whole(value) for name, value in optimizer_tensors(run.model, run.optimizer).items()}
+    extra = {
+        name: {key: whole(value) for key, value in tensors.items()}
+        for name, keeper in run.extra.items()
+        if (tensors := keeper.tensors())
+    }
     if not run.world.is_main:
         return
     clips = run.train.clips
@@ -87,13 +129,16 @@ def save(run: Run) -> None:
         },
         "world_size": run.world.size,
         "torch": torch.__version__,
+        "is_best": is_best,
+        "extra": {name: as_json(keeper.facts()) for name, keeper in run.extra.items()},
     }
     checkpoint = Checkpoint(
         step=run.step,
-        model=run.model.state_dict(),
-        optimizer=optimizer_tensors(run.model, run.optimizer),
+        model=model,
+        optimizer=optimizer,
         rng=rng,
         state=state,
+        extra=extra,
     )
     save_checkpoint(run.out / "checkpoints", checkpoint, keep_last=run.recipe.train.keep_last)
 

@@ -1,21 +1,38 @@
 """A run while it goes on, what all ranks know of a step, and how it ends."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
+from train.averaging import Ema
 from train.config import Recipe
 from train.data import Part
 from train.evaluate import Subjects, Windows
 from train.launch import World
 from train.report import Log
+from train.scaling import LossScale
+from train.stopping import Best
 from train.tasks import Task
 
 if TYPE_CHECKING:
     from fmristream.stream.augment import Compose
+
+
+class Keeper(Protocol):
+    """Something beside model and optimiser that a run must go on with: what a checkpoint keeps of it, and puts back."""
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """What goes into `<name>.safetensors`; none where there is nothing."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """What goes into state.json under `extra`: plain JSON."""
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        """Go on with what was kept."""
 
 
 @dataclass(kw_only=True)
@@ -30,11 +47,33 @@ class Run:
     test: Part | None
     task: Task
     model: nn.Module
-    network: nn.Module  # the model, or the model in DDP
+    network: nn.Module  # the model as a step calls it: in DDP, compiled, or the sharded model itself
     optimizer: torch.optim.Optimizer
     log: Log
     augment: "Compose | None" = None
     step: int = 0  # optimiser steps done
+    extra: dict[str, Keeper] = field(default_factory=dict)  # by the name that a checkpoint keeps it under
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """What losses are multiplied by in float16."""
+        found = self.extra.get("scaler")
+        assert found is None or isinstance(found, LossScale)
+        return found
+
+    @property
+    def ema(self) -> Ema | None:
+        """The weights' running mean, where there is one."""
+        found = self.extra.get("ema")
+        assert found is None or isinstance(found, Ema)
+        return found
+
+    @property
+    def best(self) -> Best | None:
+        """The best look at validation, where looks decide anything."""
+        found = self.extra.get("best")
+        assert found is None or isinstance(found, Best)
+        return found
 
     @property
     def bf16(self) -> bool:
@@ -61,3 +100,4 @@ class StepFacts:
     stopping: bool
     wait_s: float  # the longest that a rank waited for its batch
     windows: list[int]  # of the global batch, in order; empty where they are not logged
+    overflows: bool = False  # the gradient has numbers that float16 lacks, and must be taken again

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ from torch import nn
 from train.config import load_recipe
 from train.contrastive import nt_xent
 from train.evaluate import Windows
-from train.launch import World, join_world, spread
+from train.launch import World, join_world
 from train.loop import train, weighted_backward
 from train.models.synced_norm import SyncedBatchNorm1d
 from train.objectives import Objective
+from train.parallel import spread
 from train.report import read_history
 
 
@@ -114,6 +116,33 @@ def learn(world: World) -> object:
     return found
 
 
+def several(world: World) -> object:
+    """What each recipe in a folder came to: every step's loss and norm, and what was scored; `-again`: after an interruption."""
+    found = {}
+    for path in sorted(Path(os.environ["RECIPES"]).glob("*.toml")):
+        recipe, out = load_recipe(str(path)), Path(sys.argv[2]) / "ranks" / path.stem
+        whole = told(train(recipe, out=out, world=world), out, world)
+        found[path.stem] = whole
+        if path.stem.endswith("-again"):
+            if world.is_main:
+                shutil.rmtree(out / "checkpoints" / f"step-{recipe.train.steps}")
+            world.wait_for_all()
+            found[path.stem] = {"whole": whole, "again": told(train(recipe, out=out, world=world), out, world)}
+    return found
+
+
+def told(outcome, out, world):
+    """Losses and norms of the steps that led to the end, and its scores."""
+    world.wait_for_all()  # until rank 0 has written its log
+    steps = read_history(out / "log.jsonl").steps
+    scored = outcome.val.numbers["loss"] if isinstance(outcome.val, Windows) else outcome.val.score.tolist()
+    return {
+        "losses": [step["loss"] for step in steps],
+        "norms": [step["gradient_norm"] for step in steps],
+        "val": scored,
+    }
+
+
 def hang(world: World) -> object:
     """The last rank stops without ending; the others wait for it."""
     if world.rank == world.size - 1:
@@ -167,7 +196,7 @@ def deal(world: World) -> object:
     return found
 
 
-DUTIES = {duty.__name__: duty for duty in (exchange, gradient, contrast, norm, learn, hang, die_once, deal)}
+DUTIES = {duty.__name__: duty for duty in (exchange, gradient, contrast, norm, learn, several, hang, die_once, deal)}
 
 
 def main() -> None:
