@@ -1,6 +1,6 @@
 """A network on several ranks: whole on each (DDP), or in shards (FSDP2); compiled, where the recipe asks for it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,7 +82,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
     A block must be called as a module; what is left is gathered for the whole forward pass.
     """
-    told: list[nn.Module] | None = getattr(model, "blocks_to_shard", None)
+    told: Iterable[nn.Module] | None = getattr(model, "blocks_to_shard", None)
     if told is not None:
         return list(told)
     lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]

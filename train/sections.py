@@ -247,6 +247,11 @@ class TrainConfig:
         at_least("train", self, keep_last=1, log_every=1, seed=0)
         above_zero("train", self, "timeout_s")
         at_least("train", self, accumulate=1, patience=0)
+        if self.patience and not self.eval_every:
+            raise UsageError(
+                f"train.patience {self.patience} counts looks at validation, and train.eval_every is 0; set it to the steps "
+                "from one look to the next"
+            )
         if not 0 <= self.ema < 1:
             raise UsageError(f"train.ema must lie in [0, 1), got {self.ema}; 0 is off, and .999 usual")
 

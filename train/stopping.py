@@ -70,9 +70,17 @@ def make_best(recipe: Recipe, *, classes: int) -> Best | None:
     Args:
         recipe: of the run.
         classes: of the first target; 0 for a number, or where there is none.
+
+    Raises:
+        UsageError: validation is never looked at.
     """
     if not wants_best(recipe):
         return None
+    if not (recipe.train.eval_every and recipe.data.val_split):
+        raise UsageError(
+            "train.patience and eval.use = 'best' choose by validation, which this recipe never looks at; set train.eval_every "
+            "and data.val_split"
+        )
     return Best(recipe.eval.metric or _usual_metric(recipe, classes), patience=recipe.train.patience)
 
 
