@@ -63,7 +63,7 @@ def predict(model: nn.Module, part: Part, *, task: Task, world: World, bf16: boo
     model.eval()
     network = under_autocast(model, device=world.device, bf16=bf16)
     for packed in part.loader:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode, whose tensors FSDP could not fill again in training
             rows = task.rows(network, packed.to(world.device)).cpu()
         own = slice(len(rows))  # of two views, the first
         numbers = torch.tensor([run_number[name] for name in packed.run[own]])
@@ -77,11 +77,13 @@ def predict(model: nn.Module, part: Part, *, task: Task, world: World, bf16: boo
     return predictions
 
 
-def under_autocast(network: nn.Module, *, device: torch.device, bf16: bool) -> Callable[..., Any]:
+def under_autocast(
+    network: nn.Module, *, device: torch.device, bf16: bool, dtype: torch.dtype | None = None
+) -> Callable[..., Any]:
     """The network as tasks call it; what they make of its outputs is computed outside."""
 
     def call(*inputs: torch.Tensor, **named: Any) -> Any:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=bf16):
             return network(*inputs, **named)
 
     return call

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from fmristream.errors import FmriStreamError, UsageError
@@ -146,31 +145,6 @@ def run_on_this_machine(arguments: Sequence[str], *, processes: int) -> int:
     except SignalException as stop:
         return 0 if stop.sigval == signal.SIGTERM else 128 + int(stop.sigval)
     return 0
-
-
-def spread(model: nn.Module, world: World) -> nn.Module:
-    """The model whose gradients are the mean over ranks, summed in the same order in every step.
-
-    By default (and with static_graph) DDP rearranges its buckets after the first step, so a run resumed on 3 or 4 ranks
-    differs from an uninterrupted one in the last bits. Where it looks for unused parameters it leaves the buckets alone.
-    """
-    if world.size == 1:
-        return model
-    devices = [world.device.index] if world.device.type == "cuda" else None
-    network = WithBystander(model).to(world.device)
-    return nn.parallel.DistributedDataParallel(network, device_ids=devices, find_unused_parameters=True)
-
-
-class WithBystander(nn.Module):
-    """A model beside a parameter that it does not use, so that DDP never warns of having looked for such in vain."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.bystander = nn.Parameter(torch.zeros(()))
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        return self.model(*inputs, **named)
 
 
 @dataclass(kw_only=True)

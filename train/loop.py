@@ -1,24 +1,28 @@
 """A run, read from top to bottom: batch, device, loss, step, log; a checkpoint now and then; a score at the end."""
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from train import build, evaluate
+from train.averaging import Ema
 from train.config import Recipe, as_toml
 from train.data import Part, augmentation, open_part, open_parts, signal_of
 from train.evaluate import Subjects, Windows
 from train.extras import fit_extras
-from train.launch import StopRequest, World, spread, stop_on_sigterm
+from train.launch import StopRequest, World, stop_on_sigterm
 from train.log import open_log
-from train.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
-from train.resuming import begin, make_saver, resume, save, settle
-from train.state import Outcome, Run, StepFacts
-from train.steps import backward, exchange, weighted_backward
+from train.optim import learning_rate, make_optimizer, set_learning_rate
+from train.parallel import spread
+from train.resuming import begin, go_to, make_saver, resume, resume_rest, save, settle
+from train.scaling import LossScale
+from train.state import Keeper, Outcome, Run, StepFacts
+from train.steps import require_divisible, take_gradients, take_step, weighted_backward
+from train.stopping import make_best, uses_best
 from train.targets import num_outputs, objectives_of
 from train.tasks import Supervised, UnscoredTask
 
@@ -39,43 +43,79 @@ def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
         stop = stack.enter_context(stop_on_sigterm())
         if not fit(run, stop):
             return None
-        return Outcome(
-            step=run.step,
-            task=run.task,
-            val=score(run, run.val) if run.val else None,
-            test=score(run, run.test) if run.test else None,
-        )
+        with weights_to_score(run):
+            return Outcome(
+                step=run.step,
+                task=run.task,
+                val=score(run, run.val) if run.val else None,
+                test=score(run, run.test) if run.test else None,
+            )
 
 
 def fit(run: Run, stop: StopRequest) -> bool:
-    """Take the steps that are left; False where a signal asked to stop, after a checkpoint."""
+    """Take the steps that are left, or fewer where patience ends; False where a signal asked to stop, after a checkpoint."""
     plan = run.recipe.train
     batches = endless(run.train)
-    while run.step < plan.steps:
+    while not is_over(run):
         asked, epoch = time.perf_counter(), run.train.loader.epoch
         batch = next(batches)
         waited = time.perf_counter() - asked
         rate = learning_rate(run.step, config=run.recipe.optim, total_steps=plan.steps)
         set_learning_rate(run.optimizer, rate)
-        loss = backward(run, batch)
-        norm = clip_gradients(run.model, max_norm=plan.clip)
-        facts = exchange(
-            run, batch, loss=loss, norm=norm, waited_s=waited, stopping=stop.is_asked or run.saver.has_failed
-        )
-        run.optimizer.step()
-        run.optimizer.zero_grad()
-        run.step += 1
+        facts = take_gradients(run, batch, waited_s=waited, stopping=stop.is_asked or run.saver.has_failed)
+        take_step(run)
         note(run, batch, facts, epoch=epoch, rate=rate, seconds=time.perf_counter() - asked)
-        if run.val and plan.eval_every and run.step % plan.eval_every == 0:
-            look(run, run.val)
-        if run.step == plan.steps or run.step % plan.checkpoint_every == 0 or facts.stopping:
-            save(run)  # raises where the one before could not be written
-        if run.step == plan.steps or facts.stopping:
+        is_best = look_if_due(run)
+        if is_over(run) or is_best or run.step % plan.checkpoint_every == 0 or facts.stopping:
+            save(run, is_best=is_best)  # raises where the one before could not be written
+        if is_over(run) or facts.stopping:
             settle(run)
-        if facts.stopping and run.step < plan.steps:
+        if facts.stopping and not is_over(run):
             stop.is_asked = True  # wherever the signal came
             return False
     return True
+
+
+def is_over(run: Run) -> bool:
+    """Whether no step is left, or nothing better is to be expected."""
+    return run.step >= run.recipe.train.steps or (run.best is not None and run.best.is_over)
+
+
+def look_if_due(run: Run) -> bool:
+    """Look at validation now and then, and after the last step where looks decide; whether these weights are the best."""
+    every, best = run.recipe.train.eval_every, run.best
+    if run.val is None or not every or (run.step % every and (best is None or run.step < run.recipe.train.steps)):
+        return False
+    with averaged(run):
+        numbers = look(run, run.val)
+    if best is None:
+        return False
+    is_best = best.see(numbers, step=run.step)
+    if best.is_over and run.world.is_main:
+        run.log.event("patience", {"step": run.step, "metric": best.metric, "best": best.value, "at": best.step})
+    return is_best
+
+
+@contextmanager
+def averaged(run: Run) -> Iterator[None]:
+    """The model with the mean of its weights, where the run keeps one."""
+    with run.ema.in_place() if run.ema is not None else nullcontext():
+        yield
+
+
+@contextmanager
+def weights_to_score(run: Run) -> Iterator[None]:
+    """The model as the end of the run scores it: at its best look or as it is, averaged where the run averages.
+
+    Raises:
+        CorruptDataError: the best checkpoint is damaged.
+    """
+    if run.best is not None and run.best.step and uses_best(run.recipe):
+        go_to(run, run.best.step)
+        if run.world.is_main:
+            run.log.event("best", {"step": run.best.step, run.best.metric: run.best.value})
+    with averaged(run):
+        yield
 
 
 def endless(part: Part) -> Iterator["Batch"]:
@@ -97,24 +137,26 @@ def note(run: Run, batch: "Batch", facts: StepFacts, *, epoch: int, rate: float,
             "seconds": round(seconds, 6),
             "wait_s": round(facts.wait_s, 6),
             "windows": facts.windows,
+            **({} if run.loss_scale is None else {"loss_scale": run.loss_scale.value}),
         },
         total=run.recipe.train.steps,
         show_every=run.recipe.train.log_every,
     )
 
 
-def look(run: Run, part: Part) -> None:
-    """Score the validation windows on the way; nothing is chosen by it."""
+def look(run: Run, part: Part) -> Mapping[str, float]:
+    """Score the validation windows on the way; the numbers are also told."""
     found = score(run, part)
     if isinstance(found, Windows):
         numbers = found.numbers
     else:
         assert isinstance(run.task, Supervised)
         if not found.label:
-            return
+            return {}
         numbers = evaluate.measure(found, objective=run.task.objective, threshold=0.0)
     if run.world.is_main:
         run.log.event("eval", {"step": run.step, "split": run.recipe.data.val_split, **numbers})
+    return numbers
 
 
 def score(run: Run, part: Part) -> Subjects | Windows:
@@ -134,6 +176,7 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     extras = fit_extras(parts["train"].clips, columns=recipe.data.columns, out=out, world=world)
     torch.manual_seed(recipe.train.seed)  # the same weights on every rank
     model = build.make_model(recipe, signal, outputs=num_outputs(objectives), extras=extras).to(world.device)
+    require_divisible(recipe, model)
     task = build.make_task(recipe, model=model, signal=signal, objectives=objectives, extras=extras)
     torch.manual_seed(recipe.train.seed + 1 + world.rank)  # but each rank its own dropout
     run = Run(
@@ -151,12 +194,31 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
         saver=stack.enter_context(make_saver(recipe, out=out, world=world)),
         augment=augmentation(recipe),
     )
-    resumed_from = resume(run)
-    if resumed_from is None:
+    checkpoint = resume(run)
+    if checkpoint is None:
         begin(run)
-    run.network = spread(model, world)
+    run.network = spread(model, world, recipe.train)
+    run.optimizer = make_optimizer(model, recipe.optim)  # of the parameters as they are now
+    run.extra |= keepers(run)
+    if checkpoint is not None:
+        resume_rest(run, checkpoint)
     if world.is_main:
         (out / "recipe.toml").write_text(as_toml(recipe), encoding="utf-8")
+        resumed_from = None if checkpoint is None else f"step-{checkpoint.step}"
         facts = {"step": run.step, "resumed_from": resumed_from, "world_size": world.size, "device": str(world.device)}
         run.log.event("start", facts)
     return run
+
+
+def keepers(run: Run) -> dict[str, Keeper]:
+    """What the recipe asks to be kept beside network and optimiser."""
+    plan, found = run.recipe.train, dict[str, Keeper]()
+    if plan.ema:
+        found["ema"] = Ema(run.model, decay=plan.ema)
+    if plan.precision == "fp16":
+        found["scaler"] = LossScale()
+    objectives = run.task.objectives
+    classes = len(objectives[0].values) if len(objectives) == 1 else 0
+    if (best := make_best(run.recipe, classes=classes)) is not None:
+        found["best"] = best
+    return found

@@ -8,6 +8,8 @@ from torch import nn
 
 from fmristream.errors import ResumeError
 from train.checkpoint_sharded import distributed_like
+from train.models.depth import layer_depths
+from train.parallel import whole
 from train.sections import OptimConfig
 
 
@@ -27,24 +29,44 @@ def learning_rate(step: int, *, config: OptimConfig, total_steps: int) -> float:
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; biases, norm weights and other vectors are not decayed."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    """AdamW; biases, norm weights and other vectors are not decayed, and each layer has its share of the rate.
+
+    Raises:
+        UsageError: layers are to differ, and the model does not tell them.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    shares = rate_shares(model, config.layer_decay)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((shares.get(name, 1.0), parameter.ndim >= 2), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups[key], "lr_scale": key[0], "weight_decay": config.weight_decay if key[1] else 0.0}
+            for key in sorted(groups, reverse=True)
+        ],
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+    )
+
+
+def rate_shares(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """What each parameter's rate is multiplied by, by name; empty where all have the same."""
+    if layer_decay == 1:
+        return {}
+    depths, top = layer_depths(model)
+    return {name: layer_decay ** (top - depth) for name, depth in depths.items()}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The same rate for every group."""
+    """The rate for every group, times its layer's share."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def clip_gradients(model: nn.Module, *, max_norm: float) -> torch.Tensor:
-    """The gradients' norm before clipping (fp32, on the device); 0 clips nothing."""
-    return nn.utils.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else math.inf)
+    """The gradients' norm before clipping (fp32, on the device), of all ranks' shards; 0 clips nothing."""
+    return whole(nn.utils.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else math.inf))
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,13 @@ def _the_same(shelf: Shelf, chosen: str) -> Stored:
     return found
 
 
-def resume(run: Run) -> str | None:
-    """Go back to the newest whole checkpoint, on any number of ranks; its name, or None where there is none.
+def resume(run: Run) -> Stored | None:
+    """Go back to the place and the weights of the newest whole checkpoint, on any number of ranks; None where there is none.
+
+    `resume_rest` follows, when the model is spread over the ranks and has its optimiser.
 
     Raises:
-        ResumeError: it was made by another network, or from other data.
+        ResumeError: it was made by another network, for another objective, or from other data.
         StorageError: the store, or another rank, fails.
     """
     found = find_newest(run.recipe, out=run.out, world=run.world, log=run.log)
@@ -81,8 +83,11 @@ def resume(run: Run) -> str | None:
         return None
     restore_place(found, run.train)
     restore_weights(found, run.model, world=run.world)
-    go_on(run, found)
-    return found.name
+    _require_objective(run, found)
+    run.step = found.step
+    if run.world.is_main and (changed := changes(found.state["recipe"], as_tables(run.recipe))):
+        run.log.event("changed", changed)
+    return found
 
 
 def restore_place(found: Stored, part: Part) -> None:
@@ -108,21 +113,34 @@ def restore_weights(found: Stored, model: nn.Module, *, world: World) -> None:
         raise ResumeError(f"{found.where}: was trained with another {wrong}; give another --out, or the recipe of then")
 
 
-def go_on(run: Run, found: Stored) -> None:
-    """Put everything but place and weights back: optimiser, random states, what else the run keeps, the step.
+def resume_rest(run: Run, found: Stored) -> None:
+    """Put back the optimiser, what else the run keeps, and the random states.
 
     Raises:
-        ResumeError: it belongs to another network or another objective.
+        ResumeError: they belong to another network.
     """
     parameters = dict(run.model.named_parameters())
     tensors = _section(found, "optimizer", run.world, lambda key: parameters.get(key.partition("/")[2]))
     restore_optimizer(run.model, run.optimizer, tensors)
     _restore_extra(run, found)
-    _require_objective(run, found)
     restore_rng(_section(found, "rng", run.world), run.world)
-    run.step = found.step
-    if run.world.is_main and (changed := changes(found.state["recipe"], as_tables(run.recipe))):
-        run.log.event("changed", changed)
+
+
+def go_to(run: Run, step: int) -> None:
+    """Give the model the weights of a checkpoint of this run, their average with them, and nothing else.
+
+    Raises:
+        CorruptDataError: it is damaged.
+        StorageError: it cannot be read, on whichever rank.
+    """
+    settle(run)
+    found = together(
+        lambda: Stored(run.saver.shelf.folder(f"step-{step}")),
+        run.world,
+        what=f"{run.saver.shelf.where}: reading step {step}",
+    )
+    restore_weights(found, run.model, world=run.world)
+    _restore_kept(run, found, ["ema"])
 
 
 def _section(
@@ -133,17 +151,23 @@ def _section(
 
 def _restore_extra(run: Run, found: Stored) -> None:
     kept = found.state.get("extra", {})
-    for name, keeper in run.extra.items():
-        if name in kept:
-            current = keeper.tensors()
-            stored = _section(found, name, run.world, current.get) if name in found.sections else {}
-            keeper.restore(stored, kept[name])
+    _restore_kept(run, found, run.extra)
     differ = {
         **{name: "is new: the checkpoint has none" for name in run.extra if name not in kept},
         **{name: "of the checkpoint is left: the recipe has none" for name in kept if name not in run.extra},
     }
     if differ:
         run.log.event("kept", differ)
+
+
+def _restore_kept(run: Run, found: Stored, names: Iterable[str]) -> None:
+    """Put back what a checkpoint keeps under these names, and the run keeps, too."""
+    kept = found.state.get("extra", {})
+    for name in names:
+        if name in run.extra and name in kept:
+            keeper = run.extra[name]
+            stored = _section(found, name, run.world, keeper.tensors().get) if name in found.sections else {}
+            keeper.restore(stored, kept[name])
 
 
 def _require_objective(run: Run, found: Stored) -> None:

@@ -15,6 +15,20 @@ TargetKind = Literal["classification", "regression"]
 Kind = Literal["classification", "regression", "multitask", "contrastive", "reconstruct", "masked"]
 SUPERVISED = ("classification", "regression", "multitask")
 _MASK = ("masking", "mask_ratio", "mask_frames")
+# Numbers of validation that can tell which weights are better -> whether more of it is.
+METRICS: Mapping[str, bool] = {
+    "auroc": True,
+    "balanced_accuracy": True,
+    "accuracy": True,
+    "balanced_accuracy_at_0": True,
+    "accuracy_at_0": True,
+    "f1": True,
+    "r": True,
+    "r2": True,
+    "mae": False,
+    "mse": False,
+    "loss": False,
+}
 # Which of the objective's options each kind reads.
 _OBJECTIVE_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "classification": ("balance", "reconstruction_weight", *_MASK),
@@ -201,7 +215,8 @@ class StartConfig:
 class OptimConfig:
     """AdamW, a linear warm-up, then a schedule that ends at `final_lr_ratio` of the peak or above.
 
-    `cosine` falls over all steps, `constant` stays, `step` multiplies by `decay` every `decay_every` steps.
+    `cosine` falls over all steps, `constant` stays, `step` multiplies by `decay` every `decay_every` steps. `layer_decay`
+    gives every layer that factor times the rate of the layer above it; what lies above all layers has the whole rate.
     """
 
     lr: float = 1e-3
@@ -213,9 +228,14 @@ class OptimConfig:
     decay: float | None = None
     decay_every: int | None = None
     final_lr_ratio: float = 0.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         at_least("optim", self, weight_decay=0, warmup_steps=0, final_lr_ratio=0)
+        if not 0 < self.layer_decay <= 1:
+            raise UsageError(
+                f"optim.layer_decay must lie in (0, 1], got {self.layer_decay}; 1 gives all layers one rate"
+            )
         above_zero("optim", self, "lr", "eps")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(f"optim.betas must lie in [0, 1), got {list(self.betas)}")
@@ -231,11 +251,20 @@ class OptimConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """How long, how much at once, and what is kept; `batch_size` is global and `clip = 0` clips nothing."""
+    """How long, how much at once, and what is kept; `batch_size` is global and `clip = 0` clips nothing.
+
+    Attributes:
+        accumulate: into how many pieces a rank cuts its share of a batch, one in memory at a time.
+        compile: whether torch.compile makes the network; not in evaluation, but of the blocks under `fsdp`.
+        compile_backend: of torch.compile.
+        parallel: each rank has the whole network (`ddp`), or a shard of its parameters, gradients and optimiser state.
+        ema: of the weights' running mean that evaluation uses, per step; 0 for none.
+        patience: looks at validation in a row without a better `eval.metric` after which training ends; 0: never.
+    """
 
     steps: int = 1000
     batch_size: int = 8
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
     clip: float = 1.0
     eval_every: int = 0  # 0: only at the end
     checkpoint_every: int = 200
@@ -247,6 +276,12 @@ class TrainConfig:
     checkpoints: str = ""  # a folder or URL of this run alone; "": OUT/checkpoints
     checkpoint_async: bool = True  # train on while one is written; false: wait for each
     keep_best: int = 1  # of those that were the best so far when they were written, beside the newest
+    accumulate: int = 1
+    compile: bool = False
+    compile_backend: str = "inductor"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    ema: float = 0.0
+    patience: int = 0
 
     def __post_init__(self) -> None:
         at_least("train", self, steps=1, batch_size=1, clip=0, eval_every=0, checkpoint_every=1)
@@ -254,6 +289,14 @@ class TrainConfig:
         _require_writable(self.checkpoints)
         at_least("train", self, keep_best=0)
         above_zero("train", self, "timeout_s")
+        at_least("train", self, accumulate=1, patience=0)
+        if self.patience and not self.eval_every:
+            raise UsageError(
+                f"train.patience {self.patience} counts looks at validation, and train.eval_every is 0; set it to the steps "
+                "from one look to the next"
+            )
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"train.ema must lie in [0, 1), got {self.ema}; 0 is off, and .999 usual")
 
 
 def _require_writable(checkpoints: str) -> None:
@@ -265,14 +308,25 @@ def _require_writable(checkpoints: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
-    """How validation and test windows are cut and scored; unset values are those of training."""
+    """How validation and test windows are cut and scored; unset values are those of training.
+
+    Attributes:
+        metric: of validation subjects, by which weights are the best; by objective where not given: auroc of two classes,
+            balanced_accuracy of more, mae of a number, loss without a target.
+        use: which weights are scored at the end, the last ones or the best of all looks (`train.eval_every`); the best
+            where not given and `train.patience` is set, else the last.
+    """
 
     batch_size: int | None = None
     stride: int | None = None
     bootstrap_draws: int = 2000
+    metric: str | None = None
+    use: Literal["last", "best"] | None = None
 
     def __post_init__(self) -> None:
         at_least("eval", self, bootstrap_draws=1)
+        if self.metric is not None and self.metric not in METRICS:
+            raise UsageError(f"eval.metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
         for name in ("batch_size", "stride"):
             if getattr(self, name) is not None:
                 at_least("eval", self, **{name: 1})

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from train.averaging import Ema
 from train.checkpoint_async import Saver
 from train.config import Recipe
 from train.data import Part
 from train.evaluate import Subjects, Windows
 from train.launch import World
 from train.log import Log
+from train.scaling import LossScale
+from train.stopping import Best
 from train.tasks import Task
 
 if TYPE_CHECKING:
@@ -45,13 +48,34 @@ class Run:
     test: Part | None
     task: Task
     model: nn.Module
-    network: nn.Module  # the model, or the model in DDP
+    network: nn.Module  # the model as a step calls it: in DDP, compiled, or the sharded model itself
     optimizer: torch.optim.Optimizer
     log: Log
     saver: Saver
     augment: "Compose | None" = None
     step: int = 0  # optimiser steps done
     extra: dict[str, Keeper] = field(default_factory=dict)  # by the name that a checkpoint keeps it under
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """What losses are multiplied by in float16."""
+        found = self.extra.get("scaler")
+        assert found is None or isinstance(found, LossScale)
+        return found
+
+    @property
+    def ema(self) -> Ema | None:
+        """The weights' running mean, where there is one."""
+        found = self.extra.get("ema")
+        assert found is None or isinstance(found, Ema)
+        return found
+
+    @property
+    def best(self) -> Best | None:
+        """The best look at validation, where looks decide anything."""
+        found = self.extra.get("best")
+        assert found is None or isinstance(found, Best)
+        return found
 
     @property
     def bf16(self) -> bool:
@@ -78,3 +102,4 @@ class StepFacts:
     stopping: bool
     wait_s: float  # the longest that a rank waited for its batch
     windows: list[int]  # of the global batch, in order; empty where they are not logged
+    overflows: bool = False  # the gradient has numbers that float16 lacks, and must be taken again

@@ -154,6 +154,27 @@ class Batch:
         first = self.first_view + number
         return replace(mine, subject=self.subject[rows], run=self.run[rows], views=1, first_view=first)
 
+    def samples(self, start: int, stop: int) -> Self:
+        """Samples [start, stop) of this rank's share with all their views, as a batch: a piece of a step.
+
+        `global_size` and `position` stay those of the whole batch. Tensors share this one's memory where there is one view.
+
+        Raises:
+            UsageError: there are fewer samples.
+        """
+        number = len(self) // self.views
+        if not 0 <= start < stop <= number:
+            raise UsageError(
+                f"samples [{start}, {stop}) were asked for, the batch has {number}; ask for one or more of them"
+            )
+
+        def rows(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.view(self.views, number, *tensor.shape[1:])[:, start:stop].flatten(0, 1)
+
+        mine = self._map(rows, but=("positions", "scale", "offset"))
+        places = [view * number + sample for view in range(self.views) for sample in range(start, stop)]
+        return replace(mine, subject=[self.subject[i] for i in places], run=[self.run[i] for i in places])
+
     def to(
         self,
         device: torch.device | str,

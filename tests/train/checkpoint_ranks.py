@@ -24,8 +24,8 @@ from train.checkpoint_async import Saver
 from train.checkpoint_writing import Keep, take
 from train.config import Recipe
 from train.launch import World, join_world
+from train.log import Log
 from train.optim import optimizer_tensors, restore_optimizer
-from train.report import Log
 from train.resuming import find_newest, restore_weights
 
 # Of 4 ranks the first layer's 5 rows are 2, 2, 1 and 0, and of the last layer's one row three ranks have nothing.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -12,11 +13,12 @@ from torch import nn
 from train.config import load_recipe
 from train.contrastive import nt_xent
 from train.evaluate import Windows
-from train.launch import World, join_world, spread
+from train.launch import World, join_world
 from train.log import read_history
 from train.loop import train, weighted_backward
 from train.models.synced_norm import SyncedBatchNorm1d
 from train.objectives import Objective
+from train.parallel import spread
 from train.targets import summed_losses
 
 
@@ -80,7 +82,7 @@ def contrast(world: World) -> object:
     return {"loss": world.stack(part.double()).sum().item(), "gradient": gradients.tolist()}
 
 
-def several(world: World) -> object:
+def several_targets(world: World) -> object:
     """Loss and gradients of a global batch of 7 with three targets, dealt unevenly; one rank may have no label at all."""
     generator = torch.Generator().manual_seed(5)
     inputs = torch.randn(7, 6, generator=generator)
@@ -140,6 +142,33 @@ def learn(world: World) -> object:
     return found
 
 
+def several(world: World) -> object:
+    """What each recipe in a folder came to: every step's loss and norm, and what was scored; `-again`: after an interruption."""
+    found = {}
+    for path in sorted(Path(os.environ["RECIPES"]).glob("*.toml")):
+        recipe, out = load_recipe(str(path)), Path(sys.argv[2]) / "ranks" / path.stem
+        whole = told(train(recipe, out=out, world=world), out, world)
+        found[path.stem] = whole
+        if path.stem.endswith("-again"):
+            if world.is_main:
+                shutil.rmtree(out / "checkpoints" / f"step-{recipe.train.steps}")
+            world.wait_for_all()
+            found[path.stem] = {"whole": whole, "again": told(train(recipe, out=out, world=world), out, world)}
+    return found
+
+
+def told(outcome, out, world):
+    """Losses and norms of the steps that led to the end, and its scores."""
+    world.wait_for_all()  # until rank 0 has written its log
+    steps = read_history(out / "log.jsonl").steps
+    scored = outcome.val.numbers["loss"] if isinstance(outcome.val, Windows) else outcome.val.score.tolist()
+    return {
+        "losses": [step["loss"] for step in steps],
+        "norms": [step["gradient_norm"] for step in steps],
+        "val": scored,
+    }
+
+
 def hang(world: World) -> object:
     """The last rank stops without ending; the others wait for it."""
     if world.rank == world.size - 1:
@@ -193,7 +222,10 @@ def deal(world: World) -> object:
     return found
 
 
-DUTIES = {duty.__name__: duty for duty in (exchange, gradient, contrast, several, norm, learn, hang, die_once, deal)}
+DUTIES = {
+    duty.__name__: duty
+    for duty in (exchange, gradient, contrast, several, several_targets, norm, learn, hang, die_once, deal)
+}
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from train.main import main
 
 RANKS = Path(__file__).with_name("ranks.py")
 ROOT = Path(__file__).parents[2]
-GROUP_DUTIES = ("exchange", "gradient", "contrast", "several", "norm")
+GROUP_DUTIES = ("exchange", "gradient", "contrast", "several_targets", "norm")
 QUIET = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "FATAL"}
 
 
@@ -128,8 +128,8 @@ def test_windows_are_told_from_those_of_all_ranks_as_if_one_process_held_them(gr
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_several_targets_give_the_loss_and_gradient_of_one_process_whoever_has_the_labels(groups, size):
-    (alone,) = groups[1]["several"]
-    for found in groups[size]["several"]:
+    (alone,) = groups[1]["several_targets"]
+    for found in groups[size]["several_targets"]:
         assert found["loss"] == pytest.approx(alone["loss"], rel=1e-6)
         torch.testing.assert_close(
             torch.tensor(found["gradient"]), torch.tensor(alone["gradient"]), rtol=1e-5, atol=1e-7

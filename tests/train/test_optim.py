@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fmristream.errors import ResumeError
+from fmristream.errors import ResumeError, UsageError
 from train.config import OptimConfig
+from train.models import build_model
+from train.models.depth import layer_depths
 from train.optim import (
     clip_gradients,
     learning_rate,
@@ -135,3 +137,104 @@ def test_state_of_another_model_is_refused(name):
     model = small_model()
     with pytest.raises(ResumeError, match=r"fits no parameter of this model"):
         restore_optimizer(model, make_optimizer(model, OptimConfig()), {name: torch.zeros(7)})
+
+
+SERIES = {"parcels": 5, "frames": 8, "timepoint_patching_size": 4, "hidden_size": 8, "num_hidden_layers": 3}
+HEADS = {"num_attention_heads": 2, "intermediate_size": 8, "decoder_hidden_size": 8, "decoder_num_attention_heads": 2}
+BRAINLM = SERIES | HEADS | {"decoder_num_hidden_layers": 2, "decoder_intermediate_size": 8}
+PICTURE = {key: value for key, value in BRAINLM.items() if key != "timepoint_patching_size"}
+SWIFT = {
+    "img_size": [12, 12, 12, 8],
+    "patch_size": [3, 3, 3, 1],
+    "embed_dim": 6,
+    "depths": [2, 1],
+    "num_heads": [1, 2],
+    "window_size": [2, 2, 2, 4],
+    "first_window_size": [2, 2, 2, 4],
+}
+VOLUMES = {"img_size": [8, 8, 8, 4], "in_chans": 1, "patch_size": [4, 4, 4, 2], "embed_dim": 12, "num_heads": 2}
+TFF = {"img_size": [16, 16, 16, 2], "in_chans": 2, "intermediate_vec": 16, "num_attention_heads": 2}
+# Model -> (options, layers, depth of some of its parameters).
+DEPTHS = {
+    "swift": (
+        SWIFT,
+        3,
+        {
+            "model.patch_embed.fc.weight": 0,
+            "model.pos_embeds.0.time_embed": 1,
+            "model.layers.0.blocks.0.norm1.weight": 1,
+            "model.layers.0.blocks.1.attn.qkv.weight": 2,
+            "model.layers.0.downsample.reduction.weight": 2,
+            "model.pos_embeds.1.pos_embed": 3,
+            "model.layers.1.blocks.0.mlp.linear1.bias": 3,
+            "output_head.head.weight": 4,
+        },
+    ),
+    "brainlm": (
+        BRAINLM | {"outputs": 1},
+        3,
+        {
+            "model.vit.embeddings.cls_token": 0,
+            "model.vit.encoder.layer.0.output.dense.weight": 1,
+            "model.vit.encoder.layer.2.output.dense.weight": 3,
+            "model.vit.layernorm.weight": 4,
+            "output_head.linear1.weight": 4,
+        },
+    ),
+    "brainlm-vitmae": (
+        PICTURE | {"image_size": 16, "patch_size": 8},
+        3,
+        {
+            "vit.embeddings.cls_token": 0,
+            "vit.encoder.layer.1.output.dense.weight": 2,
+            "decoder.decoder_layers.0.output.dense.weight": 4,
+        },
+    ),
+    "tff3": (
+        TFF | {"transformer_hidden_layers": 2, "bert_intermediate_size": 8},
+        2,
+        {
+            "encoder.down_block1.conv0.weight": 0,
+            "transformer.bert.embeddings.position_embeddings.weight": 0,
+            "transformer.bert.encoder.layer.0.intermediate.dense.weight": 1,
+            "transformer.bert.encoder.layer.1.output.dense.weight": 2,
+            "transformer.bert.pooler.dense.weight": 3,
+            "regression_head.0.bias": 3,
+        },
+    ),
+    "mae4d": (
+        VOLUMES | {"depth": 2},
+        2,
+        {"encoder.embed.weight": 0, "encoder.layers.1.norm1.weight": 2, "encoder.norm.weight": 3},
+    ),
+    "mae4d-pretrain": (
+        VOLUMES | {"depth": 2, "decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2},
+        2,
+        {"encoder.cls_token": 0, "encoder.layers.0.norm1.weight": 1, "decoder.pred.weight": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+def test_rates_fall_from_layer_to_layer_below_the_head(name):
+    options, layers, some = DEPTHS[name]
+    model = build_model(name, options)
+    depths, top = layer_depths(model)
+    assert top == layers + 1
+    assert {key: depths[key] for key in some} == some
+    assert set(depths.values()) == set(range(layers + 2))
+    optimizer = make_optimizer(model, OptimConfig(lr=1.0, weight_decay=0.5, layer_decay=0.5))
+    set_learning_rate(optimizer, 0.1)
+    place = {id(one): group for group in optimizer.param_groups for one in group["params"]}
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert place[id(parameter)]["lr"] == 0.1 * 0.5 ** (top - depths[key])
+            assert place[id(parameter)]["weight_decay"] == (0.5 if parameter.ndim > 1 else 0.0)
+
+
+def test_a_network_that_does_not_tell_its_layers_is_refused_only_where_they_are_to_differ():
+    with pytest.raises(UsageError, match="Sequential does not tell its layers"):
+        make_optimizer(small_model(), OptimConfig(layer_decay=0.75))
+    with pytest.raises(UsageError, match="phase 1 has no transformer"):
+        make_optimizer(build_model("tff1", TFF), OptimConfig(layer_decay=0.75))
+    assert len(make_optimizer(small_model(), OptimConfig()).param_groups) == 2

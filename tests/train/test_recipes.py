@@ -9,8 +9,8 @@ import torch
 from tests.train.test_tasks import DECODER, TFF, TOKENS, VIT
 from train.checkpoint import newest_whole
 from train.config import RECIPES, load_recipe
+from train.log import read_history
 from train.main import main
-from train.report import read_history
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 # What makes a recipe small, by the beginning of its name or of its model's: sections, keys, values.

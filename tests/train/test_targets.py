@@ -17,9 +17,9 @@ from train import evaluate, loop
 from train.checkpoint import load_checkpoint, newest_whole
 from train.config import as_toml, load_recipe, recipe_from
 from train.launch import World
+from train.log import read_history
 from train.main import main
 from train.objectives import Objective
-from train.report import read_history
 from train.targets import dealt, joined_scores, num_outputs, saved_outputs, summed_losses
 
 ALONE = World()

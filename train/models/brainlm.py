@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fmristream.errors import UsageError
 from train.models.brainlm_config import BrainlmConfig
+from train.models.depth import depth_by_name
 from train.models.load import Loaded, load_named
 from train.models.series_masking import (
     Masking,
@@ -252,6 +253,15 @@ class Brainlm(nn.Module):
     def patch(self) -> int:
         """Frames that are hidden together."""
         return self.config.timepoint_patching_size
+
+    @property
+    def num_layers(self) -> int:
+        """Of the encoder."""
+        return self.config.num_hidden_layers
+
+    def layer_depth(self, name: str) -> int:
+        """See `train.models.depth`; the decoder lies above all layers."""
+        return depth_by_name(name, before=("vit.embeddings.",), layers="vit.encoder.layer.", number=self.num_layers)
 
     @property
     def masking(self) -> Masking:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from fmristream.errors import UsageError
 from train.models.brainlm import Intermediate, join_heads, run_layers, split_heads
 from train.models.brainlm_config import VitmaeConfig
+from train.models.depth import depth_by_name
 from train.models.load import Loaded, load_named
 from train.models.series_masking import (
     Masking,
@@ -204,6 +205,15 @@ class BrainlmVitmae(nn.Module):
     def patch(self) -> int:
         """Frames that are hidden together; predict_last_pixel hides any number."""
         return self.config.patch_size
+
+    @property
+    def num_layers(self) -> int:
+        """Of the encoder."""
+        return self.config.num_hidden_layers
+
+    def layer_depth(self, name: str) -> int:
+        """See `train.models.depth`; the decoder lies above all layers."""
+        return depth_by_name(name, before=("vit.embeddings.",), layers="vit.encoder.layer.", number=self.num_layers)
 
     @property
     def masking(self) -> Masking:

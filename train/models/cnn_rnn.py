@@ -143,6 +143,9 @@ def true_frames(lengths: Tensor, frames: int) -> Tensor:
 class CnnRnn(nn.Module):
     """Frames to vectors, to states, to a prediction; what else is known of the scan is joined before the head."""
 
+    # Its blocks are also called by other methods than `forward`, at which FSDP would not gather them.
+    blocks_to_shard: tuple[nn.Module, ...] = ()
+
     def __init__(self, config: CnnRnnConfig) -> None:
         super().__init__()
         self.config = config

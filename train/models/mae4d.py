@@ -21,12 +21,15 @@ from torch.utils.checkpoint import checkpoint
 from fmristream.errors import UsageError
 from train.masked_objectives import masked_mse
 from train.models.brainlm import run_layers
+from train.models.depth import depth_by_name
 from train.models.heads import build_head
 from train.models.mae4d_config import Mae4dConfig, Mae4dHeadConfig, Mae4dPretrainConfig, head_config, pretrain_config
 from train.models.mae4d_layers import AttentionPool, CrossLayer, Layer, Positions, initialise
 from train.models.mae4d_patches import BrainPatches, normalised
 from train.models.series_masking import take_tokens
 from train.models.volume_masking import TokenSplit, split_tokens
+
+_BEFORE_LAYERS = ("encoder.embed.", "encoder.cls_token", "encoder.positions.", "encoder.patches.")
 
 
 class Rebuilt(NamedTuple):
@@ -165,6 +168,15 @@ class Mae4dPretrain(nn.Module):
         """Width of the latent tokens."""
         return self.config.embed_dim
 
+    @property
+    def num_layers(self) -> int:
+        """Of the encoder."""
+        return self.config.depth
+
+    def layer_depth(self, name: str) -> int:
+        """See `train.models.depth`; the decoder lies above all layers."""
+        return depth_by_name(name, before=_BEFORE_LAYERS, layers="encoder.layers.", number=self.num_layers)
+
     def set_brain(self, brain: Tensor | NDArray[np.bool_]) -> None:
         """Say which voxels (x, y, z) are brain; see `mae4d_patches.brain_from_positions`."""
         self.encoder.patches.set_brain(brain)
@@ -251,6 +263,15 @@ class Mae4d(nn.Module):
     def num_features(self) -> int:
         """Width of the tokens."""
         return self.config.embed_dim
+
+    @property
+    def num_layers(self) -> int:
+        """Of the encoder."""
+        return self.config.depth
+
+    def layer_depth(self, name: str) -> int:
+        """See `train.models.depth`; the head lies above all layers."""
+        return depth_by_name(name, before=_BEFORE_LAYERS, layers="encoder.layers.", number=self.num_layers)
 
     def set_brain(self, brain: Tensor | NDArray[np.bool_]) -> None:
         """As for `Mae4dPretrain`."""

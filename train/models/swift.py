@@ -26,6 +26,8 @@ from train.models.windows import PADDING, plan_pieces
 MLP_CHUNK = 4096
 LARGE_STAGE = 4 * MLP_CHUNK
 _POSITIONS = re.compile(r"(?:^|\.)pos_embeds\.(\d+)\.(pos_embed|time_embed)$")
+# The parts of a backbone by depth: patches; tables; blocks and mergings.
+_DEPTH = re.compile(r"patch_embed\.|(?P<kind>pos_embeds|layers)\.(?P<stage>\d+)\.(?:blocks\.(?P<block>\d+)\.)?")
 
 
 def run_part(part: Callable[..., Tensor], *inputs: Tensor | TokenOrder, checkpointing: bool) -> Tensor:
@@ -222,6 +224,23 @@ class Swift(nn.Module):
             x = stage(tables(x))
         features: Tensor = x.permute(0, 5, 1, 2, 3, 4)
         return features
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.config.depths)
+
+    def layer_depth(self, name: str) -> int:
+        """See `train.models.depth`; a stage's tables count with its first block, its merging with its last."""
+        found = _DEPTH.match(name)
+        if found is None:
+            return self.num_layers + 1
+        if found["stage"] is None:
+            return 0
+        before = sum(self.config.depths[: int(found["stage"])])
+        if found["kind"] == "pos_embeds":
+            return before + 1
+        return before + (self.config.depths[int(found["stage"])] if found["block"] is None else int(found["block"]) + 1)
 
     def plan_clips(self, frames: int) -> None:
         """Prepare for clips of this many frames; `forward` does so when the number changes.

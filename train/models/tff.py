@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fmristream.errors import UsageError
 from train.models.convolution import Conv3d
+from train.models.depth import depth_by_name
 from train.models.heads import EMBEDDING_WIDTH
 from train.models.tff_config import STAGES, TffConfig, tff_config
 
@@ -33,6 +34,7 @@ EXPANDED_GROUPS = 2
 CLS_CONSTANT = 0.5
 NORM_EPS = 1e-12
 INIT_SD = 0.02
+_BEFORE_LAYERS = ("encoder.", "into_bert.", "transformer.cls_embedding.", "transformer.bert.embeddings.")
 
 
 class GreenUnit(nn.Module):
@@ -303,6 +305,23 @@ class _Frames(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.into_bert = IntoBert(config)
+
+    @property
+    def num_layers(self) -> int:
+        """Of the transformer."""
+        return self.config.transformer_hidden_layers
+
+    def layer_depth(self, name: str) -> int:
+        """See `train.models.depth`; frames are encoded before the first layer, and all else lies above them.
+
+        Raises:
+            UsageError: phase 1 has no transformer.
+        """
+        if not hasattr(self, "transformer"):
+            raise UsageError("tff: phase 1 has no transformer whose layers could differ; set optim.layer_decay = 1")
+        return depth_by_name(
+            name, before=_BEFORE_LAYERS, layers="transformer.bert.encoder.layer.", number=self.num_layers
+        )
 
     def encode(self, bold: Tensor) -> Tensor:
         """(b, c, x, y, z, t) to (b, t, width)."""
