@@ -4,29 +4,28 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from train import build, evaluate
+from train import build
 from train.config import Recipe, as_toml
 from train.data import Part, augmentation, open_part, open_parts, signal_of
-from train.evaluate import Subjects, Windows
 from train.extras import fit_extras
 from train.launch import StopRequest, World, spread, stop_on_sigterm
 from train.objectives import Objective, make_objective, require_known_classes
 from train.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
 from train.report import open_log
 from train.resuming import begin, resume, save
+from train.scoring import look, outcome_of, score
 from train.state import Outcome, Run, StepFacts
 from train.steps import backward, exchange, weighted_backward
-from train.tasks import Supervised, UnscoredTask
 
 if TYPE_CHECKING:
     from fmristream.stream.batch import Batch
 
-__all__ = ["Outcome", "Run", "StopRequest", "fit", "open_part", "start", "train", "weighted_backward"]
+__all__ = ["Outcome", "Run", "StopRequest", "fit", "open_part", "score", "start", "train", "weighted_backward"]
 
 
 def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
@@ -38,14 +37,10 @@ def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
     with ExitStack() as stack:
         run = start(recipe, out=out, world=world, stack=stack)
         stop = stack.enter_context(stop_on_sigterm())
+        began_at = run.step
         if not fit(run, stop):
             return None
-        return Outcome(
-            step=run.step,
-            task=run.task,
-            val=score(run, run.val) if run.val else None,
-            test=score(run, run.test) if run.test else None,
-        )
+        return outcome_of(run, was_finished=run.step == began_at)
 
 
 def fit(run: Run, stop: StopRequest) -> bool:
@@ -98,28 +93,6 @@ def note(run: Run, batch: "Batch", facts: StepFacts, *, epoch: int, rate: float,
         total=run.recipe.train.steps,
         show_every=run.recipe.train.log_every,
     )
-
-
-def look(run: Run, part: Part) -> None:
-    """Score the validation windows on the way; nothing is chosen by it."""
-    found = score(run, part)
-    if isinstance(found, Windows):
-        numbers = found.numbers
-    else:
-        assert isinstance(run.task, Supervised)
-        if not found.label:
-            return
-        numbers = evaluate.measure(found, objective=run.task.objective, threshold=0.0)
-    if run.world.is_main:
-        run.log.event("eval", {"step": run.step, "split": run.recipe.data.val_split, **numbers})
-
-
-def score(run: Run, part: Part) -> Subjects | Windows:
-    """Every subject of a split from every window, or what the task says of all windows."""
-    predictions = evaluate.predict(run.model, part, task=run.task, world=run.world, bf16=run.bf16)
-    if isinstance(run.task, Supervised):
-        return evaluate.by_subject(predictions, objective=run.task.objective, runs=part.clips.runs)
-    return evaluate.over_windows(predictions, task=cast(UnscoredTask, run.task), runs=part.clips.runs)
 
 
 def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:

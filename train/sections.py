@@ -215,11 +215,22 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
-    """How validation and test windows are cut and scored; unset values are those of training."""
+    """How validation and test windows are cut and scored; unset values are those of training.
+
+    Attributes:
+        batch_size: global.
+        stride: frames from one window's start to the next.
+        bootstrap_draws: of the intervals.
+        average: of classes: what is averaged over windows, the logits (SwiFT) or their sigmoids, of several classes
+            softmaxes (TFF).
+        unit: what is scored: subjects or their sessions; `auto`: sessions where the label varies between a subject's.
+    """
 
     batch_size: int | None = None
     stride: int | None = None
     bootstrap_draws: int = 2000
+    average: Literal["logit", "sigmoid"] = "logit"
+    unit: Literal["auto", "subject", "session"] = "auto"
 
     def __post_init__(self) -> None:
         at_least("eval", self, bootstrap_draws=1)

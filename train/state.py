@@ -11,6 +11,7 @@ from train.config import Recipe
 from train.data import Part
 from train.evaluate import Subjects, Windows
 from train.launch import World
+from train.predictions import PredictionTable
 from train.report import Log
 from train.tasks import Task
 
@@ -44,12 +45,16 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The end of a finished run: its scores by subject, or by window where there is no target."""
+    """The end of a finished run: its scores by subject, or by window where there is no target.
+
+    `val` and `test` are of the first target; all of them are in `table`, from which the report is made.
+    """
 
     step: int
     task: Task
     val: Subjects | Windows | None
     test: Subjects | Windows | None
+    table: PredictionTable | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
