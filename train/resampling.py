@@ -25,7 +25,7 @@ class Draws:
     """What the draws of a bootstrap gave.
 
     Attributes:
-        values: (draws,) of each number; NaN where it was not defined.
+        values: (draws,) of each number; NaN where it was not defined, or where all draws are the sample itself.
         stratified: whether each draw had as many clusters of each class as the sample.
         redrawn: draws that had one class only and were drawn again.
         clusters: how many were drawn from.
@@ -63,7 +63,11 @@ def bootstrap(
         for name, statistic in statistics.items():
             found[name].append(statistic(weights))
     return Draws(
-        values={name: np.concatenate([*parts, np.zeros(0)]) for name, parts in found.items()},
+        values={
+            # Draws that cannot differ say nothing of chance: an interval of no width would be taken for certainty.
+            name: np.concatenate([*parts, np.zeros(0)]) if drawing.varies else np.full(draws, np.nan)
+            for name, parts in found.items()
+        },
         stratified=strata is not None,
         redrawn=drawing.redrawn,
         clusters=drawing.num_clusters,
@@ -92,6 +96,11 @@ class _Drawing:
         self._again = np.random.default_rng([_SEED, 2**32])
         self._is_class = None if classes is None else _one_hot(classes)
         self.redrawn = 0
+
+    @property
+    def varies(self) -> bool:
+        """Whether there are two clusters that may stand for each other."""
+        return any(len(members) > 1 for members in self._strata)
 
     def chunks(self, draws: int) -> Iterator[Floats]:
         size = max(1, _CHUNK_WEIGHTS // max(1, len(self._of_unit)))

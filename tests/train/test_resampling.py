@@ -163,3 +163,22 @@ def test_a_paired_interval_is_that_of_the_difference_on_the_same_draws():
     minus = each(metrics.auroc, truth, a, weights) - each(metrics.auroc, truth, b, weights)
     assert found == pytest.approx(tuple(np.quantile(minus, (0.025, 0.975))), abs=1e-12)
     assert metrics.paired_interval(metrics.auroc, truth, a, a, draws=50, stratify=True) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("truth", "clusters", "stratify"),
+    [
+        ([0.0, 1, 1], [7, 7, 7], False),
+        ([0.0, 1], [0, 1], True),
+        ([3.0], None, False),
+        ([0.0, 1, 0, 1], [0, 0, 0, 0], True),
+    ],
+)
+def test_where_all_draws_are_the_sample_itself_there_is_no_interval(truth, clusters, stratify):
+    truth = np.array(truth)
+    clusters = None if clusters is None else np.array(clusters)
+    low, high = metrics.bootstrap_interval(
+        metrics.mean_absolute_error, truth, truth + 1, draws=20, stratify=stratify, clusters=clusters
+    )
+    assert math.isnan(low)
+    assert math.isnan(high)
