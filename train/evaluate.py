@@ -190,11 +190,17 @@ def _words_of_runs(clips: "StreamingDataset") -> dict[str, NDArray[Any]]:
     subjects, groups = runs.column("subject"), runs.column("group")
     participants = {str(row["subject"]): row for row in clips.dataset.participants}
     families, sites = (_cells(participants, subjects, known) for known in (_FAMILY_COLUMNS, _SITE_COLUMNS))
-    if all(family is None for family in families) and groups != sites:
+    if all(family is None for family in families) and not _are_sites(groups, subjects, sites):
         # What the splitter keeps together, where that is neither the subject nor the site.
         families = [None if group == subject else group for group, subject in zip(groups, subjects, strict=True)]
     named = {"run": runs.column("name"), "subject": subjects, "session": runs.column("session")}
     return {name: texts_of(column) for name, column in (named | {"family": families, "site": sites}).items()}
+
+
+def _are_sites(groups: Sequence[str], subjects: Sequence[str], sites: Sequence[str | None]) -> bool:
+    """Whether the groups that a conversion kept together are sites: to be drawn whole they would have to be many."""
+    pairs = [(group, site) for group, subject, site in zip(groups, subjects, sites, strict=True) if group != subject]
+    return any(site is not None for _, site in pairs) and all(site in (None, group) for group, site in pairs)
 
 
 def _cells(

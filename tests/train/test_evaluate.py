@@ -305,3 +305,13 @@ def test_a_class_that_training_lacks_is_refused(families):
     lacking = Objective(kind="classification", target="hand", classes=(0.0, 2.0, 3.0), names=("a", "b", "c"))
     with pytest.raises(UsageError, match="windows have a value that is none of the classes of training"):
         scored(recipe_of(families), World(), (*OBJECTIVES[:2], lacking))
+
+
+def test_groups_are_families_unless_they_are_the_sites():
+    from train.evaluate import _are_sites
+
+    subjects = ["a", "b", "c", "d"]
+    assert _are_sites(["A", "A", "B", "d"], subjects, ["A", "A", "B", None])
+    assert not _are_sites(["1", "1", "2", "d"], subjects, ["1", "2", "2", "1"])
+    assert not _are_sites(["1", "1", "2", "d"], subjects, [None] * 4)
+    assert not _are_sites(subjects, subjects, ["A", "A", "B", "B"])
