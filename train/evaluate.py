@@ -1,8 +1,8 @@
-"""Score every window once, on all ranks together, and reduce the scores to subjects."""
+"""Score every window once, on all ranks together, into one table from which all numbers come."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -10,18 +10,43 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fmristream.errors import FmriStreamError, UsageError
-from train import metrics
+from train.config import Recipe, as_tables
 from train.data import Part
 from train.launch import World
 from train.objectives import Objective
+from train.predictions import (
+    LOSS,
+    About,
+    PredictionTable,
+    Target,
+    require_own_columns,
+    require_sound,
+    target_columns,
+    texts_of,
+)
+from train.stopping import uses_best
+from train.summary import measure, numbers_of
 from train.tasks import Task, UnscoredTask
+from train.units import Subjects, unit_of, units_of
 
 if TYPE_CHECKING:
-    from fmristream.catalog.run import Run
+    from fmristream.stream.clips import StreamingDataset
+
+__all__ = ["NonFiniteError", "Predictions", "ScoringError", "Subjects", "Windows", "measure", "numbers_of", "predict"]
+
+# Columns of participants tables that hold families, where a conversion was not told to keep them together; and sites.
+_FAMILY_COLUMNS = ("family", "family_id", "familyid", "rel_family_id", "ab_g_stc__design_id__fam")
+_SITE_COLUMNS = ("site", "site_id", "site_id_l", "ab_g_dyn__design_site")
+# What of a recipe's data section does not decide about the scores.
+_FREE = ("url", "threads", "prefetch_batches")
 
 
 class NonFiniteError(FmriStreamError):
     """A loss or score that is NaN or infinite."""
+
+
+class ScoringError(FmriStreamError):
+    """A window was not scored, or was scored twice: no number may be made of that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,17 +55,10 @@ class Predictions:
 
     window: NDArray[np.int64]
     run: NDArray[np.int64]  # place in the dataset's list of runs
-    target: NDArray[np.float64]  # (n, targets of the task); NaN where there is none
+    start: NDArray[np.int64]  # first frame
+    frames: NDArray[np.int64]  # of the run's own
+    target: NDArray[np.float64]  # (n, objectives), NaN where there is none
     score: NDArray[np.float64]  # (n, k) what the task keeps of a window
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subjects:
-    """One row per subject whose target is known."""
-
-    label: tuple[str, ...]
-    truth: NDArray[np.float64]  # 0 or 1 for two classes, number of the class for more, else the value
-    score: NDArray[np.float64]  # logit of class 1, (n, k) logits of each, or the value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +74,11 @@ def predict(model: nn.Module, part: Part, *, task: Task, world: World, bf16: boo
 
     Raises:
         NonFiniteError: a score is NaN or infinite.
+        ScoringError: a window came twice, or not at all.
     """
-    run_number = {run.name: number for number, run in enumerate(part.clips.runs)}
-    keys, values = [torch.zeros((0, 2), dtype=torch.int64)], []
+    run_number = {name: number for number, name in enumerate(part.clips.runs.column("name"))}
+    names = [objective.target for objective in task.objectives]
+    keys, values = [torch.zeros((0, 4), dtype=torch.int64)], []
     was_training = model.training
     model.eval()
     network = under_autocast(model, device=world.device, bf16=bf16)
@@ -67,14 +87,14 @@ def predict(model: nn.Module, part: Part, *, task: Task, world: World, bf16: boo
             rows = task.rows(network, packed.to(world.device)).cpu()
         own = slice(len(rows))  # of two views, the first
         numbers = torch.tensor([run_number[name] for name in packed.run[own]])
-        targets = [packed.targets[objective.target] for objective in task.objectives]
-        keys.append(torch.stack([packed.window[own], numbers], dim=1)[packed.valid[own]])
-        values.append(torch.cat([target[:, None] for target in targets] + [rows], dim=1)[packed.valid[own]])
+        lengths = torch.full((len(packed),), part.clips.window) if packed.lengths is None else packed.lengths
+        place = torch.stack([packed.window[own], numbers, packed.start[own], lengths[own]], dim=1)
+        targets = torch.stack([*(packed.targets[name][own] for name in names), torch.zeros(len(rows))], dim=1)[:, :-1]
+        keys.append(place[packed.valid[own]])
+        values.append(torch.cat([targets, rows], dim=1)[packed.valid[own]])
     model.train(was_training)
-    gathered = world.gather(torch.cat(keys)), world.gather(torch.cat(values))
-    predictions = _sorted_predictions(*gathered, targets=len(task.objectives))
-    assert len(predictions.window) == part.clips.num_windows, "a window was not scored"
-    return predictions
+    found = world.gather(torch.cat(keys)), world.gather(torch.cat(values))
+    return _sorted_predictions(*found, targets=len(names), expected=part.clips.num_windows)
 
 
 def under_autocast(
@@ -89,69 +109,152 @@ def under_autocast(
     return call
 
 
-def over_windows(predictions: Predictions, *, task: UnscoredTask, runs: Sequence["Run"]) -> Windows:
-    """What a task without a target says of a split."""
-    labels = [run.subject for run in runs]
-    subjects = [labels[number] for number in predictions.run.tolist()]
-    numbers = task.summary(torch.from_numpy(predictions.score), subjects)
-    return Windows(num_windows=len(predictions.window), numbers=numbers)
-
-
-def by_subject(predictions: Predictions, *, objective: Objective, runs: Sequence["Run"]) -> Subjects:
-    """Mean scores of the only target per run, then per subject; subjects without a target are left out.
+def table_of(
+    parts: Mapping[str, tuple[Predictions, "StreamingDataset"]], *, task: Task, about: About
+) -> PredictionTable:
+    """The table of the predictions of some splits; the same on every rank.
 
     Raises:
-        UsageError: a subject's target is not one value, or none of the two classes.
+        UsageError: a target is none of the classes.
     """
-    labels, label_of_run = np.unique([run.subject for run in runs], return_inverse=True)
-    (target,) = predictions.target.T
-    known = np.isfinite(target)
-    run = predictions.run[known]
-    subjects = label_of_run[run]
-    columns = predictions.score[known].T
-    score = np.stack([metrics.subject_means(column, runs=run, subjects=subjects)[1] for column in columns], axis=1)
-    place, truth = metrics.subject_means(target[known], runs=run, subjects=label_of_run[run])
-    coded = objective.truth(truth)
-    varies = truth[np.searchsorted(place, label_of_run[run])] != target[known]
-    odd = ~np.isin(coded, range(max(2, objective.outputs))) if objective.values else np.zeros(len(coded), bool)
-    if varies.any() or odd.any():
-        which = labels[label_of_run[run[varies][0]]] if varies.any() else labels[place[odd][0]]
+    pieces = [_table_of_part(name, *part, task=task, about=about) for name, part in parts.items()]
+    table = PredictionTable(
+        about=about,
+        words={name: np.concatenate([piece.words[name] for piece in pieces]) for name in pieces[0].words},
+        numbers={name: np.concatenate([piece.numbers[name] for piece in pieces]) for name in pieces[0].numbers},
+        values={name: np.concatenate([piece.values[name] for piece in pieces]) for name in pieces[0].values},
+    )
+    require_sound(table)
+    return table
+
+
+def about_of(
+    recipe: Recipe, *, task: Task, step: int, clips: Mapping[str, "StreamingDataset"], scorings: int = 1
+) -> About:
+    """What the table of these splits says of itself."""
+    labels = next(iter(clips.values())).target_labels if clips else {}
+    targets = tuple(_target_of(objective, labels.get(objective.target, ())) for objective in task.objectives)
+    require_own_columns(targets)
+    tables = as_tables(recipe)
+    data = {name: value for name, value in tables["data"].items() if name not in _FREE}
+    rows = {"model": tables["model"], "objective": tables["objective"], "data": data}
+    made_of = rows | {
+        "stride": recipe.eval.stride,
+        "precision": recipe.train.precision,
+        "weights": ["best" if uses_best(recipe) else "last", recipe.train.ema],
+        "content": {name: one.content_digest for name, one in clips.items()},
+        "selection": {name: one.selection_digest for name, one in clips.items()},
+    }
+    return About(
+        step=step,
+        objective=recipe.objective.kind,
+        targets=targets,
+        average=recipe.eval.average,
+        unit=recipe.eval.unit,
+        draws=recipe.eval.bootstrap_draws,
+        made_of=made_of,
+        scorings=scorings,
+    )
+
+
+def scores_of(table: PredictionTable, split: str, *, target: int = 0) -> Subjects | Windows | None:
+    """The units of a split for one of the targets, or its windows where there is none; None: there is no such split."""
+    if split not in table.splits:
+        return None
+    part = table.of_split(split)
+    if not table.about.targets:
+        return Windows(num_windows=len(part), numbers=numbers_of(part))
+    chosen = table.about.targets[target]
+    return units_of(part, chosen, unit=unit_of(table, chosen))
+
+
+def _table_of_part(
+    split: str, found: Predictions, clips: "StreamingDataset", *, task: Task, about: About
+) -> PredictionTable:
+    words = {name: column[found.run] for name, column in _words_of_runs(clips).items()}
+    values: dict[str, NDArray[np.float64]] = {}
+    column = 0
+    for place, (target, objective) in enumerate(zip(about.targets, task.objectives, strict=True)):
+        values[target.truth] = _coded(objective, found.target[:, place])
+        for name in target.scores:
+            values[name] = found.score[:, column]
+            column += 1
+    if not about.targets:
+        unscored = cast(UnscoredTask, task)
+        losses = unscored.window_losses(torch.from_numpy(found.score), words["subject"].tolist())
+        values[LOSS] = losses.double().numpy()
+    split_column = texts_of([split] * len(found.window))
+    numbers = {"window": found.window, "start_frame": found.start, "frames": found.frames}
+    return PredictionTable(about=about, words={"split": split_column, **words}, numbers=numbers, values=values)
+
+
+def _words_of_runs(clips: "StreamingDataset") -> dict[str, NDArray[Any]]:
+    """What is said of each run, and of its subject."""
+    runs = clips.runs
+    subjects, groups = runs.column("subject"), runs.column("group")
+    participants = {str(row["subject"]): row for row in clips.dataset.participants}
+    families, sites = (_cells(participants, subjects, known) for known in (_FAMILY_COLUMNS, _SITE_COLUMNS))
+    if all(family is None for family in families) and not _are_sites(groups, subjects, sites):
+        # What the splitter keeps together, where that is neither the subject nor the site.
+        families = [None if group == subject else group for group, subject in zip(groups, subjects, strict=True)]
+    named = {"run": runs.column("name"), "subject": subjects, "session": runs.column("session")}
+    return {name: texts_of(column) for name, column in (named | {"family": families, "site": sites}).items()}
+
+
+def _are_sites(groups: Sequence[str], subjects: Sequence[str], sites: Sequence[str | None]) -> bool:
+    """Whether the groups that a conversion kept together are sites: to be drawn whole they would have to be many."""
+    pairs = [(group, site) for group, subject, site in zip(groups, subjects, sites, strict=True) if group != subject]
+    return any(site is not None for _, site in pairs) and all(site in (None, group) for group, site in pairs)
+
+
+def _cells(
+    participants: Mapping[str, Mapping[str, Any]], subjects: Sequence[str], known: Sequence[str]
+) -> list[str | None]:
+    """The first column of participants with one of these names, for each run."""
+    columns = {name for row in participants.values() for name in row}
+    found = next((name for one in known for name in sorted(columns) if name.lower() == one), None)
+    values = (None if found is None else participants.get(subject, {}).get(found) for subject in subjects)
+    return [None if value is None else _word(value) for value in values]
+
+
+def _word(value: str | float) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _target_of(objective: Objective, labels: Sequence[str]) -> Target:
+    classes = objective.names or tuple(labels[int(v)] if labels else f"{v:g}" for v in objective.values)
+    truth, scores = target_columns(objective.target, classes, several=objective.outputs > 1)
+    offset = 0.0 if objective.kind == "classification" else objective.offset
+    return Target(
+        name=objective.target, kind=objective.kind, offset=offset, classes=classes, truth=truth, scores=scores
+    )
+
+
+def _coded(objective: Objective, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Truths as metrics want them; NaN where nothing is known."""
+    truth = objective.truth(values)
+    odd = np.isfinite(values) & ~np.isin(truth, range(max(2, objective.outputs)))
+    if objective.values and odd.any():
         raise UsageError(
-            f"{objective.target}: subject {which} has no single value of a known class; choose another data.target"
+            f"{objective.target}: {int(odd.sum())} windows have a value that is none of the classes of training; choose "
+            "another data.target, or leave those subjects out with data.where"
         )
-    score = score[:, 0] if objective.outputs == 1 else score
-    return Subjects(label=tuple(str(labels[i]) for i in place), truth=coded, score=score)
+    return np.where(np.isfinite(values), truth, np.nan)
 
 
-def measure(subjects: Subjects, *, objective: Objective, threshold: float) -> dict[str, float]:
-    """The numbers of the objective's kind."""
-    if objective.classes:
-        return metrics.multiclass_metrics(subjects.truth, subjects.score)
-    if objective.kind == "classification":
-        return metrics.classification_metrics(subjects.truth, subjects.score, threshold=threshold)
-    return metrics.regression_metrics(subjects.truth, subjects.score)
-
-
-def intervals(
-    subjects: Subjects, *, objective: Objective, threshold: float, draws: int
-) -> Mapping[str, tuple[float, float]]:
-    """95 % bootstrap intervals of the numbers that a verdict rests on."""
-    if objective.classes:
-        return metrics.multiclass_intervals(subjects.truth, subjects.score, draws=draws)
-    if objective.kind == "classification":
-        return metrics.classification_intervals(subjects.truth, subjects.score, threshold=threshold, draws=draws)
-    return metrics.regression_intervals(subjects.truth, subjects.score, draws=draws)
-
-
-def _sorted_predictions(keys: torch.Tensor, values: torch.Tensor, *, targets: int) -> Predictions:
+def _sorted_predictions(keys: torch.Tensor, values: torch.Tensor, *, targets: int, expected: int) -> Predictions:
     order = torch.argsort(keys[:, 0], stable=True)
-    window, run = np.ascontiguousarray(keys[order].numpy().T)
+    window, run, start, frames = np.ascontiguousarray(keys[order].numpy().T)
+    if not np.array_equal(window, np.arange(expected)):
+        raise ScoringError(
+            f"evaluation: expected {expected} windows once each, got {len(window)} rows of {len(np.unique(window))} windows; "
+            "this is a fault of the trainer: please report it"
+        )
     table = values[order].to(torch.float64).numpy()
     target, score = np.ascontiguousarray(table[:, :targets]), np.ascontiguousarray(table[:, targets:])
-    assert len(np.unique(window)) == len(window), "a window was scored twice"
     if not np.isfinite(score).all():
         bad = window[~np.isfinite(score).all(axis=1)]
         raise NonFiniteError(
             f"evaluation: the scores of {len(bad)} of {len(window)} windows are not finite, first windows {bad[:8].tolist()}"
         )
-    return Predictions(window=window, run=run, target=target, score=score)
+    return Predictions(window=window, run=run, start=start, frames=frames, target=target, score=score)

@@ -1,18 +1,17 @@
 """A run, read from top to bottom: batch, device, loss, step, log; a checkpoint now and then; a score at the end."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
-from train import build, evaluate
+from train import build
 from train.averaging import Ema
 from train.config import Recipe, as_toml
 from train.data import Part, augmentation, open_part, open_parts, signal_of
-from train.evaluate import Subjects, Windows
 from train.extras import fit_extras
 from train.launch import StopRequest, World, stop_on_sigterm
 from train.log import open_log
@@ -20,16 +19,16 @@ from train.optim import learning_rate, make_optimizer, set_learning_rate
 from train.parallel import spread
 from train.resuming import begin, go_to, make_saver, resume, resume_rest, save, settle
 from train.scaling import LossScale
+from train.scoring import look, outcome_of, score
 from train.state import Keeper, Outcome, Run, StepFacts
 from train.steps import require_divisible, take_gradients, take_step, weighted_backward
 from train.stopping import make_best, uses_best
 from train.targets import num_outputs, objectives_of
-from train.tasks import Supervised, UnscoredTask
 
 if TYPE_CHECKING:
     from fmristream.stream.batch import Batch
 
-__all__ = ["Outcome", "Run", "StopRequest", "fit", "open_part", "start", "train", "weighted_backward"]
+__all__ = ["Outcome", "Run", "StopRequest", "fit", "open_part", "score", "start", "train", "weighted_backward"]
 
 
 def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
@@ -41,15 +40,11 @@ def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
     with ExitStack() as stack:
         run = start(recipe, out=out, world=world, stack=stack)
         stop = stack.enter_context(stop_on_sigterm())
+        began_at = run.step
         if not fit(run, stop):
             return None
         with weights_to_score(run):
-            return Outcome(
-                step=run.step,
-                task=run.task,
-                val=score(run, run.val) if run.val else None,
-                test=score(run, run.test) if run.test else None,
-            )
+            return outcome_of(run, was_finished=run.step == began_at)
 
 
 def fit(run: Run, stop: StopRequest) -> bool:
@@ -144,31 +139,6 @@ def note(run: Run, batch: "Batch", facts: StepFacts, *, epoch: int, rate: float,
     )
 
 
-def look(run: Run, part: Part) -> Mapping[str, float]:
-    """Score the validation windows on the way; the numbers are also told."""
-    found = score(run, part)
-    if isinstance(found, Windows):
-        numbers = found.numbers
-    else:
-        assert isinstance(run.task, Supervised)
-        if not found.label:
-            return {}
-        numbers = evaluate.measure(found, objective=run.task.objective, threshold=0.0)
-    if run.world.is_main:
-        run.log.event("eval", {"step": run.step, "split": run.recipe.data.val_split, **numbers})
-    return numbers
-
-
-def score(run: Run, part: Part) -> Subjects | Windows:
-    """Every subject of a split from every window, or what the task says of all windows; of several targets, their number."""
-    predictions = evaluate.predict(run.model, part, task=run.task, world=run.world, bf16=run.bf16)
-    if len(run.task.objectives) > 1:
-        return Windows(num_windows=len(predictions.window), numbers={})
-    if isinstance(run.task, Supervised):
-        return evaluate.by_subject(predictions, objective=run.task.objective, runs=part.clips.runs)
-    return evaluate.over_windows(predictions, task=cast(UnscoredTask, run.task), runs=part.clips.runs)
-
-
 def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     """Open the data, make the network, and go back to the newest whole checkpoint."""
     parts = open_parts(recipe, out=out, world=world, stack=stack)
@@ -218,7 +188,7 @@ def keepers(run: Run) -> dict[str, Keeper]:
     if plan.precision == "fp16":
         found["scaler"] = LossScale()
     objectives = run.task.objectives
-    classes = len(objectives[0].values) if len(objectives) == 1 else 0
+    classes = len(objectives[0].values) if objectives else 0
     if (best := make_best(run.recipe, classes=classes)) is not None:
         found["best"] = best
     return found

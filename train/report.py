@@ -5,110 +5,112 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train import metrics
 from train.config import Recipe
 from train.log import History, for_json, read_history
+from train.predictions import FILE, Target, read_predictions, write_predictions
+from train.summary import PARTS, report_of, target_report
 
 if TYPE_CHECKING:
-    from train.evaluate import Subjects
+    from rich.console import Console
+
     from train.loop import Outcome
-    from train.objectives import Objective
 
 _TITLES = {
     "auroc": "AUROC",
     "balanced_accuracy": "balanced accuracy",
     "accuracy": "accuracy",
+    "f1": "F1",
     "balanced_accuracy_at_0": "balanced accuracy, logit > 0",
     "accuracy_at_0": "accuracy, logit > 0",
+    "f1_at_0": "F1, logit > 0",
     "mae": "MAE",
     "mse": "MSE",
     "r": "Pearson r",
-    "f1": "F1, mean of classes",
+    "r_squared": "r squared",
+    "r2": "R2 about the training mean",
     "loss": "loss, mean of windows",
 }
 
 
 def write_report(outcome: "Outcome", recipe: Recipe, *, out: Path) -> None:
-    """Write report.json and curves.png into `out` and print the table."""
-    report = summarise(outcome, recipe)
-    (out / "report.json").write_text(json.dumps(for_json(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    """Write predictions.parquet, report.json and curves.png into `out` and print the table.
+
+    The report is computed from the file of predictions, as `tools/score.py` does it.
+    """
+    if outcome.table is None:
+        report: Mapping[str, Any] = summarise(outcome, recipe)
+    else:
+        write_predictions(outcome.table, out / FILE)
+        report = report_of(read_predictions(out / FILE))
+    (out / "report.json").write_text(report_text(report), encoding="utf-8")
     print_table(report)
     title = f"{recipe.model.name}: {recipe.data.target or recipe.objective.kind}"
     save_curves(read_history(out / "log.jsonl"), out / "curves.png", title=title)
-    print(f"written: {out / 'report.json'}, {out / 'curves.png'}, {out / 'log.jsonl'}")
+    written = [FILE] if outcome.table is not None else []
+    print(f"written: {', '.join(str(out / name) for name in (*written, 'report.json', 'curves.png', 'log.jsonl'))}")
+
+
+def report_text(report: Mapping[str, Any]) -> str:
+    """What report.json holds."""
+    return json.dumps(for_json(report), indent=1, allow_nan=False) + "\n"
 
 
 def summarise(outcome: "Outcome", recipe: Recipe) -> dict[str, Any]:
-    """All numbers of a finished run; the threshold is chosen on validation subjects alone."""
-    from train.evaluate import Windows
-    from train.tasks import Supervised
+    """The numbers of subjects that were not scored from a table: baselines' subjects are, by what they are given."""
+    from train.units import Subjects
 
     report: dict[str, Any] = {"step": outcome.step, "target": recipe.data.target, "objective": recipe.objective.kind}
-    threshold = 0.0
-    is_one = isinstance(outcome.task, Supervised) and len(outcome.task.objectives) == 1
-    objective = outcome.task.objectives[0] if is_one else None
-    if objective is not None and objective.classes:
-        report["classes"] = list(objective.names)
-    elif objective is not None and objective.kind == "classification":
-        threshold, chosen_on = _threshold(outcome)
-        report |= {"threshold": threshold, "threshold_chosen_on": chosen_on}
-    for name, found in (("val", outcome.val), ("test", outcome.test)):
-        if isinstance(found, Windows):
-            report[name] = {"num_windows": found.num_windows, "metrics": dict(found.numbers), "intervals": {}}
-        elif found is not None and found.label and objective is not None:
-            draws = recipe.eval.bootstrap_draws
-            report[name] = _subjects_report(found, objective=objective, threshold=threshold, draws=draws)
-    return report
-
-
-def _threshold(outcome: "Outcome") -> tuple[float, str]:
-    """Above which score a subject is told positive, and by whom that was chosen."""
-    from train.evaluate import Subjects
-
-    val = outcome.val
-    if isinstance(val, Subjects) and len(set(val.truth.tolist())) == 2:
-        return metrics.youden_threshold(val.truth, val.score), f"{len(val.label)} validation subjects"
-    return 0.0, "nothing: there are no validation subjects of both classes"
-
-
-def _subjects_report(found: "Subjects", *, objective: "Objective", threshold: float, draws: int) -> dict[str, Any]:
-    from train import evaluate
-
-    bounds = evaluate.intervals(found, objective=objective, threshold=threshold, draws=draws)
-    return {
-        "num_subjects": len(found.label),
-        "metrics": evaluate.measure(found, objective=objective, threshold=threshold),
-        "intervals": {key: list(pair) for key, pair in bounds.items()},
-        "subjects": [
-            {"subject": label, "truth": truth, "score": score}
-            for label, truth, score in zip(found.label, found.truth.tolist(), found.score.tolist(), strict=True)
-        ],
-    }
+    if not outcome.task.objectives:
+        return report
+    objective = outcome.task.objectives[0]
+    target = Target(
+        name=objective.target,
+        kind=objective.kind,
+        offset=objective.offset if objective.kind == "regression" else 0.0,
+        classes=objective.names,
+        truth="",
+        scores=(),
+    )
+    parts = {"val": outcome.val, "test": outcome.test}
+    scored = {name: found for name, found in parts.items() if isinstance(found, Subjects)}
+    return report | target_report(target, scored, draws=recipe.eval.bootstrap_draws)
 
 
 def print_table(report: Mapping[str, Any]) -> None:
-    """The numbers of validation and test subjects side by side, with 95 % intervals over subjects."""
+    """The numbers of validation and test side by side, with 95 % intervals over units; one table for each target."""
     from rich.console import Console
+
+    console = Console()
+    targets = report.get("targets", {report.get("target"): report})
+    for name, found in targets.items():
+        if not any(part in found for part in PARTS):
+            console.print(f"{name or report['objective']}: no validation or test split was scored")
+            continue
+        _print_target(console, name, found, step=report["step"])
+    if report.get("scorings", 1) > 1:
+        console.print(f"validation and test were scored {report['scorings']} times in this folder")
+
+
+def _print_target(console: "Console", target: str | None, found: Mapping[str, Any], *, step: int) -> None:
     from rich.table import Table
 
-    parts = [name for name in ("val", "test") if name in report]
-    if not parts:
-        print("no validation or test split was scored")
-        return
-    if report["target"] is None:
-        table = Table(title=f"{report['objective']} after {report['step']} steps, every window once")
+    parts = [name for name in PARTS if name in found]
+    if target is None:
+        table = Table(title=f"{found['objective']} after {step} steps, every window once")
     else:
-        table = Table(title=f"{report['target']} after {report['step']} steps, by subject (95 % bootstrap interval)")
+        table = Table(title=f"{target} after {step} steps, by {found['unit']} (95 % bootstrap interval)")
     table.add_column("")
     for name in parts:
-        count = report[name].get("num_subjects", report[name].get("num_windows"))
+        count = found[name].get("num_units", found[name].get("num_windows"))
         table.add_column(f"{name} (n = {count})")
-    for key in report[parts[0]]["metrics"]:
-        table.add_row(_TITLES[key], *(_with_interval(report[name], key) for name in parts))
-    console = Console()
+    for key in found[parts[0]]["metrics"]:
+        table.add_row(_TITLES[key], *(_with_interval(found[name], key) for name in parts))
     console.print(table)
-    if "threshold" in report:
-        console.print(f"threshold {report['threshold']:.4g}, chosen on {report['threshold_chosen_on']}")
+    if "threshold" in found:
+        console.print(f"threshold {found['threshold']:.4g}, chosen on {found['threshold_chosen_on']}")
+    for name in parts:
+        if "bootstrap" in found[name]:
+            console.print(f"{name}: {found[name]['bootstrap']['says']}")
 
 
 def save_curves(history: History, path: Path, *, title: str) -> None:

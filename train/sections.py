@@ -311,10 +311,16 @@ class EvalConfig:
     """How validation and test windows are cut and scored; unset values are those of training.
 
     Attributes:
+        batch_size: global.
+        stride: frames from one window's start to the next.
+        bootstrap_draws: of the intervals.
         metric: of validation subjects, by which weights are the best; by objective where not given: auroc of two classes,
-            balanced_accuracy of more, mae of a number, loss without a target.
+            balanced_accuracy of more, mae of a number, loss without a target; of several targets the first's (`TARGET.METRIC`).
         use: which weights are scored at the end, the last ones or the best of all looks (`train.eval_every`); the best
             where not given and `train.patience` is set, else the last.
+        average: of classes: what is averaged over windows, the logits (SwiFT) or their sigmoids, of several classes
+            softmaxes (TFF).
+        unit: what is scored: subjects or their sessions; `auto`: sessions where the label varies between a subject's.
     """
 
     batch_size: int | None = None
@@ -322,11 +328,15 @@ class EvalConfig:
     bootstrap_draws: int = 2000
     metric: str | None = None
     use: Literal["last", "best"] | None = None
+    average: Literal["logit", "sigmoid"] = "logit"
+    unit: Literal["auto", "subject", "session"] = "auto"
 
     def __post_init__(self) -> None:
         at_least("eval", self, bootstrap_draws=1)
-        if self.metric is not None and self.metric not in METRICS:
-            raise UsageError(f"eval.metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+        if self.metric is not None and self.metric.rpartition(".")[2] not in METRICS:
+            raise UsageError(
+                f"eval.metric must be one of {', '.join(METRICS)} (of several targets TARGET.METRIC), got {self.metric!r}"
+            )
         for name in ("batch_size", "stride"):
             if getattr(self, name) is not None:
                 at_least("eval", self, **{name: 1})

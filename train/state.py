@@ -15,6 +15,7 @@ from train.data import Part
 from train.evaluate import Subjects, Windows
 from train.launch import World
 from train.log import Log
+from train.predictions import PredictionTable
 from train.scaling import LossScale
 from train.stopping import Best
 from train.tasks import Task
@@ -85,12 +86,16 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The end of a finished run: its scores by subject, or by window where there is no target."""
+    """The end of a finished run: its scores by subject, or by window where there is no target.
+
+    `val` and `test` are of the first target; all of them are in `table`, from which the report is made.
+    """
 
     step: int
     task: Task
     val: Subjects | Windows | None
     test: Subjects | Windows | None
+    table: PredictionTable | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,10 @@ class Best:
         self.waited = 0
 
     @property
+    def _more_is_better(self) -> bool:
+        return METRICS[self.metric.rpartition(".")[2]]
+
+    @property
     def is_over(self) -> bool:
         """Whether training should end."""
         return 0 < self.patience <= self.waited
@@ -46,7 +50,7 @@ class Best:
                 f"step {step}: validation gives no {self.metric!r} to tell the best weights by ({_told(numbers)}); set "
                 "eval.metric to another, give validation subjects of both classes, or leave train.patience and eval.use out"
             )
-        if self.value is not None and not (value > self.value if METRICS[self.metric] else value < self.value):
+        if self.value is not None and not (value > self.value if self._more_is_better else value < self.value):
             self.waited += 1
             return False
         self.value, self.step, self.waited = value, step, 0
@@ -99,11 +103,13 @@ def uses_best(recipe: Recipe) -> bool:
 
 
 def _usual_metric(recipe: Recipe, classes: int) -> str:
-    if not recipe.objective.is_supervised:
+    if not recipe.targets:
         return "loss"
-    if recipe.objective.kind == "regression":
-        return "mae"
-    return "balanced_accuracy" if classes > 2 else "auroc"
+    name, kind = next(iter(recipe.targets.items()))
+    prefix = f"{name}." if len(recipe.targets) > 1 else ""
+    if kind == "regression":
+        return f"{prefix}mae"
+    return f"{prefix}balanced_accuracy" if classes > 2 else f"{prefix}auroc"
 
 
 def _told(numbers: Mapping[str, float]) -> str:

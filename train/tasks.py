@@ -57,8 +57,8 @@ class Task(Protocol):
 class UnscoredTask(Task, Protocol):
     """A task without a target."""
 
-    def summary(self, rows: Tensor, subjects: Sequence[str]) -> dict[str, float]:
-        """Numbers of a split, from the rows of all its windows in the order of their numbers."""
+    def window_losses(self, rows: Tensor, subjects: Sequence[str]) -> Tensor:
+        """(windows,) of a split, from the rows of all its windows in the order of their numbers."""
         ...
 
 
@@ -186,8 +186,8 @@ class _MeanLoss(ABC):
     def rows(self, network: Network, batch: "Batch") -> Tensor:
         return self.losses(network, batch).unsqueeze(1)
 
-    def summary(self, rows: Tensor, subjects: Sequence[str]) -> dict[str, float]:
-        return {"loss": rows.double().mean().item()}
+    def window_losses(self, rows: Tensor, subjects: Sequence[str]) -> Tensor:
+        return rows[:, 0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -288,8 +288,8 @@ class Contrastive:
     def rows(self, network: Network, batch: "Batch") -> Tensor:
         return self._pairs(network, batch).float().flatten(1)
 
-    def summary(self, rows: Tensor, subjects: Sequence[str]) -> dict[str, float]:
-        """Mean loss of all windows, compared in groups that are the same however they were computed."""
+    def window_losses(self, rows: Tensor, subjects: Sequence[str]) -> Tensor:
+        """Compared in groups that are the same however they were computed."""
         order = uniform_noise(key_of("fmristream-contrast-groups-v1"), len(rows)).argsort(stable=True)
         pairs = rows[order].view(len(rows), 2, -1)
         numbers = torch.tensor([subject_number(label) for label in subjects])[order]
@@ -298,7 +298,7 @@ class Contrastive:
             nt_xent_alone(group, of, self.temperature)
             for group, of in zip(pairs.tensor_split(count), numbers.tensor_split(count), strict=True)
         ]
-        return {"loss": torch.cat(losses).double().mean().item()}
+        return torch.cat(losses)[order.argsort()]
 
     def state(self) -> dict[str, Any]:
         return {"kind": "contrastive", "temperature": self.temperature}

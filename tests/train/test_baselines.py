@@ -103,7 +103,7 @@ def test_numbers_are_read_in_their_own_unit(recipe):
     for baseline in recipe_baselines(changed, block=4):
         assert (baseline.parts["train"].truth > 10).all()
         assert abs(baseline.parts["test"].score.mean() - baseline.parts["train"].truth.mean()) < 25
-        assert set(summary(baseline, changed)["test"]["metrics"]) == {"mae", "mse", "r"}
+        assert set(summary(baseline, changed)["test"]["metrics"]) == {"mae", "mse", "r", "r_squared", "r2"}
 
 
 def drawn(subjects=40, classes=2, seed=0):

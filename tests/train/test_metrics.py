@@ -162,20 +162,23 @@ def test_an_interval_of_nothing_known_is_nan():
     assert math.isnan(high)
 
 
-def test_all_numbers_of_a_kind_come_with_intervals_for_those_that_matter():
+def test_all_numbers_of_a_kind_come_with_draws_for_those_that_matter():
     truth, score = np.array([0.0, 0, 1, 1]), np.array([-2.0, 1, 0.5, 3])
     numbers = metrics.classification_metrics(truth, score, threshold=2.0)
     assert numbers == {
         "auroc": 0.75,
         "balanced_accuracy": 0.75,
         "accuracy": 0.75,
+        "f1": pytest.approx(2 / 3),  # one of the two positives is told, and nobody else
         "balanced_accuracy_at_0": 0.75,
         "accuracy_at_0": 0.75,
+        "f1_at_0": pytest.approx(4 / 5),  # both are, and one negative
     }
-    assert set(metrics.classification_intervals(truth, score, threshold=2.0, draws=9)) <= set(numbers)
-    values = metrics.regression_metrics(score, score + 1)
-    assert values == {"mae": 1.0, "mse": 1.0, "r": pytest.approx(1)}
-    assert set(metrics.regression_intervals(score, score + 1, draws=9)) <= set(values)
+    assert set(metrics.classification_statistics(truth, score, threshold=2.0)) <= set(numbers)
+    values = metrics.regression_metrics(score, score + 1, train_mean=0.0)
+    # Squares about 0: 4 + 1 + 1/4 + 9; the errors are 1 each.
+    assert values == {"mae": 1.0, "mse": 1.0, "r": pytest.approx(1), "r_squared": pytest.approx(1), "r2": 1 - 4 / 14.25}
+    assert set(metrics.regression_statistics(score, score + 1, train_mean=0.0)) <= set(values)
 
 
 @given(st.integers(2, 5), st.integers(2, 40), st.integers(0, 2**32 - 1))
@@ -188,6 +191,56 @@ def test_numbers_of_several_classes_are_scikit_learns(classes, n, seed):
     assert found["balanced_accuracy"] == pytest.approx(recalls)
     assert found["f1"] == pytest.approx(oracle.f1_score(truth, told, average="macro"))
     assert found["accuracy"] == pytest.approx(oracle.accuracy_score(truth, told))
-    bounds = metrics.multiclass_intervals(truth, logits, draws=20)
-    assert set(bounds) == set(found)
-    assert all(0 <= low <= high <= 1 for low, high in bounds.values())
+    counts = metrics.confusion(truth, told, classes=classes)
+    assert counts == oracle.confusion_matrix(truth, told, labels=range(classes)).tolist()
+    if classes > 2 and len(np.unique(truth)) == classes:
+        chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        expected = oracle.roc_auc_score(truth, chances, multi_class="ovr", average="macro")
+        assert found["auroc"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_classes_are_ranked_by_odds_that_do_not_saturate_as_softmax_does():
+    logits = np.array([[0.0, 0, 0], [50, 0, 0], [60, 0, 0]])
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert chances[1, 0] == chances[2, 0] == 1
+    assert np.diff(metrics.against_others(logits)[:, 0]).min() > 9
+    np.testing.assert_allclose(1 / (1 + np.exp(-metrics.against_others(logits[:1]))), chances[:1])
+
+
+@given(labelled(), st.floats(-2, 2))
+def test_f1_is_scikit_learns_and_unknown_where_nobody_is_or_is_told_positive(case, cut):
+    truth, score = case
+    told = (score > cut).astype(np.float64)
+    assert metrics.f1(truth, told) == pytest.approx(oracle.f1_score(truth, told), abs=1e-12)
+    assert math.isnan(metrics.f1(np.zeros(3), np.zeros(3)))
+
+
+@given(arrays(np.float64, st.integers(2, 30), elements=st.floats(-1e3, 1e3)), st.integers(0, 2**32 - 1))
+def test_r2_is_scikit_learns_about_their_own_mean_and_what_it_says_about_another(truth, seed):
+    predicted = truth + np.random.default_rng(seed).normal(size=len(truth))
+    if np.ptp(truth) > 1e-3:
+        own = metrics.r2_about(truth.mean(), truth, predicted)
+        assert own == pytest.approx(oracle.r2_score(truth, predicted), rel=1e-9)
+        elsewhere = metrics.r2_about(truth.mean() + 5, truth, predicted)
+        gained = 1 - ((predicted - truth) ** 2).sum() / ((truth - truth.mean() - 5) ** 2).sum()
+        assert elsewhere == pytest.approx(gained, rel=1e-9)
+        assert elsewhere > own  # a worse guess to be compared with
+    assert math.isnan(metrics.r2_about(3.0, np.full(4, 3.0), np.arange(4.0)))
+
+
+def test_of_nobody_nothing_is_known_and_nothing_fails():
+    none = np.zeros(0)
+    numbers = [
+        metrics.classification_metrics(none, none, threshold=0.0),
+        metrics.multiclass_metrics(none, np.zeros((0, 3))),
+        metrics.regression_metrics(none, none, train_mean=0.0),
+    ]
+    assert all(math.isnan(value) for found in numbers for value in found.values())
+
+
+def test_the_threshold_of_sigmoids_falls_to_the_one_nearest_to_a_half():
+    truth = np.array([0.0, 1.0, 0.0, 1.0])
+    score = np.array([0.1, 0.3, 0.4, 0.8])
+    assert metrics.youden_threshold(truth, score) == pytest.approx(0.2)
+    assert metrics.youden_threshold(truth, score, centre=0.5) == pytest.approx(0.6)
+    assert metrics.youden_threshold(np.ones(4), score, centre=0.5) == 0.5

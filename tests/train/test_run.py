@@ -12,11 +12,12 @@ import torch
 from fmristream.errors import ResumeError, UsageError
 from train import loop
 from train.checkpoint import checkpoint_steps, load_checkpoint
-from train.evaluate import NonFiniteError, by_subject, predict
+from train.evaluate import NonFiniteError, scores_of
 from train.launch import World
 from train.log import read_history
 from train.main import main
 from train.report import write_report
+from train.scoring import predictions
 
 ALONE = World()
 
@@ -62,6 +63,7 @@ def test_a_run_leaves_its_recipe_log_checkpoints_report_and_picture(finished):
         "checkpoints",
         "curves.png",
         "log.jsonl",
+        "predictions.parquet",
         "recipe.toml",
         "report.json",
     ]
@@ -155,17 +157,17 @@ def test_every_window_of_every_subject_is_scored_once_whatever_the_batch(small_r
         with ExitStack() as stack:
             recipe = small_recipe(eval={"batch_size": batch_size, "stride": 3})
             run = loop.start(recipe, out=tmp_path / str(batch_size), world=ALONE, stack=stack)
-            found = predict(run.model, run.test, task=run.task, world=ALONE, bf16=False)
-            assert run.test.clips.num_windows == len(found.window) == 6 * 10
-            subjects = by_subject(found, objective=run.task.objective, runs=run.test.clips.runs)
-            tables.append((found, subjects))
+            found = predictions(run, {"test": run.test})
+            assert run.test.clips.num_windows == len(found) == 6 * 10
+            tables.append((found, scores_of(found, "test")))
             assert run.model.training
     for found, subjects in tables:
-        assert found.window.tolist() == list(range(60))
-        np.testing.assert_allclose(found.score, tables[0][0].score, rtol=1e-5, atol=1e-6)
+        assert found.numbers["window"].tolist() == list(range(60))
+        scores = found.values["score_sex"]
+        np.testing.assert_allclose(scores, tables[0][0].values["score_sex"], rtol=1e-5, atol=1e-6)
         assert subjects.label == tables[0][1].label
         assert len(subjects.label) == 6
-        means = found.score.reshape(6, 10).mean(axis=1)
+        means = scores.reshape(6, 10).mean(axis=1)
         np.testing.assert_allclose(np.sort(subjects.score), np.sort(means), rtol=1e-6)
 
 
@@ -182,7 +184,7 @@ def test_a_number_is_standardised_by_training_subjects_and_reported_in_its_own_u
     assert np.abs(outcome.test.score - ages.mean()).max() < 3 * ages.std()
     write_report(outcome, recipe, out=tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report["test"]["metrics"]) == {"mae", "mse", "r"}
+    assert set(report["test"]["metrics"]) == {"mae", "mse", "r", "r_squared", "r2"}
     assert "threshold" not in report
 
 

@@ -187,7 +187,7 @@ def test_targets_of_each_kind_are_learnt_and_scored_by_subject(make, tmp_path, n
     if recipe.data.target == "hand":
         assert outcome.test.score.shape == (3, 3)
         assert report["classes"] == ["both", "left", "right"]
-        assert set(report["test"]["metrics"]) == {"accuracy", "balanced_accuracy", "f1"}
+        assert set(report["test"]["metrics"]) == {"auroc", "accuracy", "balanced_accuracy", "f1"}
     else:
         assert (outcome.test.truth > 10).all()
 

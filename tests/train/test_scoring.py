@@ -1,0 +1,114 @@
+"""Test subjects are scored once: a finished run that is started again keeps its table, and one scored anew says so."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from train import loop
+from train.launch import World
+from train.predictions import FILE, encode, read_predictions
+from train.report import report_text, write_report
+from train.summary import report_of
+
+ALONE = World()
+
+
+@pytest.fixture(scope="module")
+def finished(cohort, tmp_path_factory):
+    """(tables of its recipe, where it wrote)"""
+    from train.config import recipe_from
+
+    small = {"patch_size": [3, 3, 3, 1], "embed_dim": 6, "depths": [1, 1], "num_heads": [1, 2]}
+    windows = {"window_size": [2, 2, 2, 4], "first_window_size": [2, 2, 2, 4]}
+    tables = {
+        "data": {"url": cohort, "window": 8, "stride": 14},
+        "model": small | windows,
+        "train": {"steps": 2, "batch_size": 4, "eval_every": 1},
+        "eval": {"bootstrap_draws": 20},
+    }
+    out = tmp_path_factory.mktemp("finished")
+    recipe = recipe_from(tables)
+    write_report(loop.train(recipe, out=out, world=ALONE), recipe, out=out)
+    return tables, out
+
+
+@pytest.fixture
+def again(finished, tmp_path):
+    """Start a copy of the run again, with some changes: where it is, and what it says."""
+    from train.config import recipe_from
+
+    tables, out = finished
+    shutil.copytree(out, tmp_path / "run")
+
+    def start(**sections):
+        changed = {name: values | sections.get(name, {}) for name, values in tables.items()}
+        recipe = recipe_from(changed)
+        write_report(loop.train(recipe, out=tmp_path / "run", world=ALONE), recipe, out=tmp_path / "run")
+        return json.loads((tmp_path / "run" / "report.json").read_text())
+
+    return tmp_path / "run", start
+
+
+def scored_again(out):
+    events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [event["why"] for event in events if event["event"] == "scored again"]
+
+
+def test_the_report_is_what_its_table_says_and_nothing_else(finished):
+    _, out = finished
+    table = read_predictions(out / FILE)
+    assert (out / "report.json").read_text() == report_text(report_of(table))
+    assert table.splits == ("val", "test")
+    assert len(table) == 10 * 3
+    assert (table.about.step, table.about.scorings) == (2, 1)
+    assert table.about.targets[0].classes == ("F", "M")
+    assert set(table.words["family"]) == {None}
+
+
+def test_a_finished_run_takes_the_scores_that_it_has(again):
+    out, start = again
+    table = read_predictions(out / FILE)
+    marked = dataclasses.replace(table, values=table.values | {"score_sex": table.values["score_sex"] + 1})
+    (out / FILE).write_bytes(encode(marked))  # as no network would give them
+    before = (out / FILE).read_bytes()
+    report = start()
+    assert (out / FILE).read_bytes() == before
+    assert report["scorings"] == 1
+    assert scored_again(out) == []
+    first = table.values["score_sex"]
+    marked_mean = np.mean([one["score"] for part in ("val", "test") for one in report[part]["subjects"]])
+    assert marked_mean == pytest.approx(first.mean() + 1, abs=1e-5)
+
+
+def test_how_rows_become_numbers_may_change_without_scoring_anew(again):
+    out, start = again
+    report = start(eval={"average": "sigmoid", "bootstrap_draws": 30})
+    assert (report["average"], report["scorings"]) == ("sigmoid", 1)
+    assert report["test"]["bootstrap"]["draws"] == 30
+    assert scored_again(out) == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "why"),
+    [
+        ({"eval": {"stride": 10}}, "changed: selection, stride"),
+        ({"data": {"test_split": "train"}}, "changed: data, selection"),
+        ({"train": {"steps": 3}}, "the network was trained further"),
+    ],
+)
+def test_other_rows_are_scored_anew_and_that_is_said_and_counted(again, sections, why):
+    out, start = again
+    report = start(**sections)
+    assert report["scorings"] == 2
+    assert scored_again(out) == [why]
+    assert start(**sections)["scorings"] == 2
+
+
+def test_a_damaged_table_is_scored_anew(again):
+    out, start = again
+    (out / FILE).write_bytes((out / FILE).read_bytes()[:-7])
+    assert start()["scorings"] == 2
+    assert "damaged" in scored_again(out)[0]
