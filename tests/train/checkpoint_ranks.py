@@ -130,7 +130,9 @@ def read(world: World, out: Path) -> object:
                 restore_weights(stored, model, world=world)
             optimizer = optimizer_of(model)
             parameters = dict(model.named_parameters())
-            like = (lambda key, own=parameters: own.get(key.partition("/")[2])) if order.startswith("cut") else no_tensor
+            like = (
+                (lambda key, own=parameters: own.get(key.partition("/")[2])) if order.startswith("cut") else no_tensor
+            )
             restore_optimizer(model, optimizer, stored.section("optimizer", like))
             now = whole(model.state_dict()) | {
                 f"o/{k}": v for k, v in whole(optimizer_tensors(model, optimizer)).items()
