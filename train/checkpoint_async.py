@@ -1,6 +1,7 @@
 """Checkpoints are written while training goes on: one at a time, and what goes wrong is known to all ranks at the next step."""
 
 import os
+import secrets
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -93,6 +94,11 @@ def together(work: Callable[[], T], world: World, *, what: str) -> T:
     return finish_together(Job(work, name="checkpoint-reader"), world, what=what)
 
 
+def shared_token(world: World) -> str:
+    """A name for one attempt to write a checkpoint, the same on every rank."""
+    return f"{world.from_main(secrets.randbits(32)):08x}"
+
+
 def gather_texts(text: str, world: World, group: Any = None) -> list[str]:
     """One text from every rank, in rank order, on every rank."""
     if world.size == 1:
@@ -164,8 +170,12 @@ class Saver:
             StorageError: it could not be written, on whichever rank.
         """
         job = self._job or Job(_nothing, name="checkpoint-none")
-        finish_together(job, self._world, what=f"{self.shelf.where}: writing the checkpoint of step {self.saved_step}")
-        self._job = None
+        what = f"{self.shelf.where}: writing the checkpoint of step {self.saved_step}"
+        try:
+            finish_together(job, self._world, what=what)
+        finally:
+            if job.wait(0):  # else another rank died, and leaving waits for this one's writing
+                self._job = None
 
     def mark_best(self) -> None:
         """Say that the one that was saved last, and is settled, is the best so far; all ranks call it together."""

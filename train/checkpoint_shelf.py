@@ -10,7 +10,6 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -274,12 +273,11 @@ class ObjectShelf:
         """Names of every step's files, as far as they look like ours."""
         found: dict[int, list[str]] = {}
         beginning = f"{self._prefix}/"
-        with suppress(ObjectMissingError):
-            for key in self._store.list(self._prefix):
-                folder, _, name = key.removeprefix(beginning).partition("/")
-                step = step_of(folder)
-                if step is not None and name:
-                    found.setdefault(step, []).append(name)
+        for key in self._store.list(self._prefix):  # of a bucket that is not there it raises: that is not an empty one
+            folder, _, name = key.removeprefix(beginning).partition("/")
+            step = step_of(folder)
+            if step is not None and name:
+                found.setdefault(step, []).append(name)
         return found
 
     def _used(self, step: int) -> set[str] | None:

@@ -1,7 +1,6 @@
 """Where a run begins: with its own newest whole checkpoint, with other weights, or anew; and how it is saved."""
 
 import json
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 from fmristream.errors import ResumeError
 from train import build
 from train.checkpoint import Stored, gather_rng, newest_verified, restore_rng
-from train.checkpoint_async import Saver, gather_texts, together
+from train.checkpoint_async import Saver, gather_texts, shared_token, together
 from train.checkpoint_shelf import Shelf, open_shelf
 from train.checkpoint_writing import Keep, take
 from train.config import Recipe, as_tables
@@ -199,7 +198,7 @@ def save(run: Run, *, is_best: bool = False) -> None:
         if is_best:
             saver.mark_best()
         return
-    token = f"{world.from_main(secrets.randbits(32)):08x}"
+    token = shared_token(world)
     sections = {
         "model": run.model.state_dict(),
         "optimizer": optimizer_tensors(run.model, run.optimizer),

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from fmristream.errors import FmriStreamError
 from train.checkpoint import gather_rng
-from train.checkpoint_async import Saver
+from train.checkpoint_async import Saver, shared_token
 from train.checkpoint_writing import Keep, take
 from train.config import Recipe
 from train.launch import World, join_world
@@ -68,7 +68,7 @@ def whole(tensors) -> dict[str, torch.Tensor]:
 
 
 def save(saver: Saver, world: World, model, optimizer, *, step: int, is_best: bool = False) -> None:
-    token = f"{world.from_main(1000 + step):08x}"
+    token = shared_token(world)
     tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, optimizer), "rng": gather_rng(world)}
     state = {"loader": {}, "made_by": world.size}
     saver.start(take(tensors, state, step=step, token=token, rank=world.rank, ranks=world.size, is_best=is_best))
@@ -156,21 +156,7 @@ def recipe_for(place: Path) -> Recipe:
     return replace(Recipe(), train=replace(Recipe().train, checkpoints=str(place)))
 
 
-def write_forever(world: World, out: Path) -> object:
-    """Checkpoint after checkpoint, until somebody kills the ranks."""
-    model = sharded(network(), world)
-    optimizer = optimizer_of(model)
-    with Saver(os.environ.get("PLACE", str(out / "checkpoints")), world, keep=Keep(last=2)) as saver:
-        for step in range(1, 100_000):
-            learn(model, optimizer, steps=1)
-            saver.settle()
-            save(saver, world, model, optimizer, step=step)
-            if world.is_main:
-                print(step, flush=True)
-    return {}
-
-
-DUTIES = {duty.__name__: duty for duty in (write, read, write_forever)}
+DUTIES = {duty.__name__: duty for duty in (write, read)}
 
 
 def rank_of(size: int) -> int:
