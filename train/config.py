@@ -21,6 +21,7 @@ from train.sections import (
     OptimConfig,
     StartConfig,
     TrainConfig,
+    WatchConfig,
 )
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -42,6 +43,7 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
     def __post_init__(self) -> None:
         if self.objective.is_supervised and self.data.target is None:

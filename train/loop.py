@@ -15,13 +15,15 @@ from train.data import Part, augmentation, open_part, open_parts, signal_of
 from train.evaluate import Subjects, Windows
 from train.extras import fit_extras
 from train.launch import StopRequest, World, spread, stop_on_sigterm
-from train.log import open_log
+from train.log import last_logged_step, open_log
 from train.objectives import Objective, make_objective, require_known_classes
 from train.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
+from train.profiling import CHECKPOINT, COPY, EXCHANGE, LOG, OPTIMISER, VALIDATION, NoProfile, profiling
 from train.resuming import begin, resume, save
 from train.state import Outcome, Run, StepFacts
 from train.steps import backward, exchange, weighted_backward
 from train.tasks import Supervised, UnscoredTask
+from train.trackers import open_trackers, require_trackers
 
 if TYPE_CHECKING:
     from fmristream.stream.batch import Batch
@@ -50,25 +52,39 @@ def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
 
 def fit(run: Run, stop: StopRequest) -> bool:
     """Take the steps that are left; False where a signal asked to stop, after a checkpoint."""
+    with profiling(run) as profile:
+        return take_steps(run, stop, profile)
+
+
+def take_steps(run: Run, stop: StopRequest, profile: NoProfile) -> bool:
+    """As `fit`, which says to the profile what each moment is spent on."""
     plan = run.recipe.train
     batches = endless(run.train)
     while run.step < plan.steps:
         asked, epoch = time.perf_counter(), run.train.loader.epoch
         batch = next(batches)
         waited = time.perf_counter() - asked
+        profile.mark(COPY)
         rate = learning_rate(run.step, config=run.recipe.optim, total_steps=plan.steps)
         set_learning_rate(run.optimizer, rate)
         loss = backward(run, batch)
+        profile.mark(OPTIMISER)
         norm = clip_gradients(run.model, max_norm=plan.clip)
+        profile.mark(EXCHANGE)
         facts = exchange(run, batch, loss=loss, norm=norm, waited_s=waited, stopping=stop.is_asked)
+        profile.mark(OPTIMISER)
         run.optimizer.step()
         run.optimizer.zero_grad()
         run.step += 1
+        profile.mark(LOG)
         note(run, batch, facts, epoch=epoch, rate=rate, seconds=time.perf_counter() - asked)
         if run.val and plan.eval_every and run.step % plan.eval_every == 0:
+            profile.mark(VALIDATION)
             look(run, run.val)
         if run.step == plan.steps or run.step % plan.checkpoint_every == 0 or facts.stopping:
+            profile.mark(CHECKPOINT)
             save(run)
+        profile.end_step()
         if facts.stopping and run.step < plan.steps:
             stop.is_asked = True  # wherever the signal came
             return False
@@ -93,11 +109,26 @@ def note(run: Run, batch: "Batch", facts: StepFacts, *, epoch: int, rate: float,
             "gradient_norm": facts.gradient_norm,
             "seconds": round(seconds, 6),
             "wait_s": round(facts.wait_s, 6),
+            "frames": frames_in(batch, run.world),
+            **fetched(run.train),
             "windows": facts.windows,
         },
         total=run.recipe.train.steps,
         show_every=run.recipe.train.log_every,
     )
+
+
+def frames_in(batch: "Batch", world: World) -> int | None:
+    """Frames of the global batch, each view's; None where runs differ in length and other ranks alone know theirs."""
+    if batch.lengths is None:
+        return batch.global_size * batch.views * batch.signal.shape[2]
+    return int(batch.lengths.sum()) if world.size == 1 else None
+
+
+def fetched(part: Part) -> dict[str, int]:
+    """Bytes that this rank's loader has fetched from a store so far; nothing where files are read in place."""
+    counts = part.loader.counts
+    return {} if counts is None else {"fetched_bytes": counts.bytes_fetched}
 
 
 def look(run: Run, part: Part) -> None:
@@ -124,6 +155,7 @@ def score(run: Run, part: Part) -> Subjects | Windows:
 
 def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     """Open the data, make the network, and go back to the newest whole checkpoint."""
+    require_trackers(recipe)
     parts = open_parts(recipe, out=out, world=world, stack=stack)
     signal, objective = signal_of(parts), objective_of(recipe, parts)
     extras = fit_extras(parts["train"].clips, columns=recipe.data.columns, out=out, world=world)
@@ -146,6 +178,7 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
         log=stack.enter_context(open_log(out / "log.jsonl", enabled=world.is_main)),
         augment=augmentation(recipe),
     )
+    seen = last_logged_step(out / "log.jsonl") if world.is_main else 0
     resumed_from = resume(run)
     if resumed_from is None:
         begin(run)
@@ -154,6 +187,7 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
         (out / "recipe.toml").write_text(as_toml(recipe), encoding="utf-8")
         facts = {"step": run.step, "resumed_from": resumed_from, "world_size": world.size, "device": str(world.device)}
         run.log.event("start", facts)
+        open_trackers(recipe, out=out, done=run.step, seen=seen, log=run.log)
     return run
 
 
