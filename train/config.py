@@ -22,6 +22,7 @@ from train.sections import (
     StartConfig,
     TargetKind,
     TrainConfig,
+    WatchConfig,
 )
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -43,6 +44,7 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
     def __post_init__(self) -> None:
         if self.objective.is_supervised and not self.objective.targets and self.data.target is None:

@@ -2,44 +2,43 @@
 
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from fmristream.errors import CorruptDataError
+from train.progress import Watcher, screen
 
 
 class Log:
-    """One JSON object per line, each flushed as it is written, and some of them on the screen; without a file, nothing."""
+    """One JSON object per line, each flushed as it is written, and told to whoever watches; without a file, nothing."""
 
-    def __init__(self, file: IO[str] | None) -> None:
+    def __init__(self, file: IO[str] | None, watchers: Sequence[Watcher] = ()) -> None:
         self._file = file
-        self._shown: tuple[float, int] | None = None
+        self.watchers = list(watchers)
+
+    def join(self, watcher: Watcher) -> None:
+        """Tell somebody more, from now on; the log closes it."""
+        self.watchers.append(watcher)
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         """Something that happens now and then."""
         self._write({"event": kind, **facts})
-        if self._file is not None:
-            known = (f"{key} {_short(value)}" for key, value in facts.items() if value is not None)
-            print(f"{kind}: {', '.join(known)}", flush=True)
+        for watcher in self.watchers:
+            watcher.event(kind, facts)
 
     def step(self, facts: Mapping[str, Any], *, total: int, show_every: int) -> None:
         """One optimiser step of `total`; every `show_every`-th is shown."""
         self._write({"event": "step", **facts})
-        now, step = time.perf_counter(), facts["step"]
-        since, from_step = self._shown or (now, step)
-        self._shown = (since, from_step)
-        if self._file is None or (step % show_every and step != total):
-            return
-        pace = ""
-        if step > from_step and now > since:
-            per_s = (step - from_step) / (now - since)
-            pace = f", {per_s:.2f} steps/s, {(total - step) / per_s:.0f} s left"
-        print(f"step {step}/{total}: loss {facts['loss']:.4f}, lr {facts['lr']:.2e}{pace}", flush=True)
-        self._shown = (now, step)
+        for watcher in self.watchers:
+            watcher.step(facts, total=total, show_every=show_every)
+
+    def close(self) -> None:
+        """Let those who watch finish."""
+        for watcher in self.watchers:
+            watcher.close()
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is not None:
@@ -49,7 +48,7 @@ class Log:
 
 @contextmanager
 def open_log(path: Path, *, enabled: bool) -> Iterator[Log]:
-    """Append to a run's log; a line that a kill cut short is closed first."""
+    """Append to a run's log, and show it as suits the terminal; a line that a kill cut short is closed first."""
     if not enabled:
         yield Log(None)
         return
@@ -58,7 +57,11 @@ def open_log(path: Path, *, enabled: bool) -> Iterator[Log]:
     with open(path, "a", encoding="utf-8") as file:
         if cut_short:
             file.write("\n")
-        yield Log(file)
+        log = Log(file, screen())
+        try:
+            yield log
+        finally:
+            log.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +101,17 @@ def read_history(path: Path) -> History:
     return History(steps=steps, evals=evals)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def last_logged_step(path: Path) -> int:
+    """The highest step that any attempt logged, undone or not; 0 where there is none."""
+    if not path.exists():
+        return 0
+    steps = [0]
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):  # cut short by a kill; `read_history` tells other damage
+            entry = json.loads(line)
+            if entry["event"] == "step":
+                steps.append(entry["step"])
+    return max(steps)
 
 
 def for_json(value: Any) -> Any:

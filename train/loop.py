@@ -14,9 +14,10 @@ from train.config import Recipe, as_toml
 from train.data import Part, augmentation, open_part, open_parts, signal_of
 from train.extras import fit_extras
 from train.launch import StopRequest, World, stop_on_sigterm
-from train.log import open_log
+from train.log import last_logged_step, open_log
 from train.optim import learning_rate, make_optimizer, set_learning_rate
 from train.parallel import spread
+from train.profiling import CHECKPOINT, COPY, LOG, OPTIMISER, VALIDATION, NoProfile, profiling
 from train.resuming import begin, go_to, make_saver, resume, resume_rest, save, settle
 from train.scaling import LossScale
 from train.scoring import look, outcome_of, score
@@ -24,6 +25,7 @@ from train.state import Keeper, Outcome, Run, StepFacts
 from train.steps import require_divisible, take_gradients, take_step, weighted_backward
 from train.stopping import make_best, uses_best
 from train.targets import num_outputs, objectives_of
+from train.trackers import open_trackers, require_trackers
 
 if TYPE_CHECKING:
     from fmristream.stream.batch import Batch
@@ -49,22 +51,34 @@ def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
 
 def fit(run: Run, stop: StopRequest) -> bool:
     """Take the steps that are left, or fewer where patience ends; False where a signal asked to stop, after a checkpoint."""
+    with profiling(run) as profile:
+        return take_steps(run, stop, profile)
+
+
+def take_steps(run: Run, stop: StopRequest, profile: NoProfile) -> bool:
+    """As `fit`, which says to the profile what each moment is spent on."""
     plan = run.recipe.train
     batches = endless(run.train)
     while not is_over(run):
         asked, epoch = time.perf_counter(), run.train.loader.epoch
         batch = next(batches)
         waited = time.perf_counter() - asked
+        profile.mark(COPY)
         rate = learning_rate(run.step, config=run.recipe.optim, total_steps=plan.steps)
         set_learning_rate(run.optimizer, rate)
-        facts = take_gradients(run, batch, waited_s=waited, stopping=stop.is_asked or run.saver.has_failed)
+        stopping = stop.is_asked or run.saver.has_failed
+        facts = take_gradients(run, batch, waited_s=waited, stopping=stopping, profile=profile)
+        profile.mark(OPTIMISER)
         take_step(run)
+        profile.mark(LOG)
         note(run, batch, facts, epoch=epoch, rate=rate, seconds=time.perf_counter() - asked)
-        is_best = look_if_due(run)
+        is_best = look_if_due(run, profile)
         if is_over(run) or is_best or run.step % plan.checkpoint_every == 0 or facts.stopping:
+            profile.mark(CHECKPOINT)
             save(run, is_best=is_best)  # raises where the one before could not be written
         if is_over(run) or facts.stopping:
             settle(run)
+        profile.end_step()
         if facts.stopping and not is_over(run):
             stop.is_asked = True  # wherever the signal came
             return False
@@ -76,11 +90,12 @@ def is_over(run: Run) -> bool:
     return run.step >= run.recipe.train.steps or (run.best is not None and run.best.is_over)
 
 
-def look_if_due(run: Run) -> bool:
+def look_if_due(run: Run, profile: NoProfile) -> bool:
     """Look at validation now and then, and after the last step where looks decide; whether these weights are the best."""
     every, best = run.recipe.train.eval_every, run.best
     if run.val is None or not every or (run.step % every and (best is None or run.step < run.recipe.train.steps)):
         return False
+    profile.mark(VALIDATION)
     with averaged(run):
         numbers = look(run, run.val)
     if best is None:
@@ -131,6 +146,8 @@ def note(run: Run, batch: "Batch", facts: StepFacts, *, epoch: int, rate: float,
             "gradient_norm": facts.gradient_norm,
             "seconds": round(seconds, 6),
             "wait_s": round(facts.wait_s, 6),
+            "frames": frames_in(batch, run.world),
+            **fetched(run.train),
             "windows": facts.windows,
             **({} if run.loss_scale is None else {"loss_scale": run.loss_scale.value}),
         },
@@ -139,8 +156,22 @@ def note(run: Run, batch: "Batch", facts: StepFacts, *, epoch: int, rate: float,
     )
 
 
+def frames_in(batch: "Batch", world: World) -> int | None:
+    """Frames of the global batch, each view's; None where runs differ in length and other ranks alone know theirs."""
+    if batch.lengths is None:
+        return batch.global_size * batch.views * batch.signal.shape[2]
+    return int(batch.lengths.sum()) if world.size == 1 else None
+
+
+def fetched(part: Part) -> dict[str, int]:
+    """Bytes that this rank's loader has fetched from a store so far; nothing where files are read in place."""
+    counts = part.loader.counts
+    return {} if counts is None else {"fetched_bytes": counts.bytes_fetched}
+
+
 def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     """Open the data, make the network, and go back to the newest whole checkpoint."""
+    require_trackers(recipe)
     parts = open_parts(recipe, out=out, world=world, stack=stack)
     signal, objectives = signal_of(parts), objectives_of(recipe, parts)
     extras = fit_extras(parts["train"].clips, columns=recipe.data.columns, out=out, world=world)
@@ -164,6 +195,7 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
         saver=stack.enter_context(make_saver(recipe, out=out, world=world)),
         augment=augmentation(recipe),
     )
+    seen = last_logged_step(out / "log.jsonl") if world.is_main else 0
     checkpoint = resume(run)
     if checkpoint is None:
         begin(run)
@@ -177,6 +209,7 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
         resumed_from = None if checkpoint is None else f"step-{checkpoint.step}"
         facts = {"step": run.step, "resumed_from": resumed_from, "world_size": world.size, "device": str(world.device)}
         run.log.event("start", facts)
+        open_trackers(recipe, out=out, done=run.step, seen=seen, log=run.log)
     return run
 
 

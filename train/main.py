@@ -17,7 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     try:
-        recipe = load_recipe(options.recipe, options.set)
+        profile = [] if options.profile is None else [f"watch.profile={options.profile}"]
+        recipe = load_recipe(options.recipe, [*options.set, *profile])
         if options.check:
             from train.build import check_recipe
 
@@ -73,6 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="checkpoints, log and report (default: runs/RECIPE)")
     parser.add_argument("--nproc", type=_positive, metavar="N", help="processes (default: one per GPU, one on a CPU)")
+    parser.add_argument(
+        "--profile",
+        type=_positive,
+        nargs="?",
+        const=5,
+        metavar="STEPS",
+        help="time so many steps (5) part by part and trace as many, into DIR/profile",
+    )
     parser.add_argument("--check", action="store_true", help="print the resolved recipe and stop")
     return parser
 

@@ -342,6 +342,26 @@ class EvalConfig:
                 at_least("eval", self, **{name: 1})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchConfig:
+    """How a run is followed, beside its log.
+
+    Attributes:
+        trackers: where its numbers are sent, too; `tensorboard` is files in the run's folder.
+        project: of Weights & Biases, experiment of MLflow.
+        profile: how many steps are timed part by part, and as many traced, after some to warm up; 0 for none.
+    """
+
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    project: str = "fmristream"
+    profile: int = 0
+
+    def __post_init__(self) -> None:
+        at_least("watch", self, profile=0)
+        if len(set(self.trackers)) < len(self.trackers):
+            raise UsageError(f"watch.trackers names one twice: {list(self.trackers)}")
+
+
 def at_least(section: str, config: Any, **minima: float) -> None:
     """Raise UsageError for a value below its minimum."""
     for name, minimum in minima.items():

@@ -14,13 +14,18 @@ from train.evaluate import NonFiniteError
 from train.launch import World
 from train.optim import clip_gradients
 from train.parallel import autocast_type, exchanging_gradients
+from train.profiling import COPY, EXCHANGE, OPTIMISER, NoProfile
 from train.state import Run, StepFacts
 
 if TYPE_CHECKING:
     from fmristream.stream.batch import Batch
 
+NO_PROFILE = NoProfile()
 
-def take_gradients(run: Run, packed: "Batch", *, waited_s: float, stopping: bool) -> StepFacts:
+
+def take_gradients(
+    run: Run, packed: "Batch", *, waited_s: float, stopping: bool, profile: NoProfile = NO_PROFILE
+) -> StepFacts:
     """Give the parameters the clipped gradients of the global batch; what all ranks know of it.
 
     Where they overflow float16, the same batch is taken again at half the loss scale: no window is passed over.
@@ -30,10 +35,12 @@ def take_gradients(run: Run, packed: "Batch", *, waited_s: float, stopping: bool
     """
     scale = run.loss_scale
     while True:
-        loss = backward(run, packed)
+        loss = backward(run, packed, profile)
+        profile.mark(OPTIMISER)
         if scale is not None:
             scale.unscale(parameter.grad for parameter in run.model.parameters())
         norm = clip_gradients(run.model, max_norm=run.recipe.train.clip)
+        profile.mark(EXCHANGE)
         facts = exchange(run, packed, loss=loss, norm=norm, waited_s=waited_s, stopping=stopping)
         if not facts.overflows:
             return facts
@@ -53,7 +60,7 @@ def take_step(run: Run) -> None:
         run.ema.update()
 
 
-def backward(run: Run, packed: "Batch") -> torch.Tensor:
+def backward(run: Run, packed: "Batch", profile: NoProfile = NO_PROFILE) -> torch.Tensor:
     """Add the global batch's gradients to the parameters; return this rank's part of its mean loss.
 
     Of several pieces, one is on the device at a time, and the ranks exchange gradients in the last one's backward pass alone.
@@ -64,6 +71,7 @@ def backward(run: Run, packed: "Batch") -> torch.Tensor:
     pieces = cut_into(packed, number_of_pieces(packed, run.recipe.train.accumulate, world=run.world))
     parts = []
     for number, piece in enumerate(pieces, start=1):
+        profile.mark(COPY)
         with exchanging_gradients(run.network, exchanges=number == len(pieces)):
             losses = run.task.losses(network, piece.to(device, augment=run.augment))
             parts.append(weighted_backward(losses, global_size=packed.global_size, world=run.world, scale=scale))
