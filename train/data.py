@@ -1,6 +1,6 @@
 """What a recipe trains on: splits of a dataset as streams of windows, and what a network must know of a window."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
@@ -104,7 +104,7 @@ def open_part(
 
     data, training = recipe.data, seed is not None
     stride = data.stride if training or recipe.eval.stride is None or not data.window else recipe.eval.stride
-    clips = _open_clips(
+    clips = open_clips(
         recipe,
         split=split,
         normalize=data.normalize,
@@ -134,13 +134,15 @@ def open_part(
     return Part(clips=clips, loader=loader)
 
 
-def _open_clips(recipe: Recipe, **arguments: Any) -> "StreamingDataset":
+def open_clips(recipe: Recipe, *, url: str = "", where: str = "", **arguments: Any) -> "StreamingDataset":
+    """A recipe's dataset with its conditions and atlases, or another one (`url`, `where`) with its atlases."""
     from fmristream import StreamingDataset
     from fmristream.ingest.atlas import read_atlas
 
     data = recipe.data
     atlases = {name: read_atlas(path).atlas for name, path in data.atlases.items()}
-    return StreamingDataset(data.url, where=data.where or None, atlases=atlases, **arguments)
+    chosen = where if url else data.where
+    return StreamingDataset(url or data.url, where=chosen or None, atlases=atlases, **arguments)
 
 
 def fitted_of(recipe: Recipe, *, out: Path, world: World) -> "tuple[Fitted, ...]":
@@ -160,9 +162,9 @@ def _fitted(recipe: Recipe, out: Path) -> "tuple[Fitted, ...]":
     for place, part in enumerate(parts):
         if not any(isinstance(step, Cohort) for step in expand(part)):
             continue
-        name = f"fit-{sha256(' | '.join(parts[: place + 1]).encode()).hexdigest()[:16]}"
+        name = fitted_name(parts, place)
         if not list((out / "fitted").glob(f"{name}-*")):
-            clips = _open_clips(
+            clips = open_clips(
                 recipe,
                 split=recipe.data.train_split,
                 normalize=" | ".join(parts[:place]) or "none",
@@ -172,6 +174,29 @@ def _fitted(recipe: Recipe, out: Path) -> "tuple[Fitted, ...]":
             save_fitted(fit(clips, part, name=name), str(out))
         found.append(load_fitted(str(out), name))
     return tuple(found)
+
+
+def fitted_name(parts: Sequence[str], place: int) -> str:
+    """What the statistics of one step of a normalisation are called in a run's folder."""
+    return f"fit-{sha256(' | '.join(parts[: place + 1]).encode()).hexdigest()[:16]}"
+
+
+def frozen_statistics(recipe: Recipe, folder: Path | None) -> "tuple[Fitted, ...]":
+    """What a run fitted to its training runs, from its folder; nothing is fitted.
+
+    Raises:
+        UsageError: the recipe needs some, and the folder has none.
+    """
+    from fmristream import load_fitted
+
+    parts = [part.strip() for part in recipe.data.normalize.split("|")]
+    places = [place for place, part in enumerate(parts) if any(isinstance(step, Cohort) for step in expand(part))]
+    if places and folder is None:
+        raise UsageError(
+            f"data.normalize {recipe.data.normalize!r} needs statistics of the training runs, which a run keeps in its folder "
+            "`fitted`; give the run's folder, or a checkpoint within it"
+        )
+    return tuple(load_fitted(str(folder), fitted_name(parts, place)) for place in places)
 
 
 def signal_of(parts: Mapping[str, Part]) -> Signal:
@@ -206,9 +231,9 @@ def signal_of(parts: Mapping[str, Part]) -> Signal:
         raise UsageError(
             f"data.normalize {clips.normalize!r} gives series of {clips.channels} channels; networks take one"
         )
-    centres, kept = clips.parcel_centres_mm, _parcels_with_voxels(clips)
+    centres, kept = clips.parcel_centres_mm, parcels_with_voxels(clips)
     for name, part in parts.items():
-        if not np.array_equal(_parcels_with_voxels(part.clips), kept):
+        if not np.array_equal(parcels_with_voxels(part.clips), kept):
             raise UsageError(
                 f"split {name!r} has stored voxels in other parcels than training has; convert all runs with one --mask, or "
                 "choose runs with data.where"
@@ -223,7 +248,7 @@ def signal_of(parts: Mapping[str, Part]) -> Signal:
     )
 
 
-def _parcels_with_voxels(clips: "StreamingDataset") -> NDArray[np.int64]:
+def parcels_with_voxels(clips: "StreamingDataset") -> NDArray[np.int64]:
     """Places of those that have a signal; one without a stored voxel is left out, and not shown to be 0."""
     centres = clips.parcel_centres_mm
     return np.arange(clips.voxels) if centres is None else np.flatnonzero(np.isfinite(centres).all(axis=1))

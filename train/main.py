@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmristream.errors import FmriStreamError, UsageError
+from train.beyond.commands import asks_for_task, run_task
 from train.config import Recipe, as_toml, load_recipe, recipe_path
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -15,8 +16,12 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the arguments say; the exit status is 0 (done, or stopped by SIGTERM after a checkpoint), 1 or 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options = _parser().parse_args(arguments)
+    out = None
     try:
+        if asks_for_task(arguments):
+            return run_task(arguments)
+        options = _parser().parse_args(arguments)
+        out = options.out
         recipe = load_recipe(options.recipe, options.set)
         if options.check:
             from train.build import check_recipe
@@ -35,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"train{rank}: {error}", file=sys.stderr, flush=True)
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except OSError as error:
-        print(f"train: {error.filename or options.out}: {error.strerror or error}", file=sys.stderr, flush=True)
+        print(f"train: {error.filename or out or 'results'}: {error.strerror or error}", file=sys.stderr, flush=True)
         return FAILED
 
 
@@ -65,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         description="Train a 4-D network on a converted dataset; goes on from the newest checkpoint in --out.",
-        epilog="Several processes: torchrun --nproc-per-node N -m train RECIPE ..., or --nproc N here.",
+        epilog="Several processes: torchrun --nproc-per-node N -m train RECIPE ..., or --nproc N here. With a trained network: "
+        "python -m train --task predict|embed|probe|anomaly --help.",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a .toml file, or a name in train/recipes")
     parser.add_argument(

@@ -8,6 +8,7 @@ import torch
 
 from fmristream.errors import ResumeError
 from train import build
+from train.beyond.facts import data_facts
 from train.checkpoint import Checkpoint, gather_rng, load_checkpoint, newest_whole, restore_rng, save_checkpoint
 from train.config import Recipe, as_tables
 from train.objectives import Objective
@@ -85,6 +86,7 @@ def save(run: Run) -> None:
             "generation_digest": clips.generation_digest,
             "selection_digest": clips.selection_digest,
         },
+        "data": data_facts(clips, frames=max(part.clips.window for part in (run.train, run.val, run.test) if part)),
         "world_size": run.world.size,
         "torch": torch.__version__,
     }

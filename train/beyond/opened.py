@@ -1,0 +1,203 @@
+"""Other data as a trained network is to see them: cut, normalised and placed as in training, every window once, in order."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fmristream.errors import UsageError
+from train import build
+from train.beyond.facts import differences
+from train.beyond.trained import Trained, remap
+from train.data import Part, Signal, open_clips, signal_of
+from train.evaluate import under_autocast
+from train.launch import World
+from train.tasks import Inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fmristream.stream.batch import Batch
+    from fmristream.stream.clips import StreamingDataset
+
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Opened:
+    """A trained network before data.
+
+    Attributes:
+        trained: the network's past.
+        model: the network, on the device of `world`, in evaluation.
+        inputs: how batches become what it is called with.
+        part: the data, in stored order.
+        signal: what the windows are.
+        world: who computes.
+        truth: the target of every subject in the codes of training, where the data have it.
+        recoded: of columns whose words have other codes here, the codes of training.
+        told: in which ways the data are not those of training, and what is left out.
+    """
+
+    trained: Trained
+    model: nn.Module
+    inputs: Inputs
+    part: Part
+    signal: Signal
+    world: World
+    truth: Mapping[str, float]
+    recoded: Mapping[str, NDArray[np.float64]]
+    told: tuple[str, ...]
+
+    @property
+    def clips(self) -> "StreamingDataset":
+        """The windows."""
+        return self.part.clips
+
+    @property
+    def network(self) -> "Callable[..., Any]":
+        """The network as tasks call it, in the precision of its run."""
+        precision = self.trained.recipe.train.precision
+        bf16 = precision == "bf16" or (precision == "auto" and self.world.device.type == "cuda")
+        return under_autocast(self.model, device=self.world.device, bf16=bf16)
+
+    def batches(self) -> Iterator["Batch"]:
+        """This rank's shares of all batches, on its device."""
+        for packed in self.part.loader:
+            batch = packed.to(self.world.device)
+            yield _recoded(batch, self.recoded) if self.recoded else batch
+
+
+def open_for(
+    trained: Trained, url: str, *, split: str = ALL, where: str = "", world: World, stack: ExitStack
+) -> Opened:
+    """Put a trained network before a dataset.
+
+    Args:
+        trained: the network.
+        url: of a converted dataset.
+        split: `train`, `val`, `test`, or all runs.
+        where: a condition over columns of runs and participants.
+        world: who computes.
+        stack: closes what is opened.
+
+    Raises:
+        SpaceError: the data lie elsewhere than those of training.
+        UsageError: the network takes no such windows.
+    """
+    from fmristream import StreamingLoader, open
+
+    recipe = trained.recipe
+    dataset_columns = set(open(url).participant_columns) - {"subject"}
+    missing = [name for name in trained.columns if name not in dataset_columns]
+    if missing:
+        raise UsageError(f"{url}: the network is given the columns {', '.join(missing)}, which the data do not have")
+    target = None if trained.objective is None else trained.objective.target
+    wanted = (() if target not in dataset_columns or target is None else (target,)) + trained.columns
+    clips = _clips(trained, url, split=split, where=where, targets=wanted)
+    told = [*trained.notes, *(differences(trained.facts, clips) if trained.facts is not None else ())]
+    unknown = [name for name in wanted if trained.facts is None and clips.target_labels[name]]
+    if set(unknown) & set(trained.columns):
+        raise UsageError(
+            f"{url}: which code each word of {', '.join(unknown)} had in training is not known; train again"
+        )
+    told += [f"{name}: which word was which class in training is not known; truths are left out" for name in unknown]
+    told += [f"{count} left out: {why}" for why, count in clips.left_out.items()]
+    loader = StreamingLoader(
+        clips,
+        batch_size=recipe.eval.batch_size or recipe.train.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        threads=recipe.data.threads,
+        prefetch_batches=recipe.data.prefetch_batches,
+    )
+    stack.callback(loader.close)
+    part = Part(clips=clips, loader=loader)
+    signal = signal_of({"train": part})
+    model = trained.network(signal).to(world.device)
+    recoded = {
+        name: remap(trained.labels[name], clips.target_labels[name], column=name, where=url)
+        for name in wanted
+        if name in trained.labels and tuple(trained.labels[name]) != tuple(clips.target_labels[name])
+    }
+    return Opened(
+        trained=trained,
+        model=model,
+        inputs=build.make_inputs(recipe, model, signal, trained.extras),
+        part=part,
+        signal=signal,
+        world=world,
+        truth=_truth(trained, clips, recoded, where=url) if target in wanted and not unknown else {},
+        recoded={name: codes for name, codes in recoded.items() if name in trained.columns},
+        told=tuple(told),
+    )
+
+
+def _clips(trained: Trained, url: str, *, split: str, where: str, targets: tuple[str, ...]) -> "StreamingDataset":
+    data = trained.recipe.data
+    stride = data.stride if trained.recipe.eval.stride is None or not data.window else trained.recipe.eval.stride
+    arguments: dict[str, Any] = {
+        "split": None if split == ALL else split,
+        "normalize": data.normalize,
+        "window": data.window or None,
+        "stride": stride,
+        "step": data.step,
+        "seed": None,
+        "targets": targets,
+        "side": data.side,
+        "grid": data.grid,
+        "stats": data.stats,
+        "context": data.context,
+        "fitted": trained.statistics,
+        "fitted_elsewhere": True,
+    }
+    clips = open_clips(trained.recipe, url=url, where=where, orientation=data.orientation or None, **arguments)
+    axes = "" if trained.facts is None else trained.facts["orientation"]
+    if data.orientation or not axes or not clips.orientation or clips.orientation == axes:
+        return clips
+    # As stored, in training: turned to those axes, which interpolates nothing, brains lie as the network knows them.
+    return open_clips(trained.recipe, url=url, where=where, orientation=axes, **arguments)
+
+
+def _truth(
+    trained: Trained, clips: "StreamingDataset", recoded: Mapping[str, NDArray[np.float64]], *, where: str
+) -> dict[str, float]:
+    """Every subject's target as training coded it, NaN where it is not known.
+
+    Raises:
+        UsageError: a subject has a class that training did not have.
+    """
+    objective = trained.objective
+    assert objective is not None
+    codes = np.array(clips.target_values[objective.target], dtype=np.float64)
+    known = np.isfinite(codes)
+    here = codes.copy()
+    if objective.target in recoded:
+        here[known] = recoded[objective.target][codes[known].astype(np.int64)]
+    here = here.astype(np.float32).astype(np.float64)  # as batches carry them
+    values = np.array(objective.values)
+    strange = known & ~np.isin(here, values.astype(np.float32)) if len(values) else np.zeros(len(here), dtype=bool)
+    if strange.any():
+        labels = clips.target_labels[objective.target]
+        found = sorted({labels[int(code)] if labels else f"{code:g}" for code in codes[strange]})
+        raise UsageError(
+            f"{where}: {int(strange.sum())} subjects have a {objective.target} that the network does not know "
+            f"({', '.join(found[:5])}; it knows {', '.join(trained.class_names())}); leave them out with a condition (--where)"
+        )
+    return dict(zip(sorted(set(clips.subjects)), here.tolist(), strict=True))
+
+
+def _recoded(batch: "Batch", recoded: Mapping[str, NDArray[np.float64]]) -> "Batch":
+    """The same with the codes of training; words that it did not have are not known."""
+    targets = dict(batch.targets)
+    for name, codes in recoded.items():
+        values = targets[name]
+        table = torch.from_numpy(np.append(codes, np.nan)).to(values)
+        place = torch.where(torch.isfinite(values), values, float(len(codes))).long()
+        targets[name] = table[place]
+    return replace(batch, targets=targets)

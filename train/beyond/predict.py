@@ -1,0 +1,281 @@
+"""What a trained network says of data that need not be labelled: every window once, then every run, then every subject.
+
+    OUT/predictions.parquet   a row per window, in stored order
+        subjects.csv          a row per subject: the mean over runs of the mean over each run's windows
+        about.json            which network, which data, and in which ways these are not those of training
+
+Tables name subjects: they are for those who may see the data.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fmristream.catalog.row_tables import FLOAT, INT, TEXT, ColumnKind, Values, write_rows
+from fmristream.errors import UsageError
+from fmristream.storage.urls import display_url
+from train import metrics
+from train.beyond.opened import ALL, Opened, open_for
+from train.beyond.places import new_folder, require_free, together, write_csv
+from train.beyond.trained import Trained
+from train.evaluate import NonFiniteError, Subjects
+from train.launch import World
+from train.tasks import Supervised
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WindowScores:
+    """One row per window, in the order of their numbers, on every rank."""
+
+    window: NDArray[np.int64]
+    run: NDArray[np.int64]  # place in the selection's list of runs
+    score: Floats  # (n, k), as `Objective.scores` gives them
+
+
+def predict(
+    trained: Trained,
+    url: str,
+    *,
+    out: Path,
+    world: World,
+    split: str = ALL,
+    where: str = "",
+    replaces: bool = False,
+) -> tuple[str, ...]:
+    """Write what a network says of a dataset as a new folder; returns what there is to say of the data.
+
+    Args:
+        trained: a network with a target.
+        url: of a converted dataset; its target column is taken along where it has one.
+        out: a folder that is not there yet.
+        world: who computes.
+        split: which part of the data.
+        where: a condition that chooses runs.
+        replaces: what `out` holds goes.
+
+    Raises:
+        FmriStreamError: the network has no target, or the data are not for it; nothing was written.
+    """
+    if not replaces:
+        require_free(out, world)
+    with ExitStack() as stack:
+        opened = together(world, lambda: open_for(trained, url, split=split, where=where, world=world, stack=stack))
+        scores = score_windows(opened)
+        if world.is_main:
+            with new_folder(out, replaces=replaces) as folder:
+                write_predictions(folder / "predictions.parquet", opened, scores, url=url)
+                write_csv(folder / "subjects.csv", subject_rows(opened, scores))
+                (folder / "about.json").write_text(about(opened, url=url, split=split, where=where), encoding="utf-8")
+    return opened.told
+
+
+def score_windows(opened: Opened) -> WindowScores:
+    """Every window once, on all ranks together.
+
+    Raises:
+        UsageError: the network has no target.
+        NonFiniteError: a score is not finite.
+    """
+    objective = opened.trained.objective
+    if objective is None:
+        raise UsageError(
+            f"{opened.trained.source}: the network has no target to predict (objective "
+            f"{opened.trained.recipe.objective.kind!r}); use --task embed or --task anomaly"
+        )
+    task = Supervised(objective=objective, inputs=opened.inputs)
+    network = opened.network
+
+    def share() -> tuple[torch.Tensor, torch.Tensor]:
+        number = {run.name: place for place, run in enumerate(opened.clips.runs)}
+        keys, values = [torch.zeros((0, 2), dtype=torch.int64)], []
+        for batch in opened.batches():
+            with torch.inference_mode():
+                rows = task.rows(network, batch).cpu()
+            valid = batch.valid.cpu()
+            runs = torch.tensor([number[name] for name in batch.run])
+            keys.append(torch.stack([batch.window.cpu(), runs], dim=1)[valid])
+            values.append(rows[valid])
+        return torch.cat(keys), torch.cat(values) if values else torch.zeros((0, objective.outputs))
+
+    own_keys, own_values = together(opened.world, share)
+    keys, values = opened.world.gather(own_keys), opened.world.gather(own_values)
+    order = torch.argsort(keys[:, 0], stable=True)
+    window, run = np.ascontiguousarray(keys[order].numpy().T)
+    score = values[order].double().numpy()
+    assert np.array_equal(window, np.arange(opened.clips.num_windows)), "a window was not scored, or twice"
+    if not np.isfinite(score).all():
+        bad = window[~np.isfinite(score).all(axis=1)]
+        raise NonFiniteError(
+            f"the scores of {len(bad)} of {len(window)} windows are not finite, first windows {bad[:8].tolist()}; look at them"
+        )
+    return WindowScores(window=window, run=run, score=score)
+
+
+def run_columns(opened: Opened) -> dict[str, list[str | None]]:
+    """What is known of each run of the selection, by column."""
+    runs = opened.clips.runs
+    columns: dict[str, list[str | None]] = {name: list(runs.column(name)) for name in ("name", "subject", "session")}
+    columns["family"] = list(runs.column("group"))
+    columns["split"] = list(runs.column("split"))
+    table = opened.clips.dataset.participant_columns
+    found = next((name for name in table if name.lower() in ("site", "site_id")), None)
+    if found is not None:
+        sites = {str(subject): cell for subject, cell in zip(table["subject"], table[found], strict=True)}
+        cells = [sites.get(str(subject)) for subject in columns["subject"]]
+        columns["site"] = [None if cell is None or cell != cell else str(cell) for cell in cells]
+    return columns
+
+
+def window_columns(
+    opened: Opened, window: NDArray[np.int64], run: NDArray[np.int64], known: Mapping[str, list[str | None]]
+) -> dict[str, Values]:
+    """What windows are: where each comes from and which frames it has; `known` is of `run_columns`."""
+    clips = [opened.clips.clip(int(number)) for number in window]
+    columns: dict[str, Values] = {
+        "split": [known["split"][place] for place in run],
+        "window": window,
+        "run": [known["name"][place] for place in run],
+    }
+    for name in ("subject", "session", "family", "site"):
+        if name in known:
+            columns[name] = [known[name][place] for place in run]
+    columns["start_frame"] = np.array([clip.start for clip in clips], dtype=np.int64)
+    columns["frames"] = np.array([clip.length for clip in clips], dtype=np.int64)
+    return columns
+
+
+def kinds_of(columns: Mapping[str, Values]) -> dict[str, ColumnKind]:
+    """What these columns hold."""
+    found = {}
+    for name, values in columns.items():
+        is_whole = not isinstance(values, list) and values.dtype.kind == "i"
+        found[name] = TEXT if isinstance(values, list) else INT if is_whole else FLOAT
+    return found
+
+
+def write_predictions(path: Path, opened: Opened, scores: WindowScores, *, url: str) -> None:
+    """The table of all windows."""
+    objective = opened.trained.objective
+    assert objective is not None, "score_windows refuses others"
+    columns = window_columns(opened, scores.window, scores.run, run_columns(opened))
+    if opened.truth:
+        subjects = columns["subject"]
+        columns[f"truth_{objective.target}"] = np.array([opened.truth[str(subject)] for subject in subjects])
+    for name, column in zip(score_names(opened.trained), scores.score.T, strict=True):
+        columns[name] = np.ascontiguousarray(column)
+    facts = {"objectives": [objective.state()], "class_names": list(opened.trained.class_names())}
+    with write_rows(path, kinds_of(columns), facts={**facts, "url": display_url(url)}) as table:
+        table.add(columns)
+
+
+def score_names(trained: Trained) -> list[str]:
+    """Of the columns of scores: one, or one a class."""
+    objective = trained.objective
+    assert objective is not None
+    if not objective.classes:
+        return [f"score_{objective.target}"]
+    return [f"score_{objective.target}_{name}" for name in trained.class_names()]
+
+
+def subjects_of(opened: Opened, scores: WindowScores) -> tuple[list[str], Floats]:
+    """(labels, (subjects, k) mean scores)."""
+    labels, label_of_run = np.unique(opened.clips.subjects, return_inverse=True)
+    of_window = label_of_run[scores.run]
+    means = [metrics.subject_means(column, runs=scores.run, subjects=of_window) for column in scores.score.T]
+    places = means[0][0]
+    return [str(labels[place]) for place in places], np.stack([mean for _, mean in means], axis=1)
+
+
+def scored_subjects(opened: Opened, scores: WindowScores) -> Subjects:
+    """Subjects whose target is known, as evaluation has them."""
+    objective = opened.trained.objective
+    assert objective is not None
+    labels, score = subjects_of(opened, scores)
+    truth = np.array([opened.truth.get(label, np.nan) for label in labels])
+    known = np.flatnonzero(np.isfinite(truth))
+    kept = score[known]
+    return Subjects(
+        label=tuple(labels[place] for place in known),
+        truth=objective.truth(truth[known]),
+        score=kept[:, 0] if objective.outputs == 1 else kept,
+    )
+
+
+def frozen_threshold(trained: Trained) -> float | None:
+    """Above which score a subject is told positive, as validation subjects of the run decided; None where nobody did."""
+    if trained.folder is None or not (trained.folder / "report.json").is_file():
+        return None
+    found = json.loads((trained.folder / "report.json").read_text(encoding="utf-8")).get("threshold")
+    return None if found is None else float(found)
+
+
+def subject_rows(opened: Opened, scores: WindowScores) -> list[dict[str, Any]]:
+    """A row per subject: windows, scores in the target's unit or as logits, probabilities and the class that they tell."""
+    trained, objective = opened.trained, opened.trained.objective
+    assert objective is not None
+    labels, means = subjects_of(opened, scores)
+    subject_of_run = np.array(opened.clips.subjects)
+    windows = {label: 0 for label in labels}
+    for place in scores.run:
+        windows[str(subject_of_run[place])] += 1
+    names, classes = score_names(trained), trained.class_names()
+    threshold = frozen_threshold(trained)
+    rows: list[dict[str, Any]] = []
+    for label, mean in zip(labels, means, strict=True):
+        row: dict[str, Any] = {"subject": label, "windows": windows[label]}
+        if opened.truth:
+            row[f"truth_{objective.target}"] = _named(opened, opened.truth[label])
+        row |= dict(zip(names, mean.tolist(), strict=True))
+        if objective.kind == "classification":
+            chances = _probabilities(mean)
+            row |= {f"probability_{name}": chance for name, chance in zip(classes, chances, strict=True)}
+            told = int(mean.argmax()) if objective.classes else int(mean[0] > (threshold or 0.0))
+            row[f"told_{objective.target}"] = classes[told]
+        rows.append(row)
+    return rows
+
+
+def about(opened: Opened, *, url: str, split: str, where: str) -> str:
+    """What made the tables, as JSON."""
+    trained, clips = opened.trained, opened.clips
+    document = {
+        "network": {"source": trained.source, "checkpoint": trained.name, "model": trained.recipe.model.name},
+        "data": {
+            "url": display_url(url),
+            "content_digest": clips.content_digest,
+            "split": split,
+            "where": where,
+            "runs": len(clips.runs),
+            "windows": clips.num_windows,
+            "subjects": len(set(clips.subjects)),
+        },
+        "target": None if trained.objective is None else trained.objective.state(),
+        "threshold": frozen_threshold(trained),
+        "notes": list(opened.told),
+    }
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def _named(opened: Opened, value: float) -> Any:
+    """A truth as people read it."""
+    objective = opened.trained.objective
+    assert objective is not None
+    if not objective.values or not np.isfinite(value):
+        return value
+    return opened.trained.class_names()[int(np.abs(np.array(objective.values) - value).argmin())]
+
+
+def _probabilities(mean: Floats) -> list[float]:
+    """Of each class, from a logit of the upper one of two, or from the logits of all."""
+    logits = np.array([0.0, mean[0]]) if len(mean) == 1 else mean
+    weights = np.exp(logits - logits.max())
+    return [float(chance) for chance in weights / weights.sum()]
