@@ -5,10 +5,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fmristream.errors import FmriStreamError, UsageError
 from train.beyond.commands import asks_for_task, run_task
 from train.config import Recipe, as_toml, load_recipe, recipe_path
+
+if TYPE_CHECKING:
+    from train.launch import World
+    from train.loop import Outcome
+
+# How long the other ranks wait for the report, with the baselines that stand in it: a day.
+_REPORTING_S = 86400.0
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -57,6 +65,9 @@ def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]
     out = options.out or Path("runs") / recipe_path(options.recipe).stem
     with join_world(timeout_s=recipe.train.timeout_s) as world:
         outcome = train(recipe, out=out, world=world)
+        if outcome is not None and recipe.eval.urls:
+            _report_and_go_elsewhere(outcome, recipe, out=out, world=world)
+            return DONE
     if not world.is_main:
         return DONE
     if outcome is None:
@@ -64,6 +75,18 @@ def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]
     else:
         write_report(outcome, recipe, out=out)
     return DONE
+
+
+def _report_and_go_elsewhere(outcome: "Outcome", recipe: Recipe, *, out: Path, world: "World") -> None:
+    """Rank 0 writes the report; then all score the other data, and what is found is put into it."""
+    from train.beyond.transfer import score_elsewhere
+    from train.launch import main_first
+    from train.report import write_report
+
+    with main_first(world, timeout_s=_REPORTING_S):
+        if world.is_main:
+            write_report(outcome, recipe, out=out)
+    score_elsewhere(recipe, out=out, world=world)
 
 
 def _parser() -> argparse.ArgumentParser:

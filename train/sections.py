@@ -220,9 +220,12 @@ class EvalConfig:
     batch_size: int | None = None
     stride: int | None = None
     bootstrap_draws: int = 2000
+    urls: tuple[str, ...] = ()  # other data, scored at the end with everything that was fitted left as it is
 
     def __post_init__(self) -> None:
         at_least("eval", self, bootstrap_draws=1)
+        for url in self.urls:
+            without_credentials(url)
         for name in ("batch_size", "stride"):
             if getattr(self, name) is not None:
                 at_least("eval", self, **{name: 1})

@@ -23,6 +23,9 @@ from fmristream.errors import CorruptDataError
 # Under which the facts stand in the file's metadata.
 _FACTS = b"fmristream"
 
+# Rows that are held until they are written: of vectors of 1,024 numbers, 4 MB.
+_GROUP_ROWS = 1024
+
 Values = NDArray[Any] | list[str | None]
 
 
@@ -52,19 +55,28 @@ class RowWriter:
         told = {_FACTS: json.dumps(facts, sort_keys=True, allow_nan=False).encode()}
         self._columns, self._schema = columns, pa.schema(fields, metadata=told)
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
-        self.rows = 0
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
 
     def add(self, columns: Mapping[str, Values]) -> None:
         """The next rows, all columns of one length; vectors are (rows, width)."""
         assert set(columns) == set(self._columns), "every column of the table, and no other"
         arrays = [_array(columns[name], column) for name, column in self._columns.items()]
-        table = pa.Table.from_arrays(arrays, schema=self._schema)
-        self._writer.write_table(table)
-        self.rows += len(table)
+        self._waiting.append(pa.Table.from_arrays(arrays, schema=self._schema))
+        self._waiting_rows += len(self._waiting[-1])
+        if self._waiting_rows >= _GROUP_ROWS:
+            self._write()
 
     def close(self) -> None:
-        """Write the end of the file."""
+        """Write what waits, and the end of the file."""
+        self._write()
         self._writer.close()
+
+    def _write(self) -> None:
+        if self._waiting:
+            # One row group of them all: each has a header of its own for every column.
+            self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks())
+        self._waiting, self._waiting_rows = [], 0
 
 
 @contextmanager

@@ -78,13 +78,57 @@ def _predict(options: argparse.Namespace, world: World) -> Sequence[str]:
     return predict(trained, options.url, out=options.out, world=world, split=options.split, where=options.where)
 
 
-_TASKS: Mapping[str, Work] = {"predict": _predict}
+def _embed(options: argparse.Namespace, world: World) -> Sequence[str]:
+    from train.beyond.embed import embed
+    from train.beyond.trained import load_trained
+
+    trained = load_trained(options.checkpoint, options.set)
+    return embed(trained, options.url, out=options.out, world=world, split=options.split, where=options.where)
+
+
+def _probe(options: argparse.Namespace, world: World) -> Sequence[str]:
+    from train.beyond.probes import probe
+    from train.beyond.trained import load_trained
+
+    trained = load_trained(options.checkpoint, options.set)
+    return probe(
+        trained,
+        options.url,
+        out=options.out,
+        world=world,
+        targets=options.target,
+        where=options.where,
+        seed=options.seed,
+    )
+
+
+def _anomaly(options: argparse.Namespace, world: World) -> Sequence[str]:
+    from train.beyond.anomaly import anomaly
+    from train.beyond.trained import load_trained
+
+    trained = load_trained(options.checkpoint, options.set)
+    return anomaly(
+        trained,
+        options.url,
+        out=options.out,
+        world=world,
+        split=options.split,
+        where=options.where,
+        reference=options.reference,
+    )
+
+
+_TASKS: Mapping[str, Work] = {"anomaly": _anomaly, "embed": _embed, "predict": _predict, "probe": _probe}
 
 
 def _refuse_strangers(options: argparse.Namespace) -> None:
     """Options of other tasks, which would be passed over in silence."""
     if options.target and options.task != "probe":
         raise UsageError(f"--target is of --task probe, got --task {options.task}; leave it out")
+    if options.reference != "train" and options.task != "anomaly":
+        raise UsageError(f"--reference is of --task anomaly, got --task {options.task}; leave it out")
+    if options.split != "all" and options.task == "probe":
+        raise UsageError("--task probe takes all splits: it learns from train and scores test; leave --split out")
     if options.out is None:
         options.out = Path(f"{options.task}-{Path(options.checkpoint).name}")
 

@@ -17,6 +17,7 @@ from train.beyond.trained import Trained, remap
 from train.data import Part, Signal, open_clips, signal_of
 from train.evaluate import under_autocast
 from train.launch import World
+from train.objectives import Objective
 from train.tasks import Inputs
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Opened:
         part: the data, in stored order.
         signal: what the windows are.
         world: who computes.
-        truth: the target of every subject in the codes of training, where the data have it.
+        truth: by target, that of every subject in the codes of training; targets that the data do not have are not there.
         recoded: of columns whose words have other codes here, the codes of training.
         told: in which ways the data are not those of training, and what is left out.
     """
@@ -50,7 +51,7 @@ class Opened:
     part: Part
     signal: Signal
     world: World
-    truth: Mapping[str, float]
+    truth: Mapping[str, Mapping[str, float]]
     recoded: Mapping[str, NDArray[np.float64]]
     told: tuple[str, ...]
 
@@ -62,9 +63,13 @@ class Opened:
     @property
     def network(self) -> "Callable[..., Any]":
         """The network as tasks call it, in the precision of its run."""
+        return under_autocast(self.model, device=self.world.device, bf16=self.bf16)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether its run computes in bfloat16 on this device."""
         precision = self.trained.recipe.train.precision
-        bf16 = precision == "bf16" or (precision == "auto" and self.world.device.type == "cuda")
-        return under_autocast(self.model, device=self.world.device, bf16=bf16)
+        return precision == "bf16" or (precision == "auto" and self.world.device.type == "cuda")
 
     def batches(self) -> Iterator["Batch"]:
         """This rank's shares of all batches, on its device."""
@@ -97,8 +102,8 @@ def open_for(
     missing = [name for name in trained.columns if name not in dataset_columns]
     if missing:
         raise UsageError(f"{url}: the network is given the columns {', '.join(missing)}, which the data do not have")
-    target = None if trained.objective is None else trained.objective.target
-    wanted = (() if target not in dataset_columns or target is None else (target,)) + trained.columns
+    targets = tuple(target for target in trained.targets if target in dataset_columns)
+    wanted = tuple(dict.fromkeys(targets + trained.columns))
     clips = _clips(trained, url, split=split, where=where, targets=wanted)
     told = [*trained.notes, *(differences(trained.facts, clips) if trained.facts is not None else ())]
     unknown = [name for name in wanted if trained.facts is None and clips.target_labels[name]]
@@ -132,7 +137,11 @@ def open_for(
         part=part,
         signal=signal,
         world=world,
-        truth=_truth(trained, clips, recoded, where=url) if target in wanted and not unknown else {},
+        truth={
+            objective.target: _truth(trained, objective, clips, recoded, where=url)
+            for objective in trained.objectives
+            if objective.target in targets and objective.target not in unknown
+        },
         recoded={name: codes for name, codes in recoded.items() if name in trained.columns},
         told=tuple(told),
     )
@@ -165,15 +174,18 @@ def _clips(trained: Trained, url: str, *, split: str, where: str, targets: tuple
 
 
 def _truth(
-    trained: Trained, clips: "StreamingDataset", recoded: Mapping[str, NDArray[np.float64]], *, where: str
+    trained: Trained,
+    objective: Objective,
+    clips: "StreamingDataset",
+    recoded: Mapping[str, NDArray[np.float64]],
+    *,
+    where: str,
 ) -> dict[str, float]:
     """Every subject's target as training coded it, NaN where it is not known.
 
     Raises:
         UsageError: a subject has a class that training did not have.
     """
-    objective = trained.objective
-    assert objective is not None
     codes = np.array(clips.target_values[objective.target], dtype=np.float64)
     known = np.isfinite(codes)
     here = codes.copy()
@@ -187,7 +199,7 @@ def _truth(
         found = sorted({labels[int(code)] if labels else f"{code:g}" for code in codes[strange]})
         raise UsageError(
             f"{where}: {int(strange.sum())} subjects have a {objective.target} that the network does not know "
-            f"({', '.join(found[:5])}; it knows {', '.join(trained.class_names())}); leave them out with a condition (--where)"
+            f"({', '.join(found[:5])}; it knows {', '.join(trained.class_names(objective))}); leave them out with --where"
         )
     return dict(zip(sorted(set(clips.subjects)), here.tolist(), strict=True))
 

@@ -8,7 +8,8 @@ Tables name subjects: they are for those who may see the data.
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ from train.beyond.places import new_folder, require_free, together, write_csv
 from train.beyond.trained import Trained
 from train.evaluate import NonFiniteError, Subjects
 from train.launch import World
-from train.tasks import Supervised
+from train.models.brainlm_heads import FineTuneOutput
+from train.objectives import Objective
 
 Floats = NDArray[np.float64]
 
@@ -85,13 +87,12 @@ def score_windows(opened: Opened) -> WindowScores:
         UsageError: the network has no target.
         NonFiniteError: a score is not finite.
     """
-    objective = opened.trained.objective
-    if objective is None:
+    objectives = opened.trained.objectives
+    if not objectives:
         raise UsageError(
             f"{opened.trained.source}: the network has no target to predict (objective "
             f"{opened.trained.recipe.objective.kind!r}); use --task embed or --task anomaly"
         )
-    task = Supervised(objective=objective, inputs=opened.inputs)
     network = opened.network
 
     def share() -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,12 +100,13 @@ def score_windows(opened: Opened) -> WindowScores:
         keys, values = [torch.zeros((0, 2), dtype=torch.int64)], []
         for batch in opened.batches():
             with torch.inference_mode():
-                rows = task.rows(network, batch).cpu()
+                signal, named = opened.inputs(batch)
+                rows = joined_scores(objectives, network(signal, **named)).cpu()
             valid = batch.valid.cpu()
             runs = torch.tensor([number[name] for name in batch.run])
             keys.append(torch.stack([batch.window.cpu(), runs], dim=1)[valid])
             values.append(rows[valid])
-        return torch.cat(keys), torch.cat(values) if values else torch.zeros((0, objective.outputs))
+        return torch.cat(keys), torch.cat(values) if values else torch.zeros((0, len(score_names(opened.trained))))
 
     own_keys, own_values = together(opened.world, share)
     keys, values = opened.world.gather(own_keys), opened.world.gather(own_values)
@@ -118,6 +120,14 @@ def score_windows(opened: Opened) -> WindowScores:
             f"the scores of {len(bad)} of {len(window)} windows are not finite, first windows {bad[:8].tolist()}; look at them"
         )
     return WindowScores(window=window, run=run, score=score)
+
+
+def joined_scores(objectives: Sequence[Objective], found: Any) -> torch.Tensor:
+    """(b, k) float32: the scores of each target in turn, from what the network gave."""
+    outputs = found.outputs if isinstance(found, FineTuneOutput) else found
+    parts = torch.split(outputs, [objective.outputs for objective in objectives], dim=1)
+    scores = [objective.scores(part) for objective, part in zip(objectives, parts, strict=True)]
+    return torch.cat([one.view(len(one), -1) for one in scores], dim=1)
 
 
 def run_columns(opened: Opened) -> dict[str, list[str | None]]:
@@ -164,26 +174,33 @@ def kinds_of(columns: Mapping[str, Values]) -> dict[str, ColumnKind]:
 
 def write_predictions(path: Path, opened: Opened, scores: WindowScores, *, url: str) -> None:
     """The table of all windows."""
-    objective = opened.trained.objective
-    assert objective is not None, "score_windows refuses others"
+    trained = opened.trained
     columns = window_columns(opened, scores.window, scores.run, run_columns(opened))
-    if opened.truth:
-        subjects = columns["subject"]
-        columns[f"truth_{objective.target}"] = np.array([opened.truth[str(subject)] for subject in subjects])
-    for name, column in zip(score_names(opened.trained), scores.score.T, strict=True):
+    for target, truth in opened.truth.items():
+        columns[f"truth_{target}"] = np.array([truth[str(subject)] for subject in columns["subject"]])
+    for name, column in zip(score_names(trained), scores.score.T, strict=True):
         columns[name] = np.ascontiguousarray(column)
-    facts = {"objectives": [objective.state()], "class_names": list(opened.trained.class_names())}
+    facts = {
+        "objectives": [objective.state() for objective in trained.objectives],
+        "class_names": {objective.target: list(trained.class_names(objective)) for objective in trained.objectives},
+    }
     with write_rows(path, kinds_of(columns), facts={**facts, "url": display_url(url)}) as table:
         table.add(columns)
 
 
 def score_names(trained: Trained) -> list[str]:
-    """Of the columns of scores: one, or one a class."""
-    objective = trained.objective
-    assert objective is not None
-    if not objective.classes:
-        return [f"score_{objective.target}"]
-    return [f"score_{objective.target}_{name}" for name in trained.class_names()]
+    """Of the columns of scores: of each target in turn one, or one a class."""
+    found = []
+    for objective in trained.objectives:
+        classes = trained.class_names(objective) if objective.classes else ()
+        found += [f"score_{objective.target}_{name}" for name in classes] or [f"score_{objective.target}"]
+    return found
+
+
+def scores_by_target(trained: Trained, scores: Floats) -> dict[str, Floats]:
+    """The columns of each target, (n, its outputs)."""
+    ends = np.cumsum([objective.outputs for objective in trained.objectives])
+    return dict(zip(trained.targets, np.split(scores, ends[:-1], axis=1), strict=True))
 
 
 def subjects_of(opened: Opened, scores: WindowScores) -> tuple[list[str], Floats]:
@@ -195,12 +212,11 @@ def subjects_of(opened: Opened, scores: WindowScores) -> tuple[list[str], Floats
     return [str(labels[place]) for place in places], np.stack([mean for _, mean in means], axis=1)
 
 
-def scored_subjects(opened: Opened, scores: WindowScores) -> Subjects:
-    """Subjects whose target is known, as evaluation has them."""
-    objective = opened.trained.objective
-    assert objective is not None
-    labels, score = subjects_of(opened, scores)
-    truth = np.array([opened.truth.get(label, np.nan) for label in labels])
+def scored_subjects(opened: Opened, scores: WindowScores, objective: Objective) -> Subjects:
+    """Subjects of whom a target is known, as evaluation has them."""
+    labels, means = subjects_of(opened, scores)
+    score = scores_by_target(opened.trained, means)[objective.target]
+    truth = np.array([opened.truth[objective.target].get(label, np.nan) for label in labels])
     known = np.flatnonzero(np.isfinite(truth))
     kept = score[known]
     return Subjects(
@@ -210,38 +226,46 @@ def scored_subjects(opened: Opened, scores: WindowScores) -> Subjects:
     )
 
 
-def frozen_threshold(trained: Trained) -> float | None:
-    """Above which score a subject is told positive, as validation subjects of the run decided; None where nobody did."""
+def frozen_thresholds(trained: Trained) -> dict[str, float]:
+    """By target: above which score a subject is told positive, as validation subjects of the run decided."""
     if trained.folder is None or not (trained.folder / "report.json").is_file():
-        return None
-    found = json.loads((trained.folder / "report.json").read_text(encoding="utf-8")).get("threshold")
-    return None if found is None else float(found)
+        return {}
+    report = json.loads((trained.folder / "report.json").read_text(encoding="utf-8"))
+    several = {name: part["threshold"] for name, part in report.get("targets", {}).items() if "threshold" in part}
+    only = {trained.targets[0]: report["threshold"]} if len(trained.targets) == 1 and "threshold" in report else {}
+    return {name: float(value) for name, value in (several | only).items()}
 
 
 def subject_rows(opened: Opened, scores: WindowScores) -> list[dict[str, Any]]:
     """A row per subject: windows, scores in the target's unit or as logits, probabilities and the class that they tell."""
-    trained, objective = opened.trained, opened.trained.objective
-    assert objective is not None
+    trained = opened.trained
     labels, means = subjects_of(opened, scores)
-    subject_of_run = np.array(opened.clips.subjects)
-    windows = {label: 0 for label in labels}
-    for place in scores.run:
-        windows[str(subject_of_run[place])] += 1
-    names, classes = score_names(trained), trained.class_names()
-    threshold = frozen_threshold(trained)
+    of_run = opened.clips.subjects
+    count = Counter(of_run[place] for place in scores.run.tolist())
+    parts, thresholds = scores_by_target(trained, means), frozen_thresholds(trained)
     rows: list[dict[str, Any]] = []
-    for label, mean in zip(labels, means, strict=True):
-        row: dict[str, Any] = {"subject": label, "windows": windows[label]}
-        if opened.truth:
-            row[f"truth_{objective.target}"] = _named(opened, opened.truth[label])
-        row |= dict(zip(names, mean.tolist(), strict=True))
-        if objective.kind == "classification":
-            chances = _probabilities(mean)
-            row |= {f"probability_{name}": chance for name, chance in zip(classes, chances, strict=True)}
-            told = int(mean.argmax()) if objective.classes else int(mean[0] > (threshold or 0.0))
-            row[f"told_{objective.target}"] = classes[told]
+    for number, label in enumerate(labels):
+        row: dict[str, Any] = {"subject": label, "windows": count[label]}
+        for objective in trained.objectives:
+            target = objective.target
+            if target in opened.truth:
+                row[f"truth_{target}"] = _named(trained, objective, opened.truth[target][label])
+            own = parts[target][number]
+            row |= _told(trained, objective, own, threshold=thresholds.get(target, 0.0))
         rows.append(row)
     return rows
+
+
+def _told(trained: Trained, objective: Objective, score: Floats, *, threshold: float) -> dict[str, Any]:
+    """What the scores of a subject say of one target."""
+    target, classes = objective.target, trained.class_names(objective)
+    if not classes:
+        return {f"score_{target}": float(score[0])}
+    names = [f"score_{target}_{name}" for name in classes] if objective.classes else [f"score_{target}"]
+    row: dict[str, Any] = dict(zip(names, score.tolist(), strict=True))
+    chances = zip(classes, _probabilities(score), strict=True)
+    row |= {f"probability_{target}_{name}": chance for name, chance in chances}
+    return row | {f"told_{target}": classes[int(score.argmax()) if objective.classes else int(score[0] > threshold)]}
 
 
 def about(opened: Opened, *, url: str, split: str, where: str) -> str:
@@ -258,20 +282,18 @@ def about(opened: Opened, *, url: str, split: str, where: str) -> str:
             "windows": clips.num_windows,
             "subjects": len(set(clips.subjects)),
         },
-        "target": None if trained.objective is None else trained.objective.state(),
-        "threshold": frozen_threshold(trained),
+        "targets": [objective.state() for objective in trained.objectives],
+        "thresholds": frozen_thresholds(trained),
         "notes": list(opened.told),
     }
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def _named(opened: Opened, value: float) -> Any:
+def _named(trained: Trained, objective: Objective, value: float) -> Any:
     """A truth as people read it."""
-    objective = opened.trained.objective
-    assert objective is not None
     if not objective.values or not np.isfinite(value):
         return value
-    return opened.trained.class_names()[int(np.abs(np.array(objective.values) - value).argmin())]
+    return trained.class_names(objective)[int(np.abs(np.array(objective.values) - value).argmin())]
 
 
 def _probabilities(mean: Floats) -> list[float]:

@@ -39,7 +39,7 @@ class Trained:
         name: of the checkpoint, such as `step-800`.
         recipe: of its run.
         weights: of the network; None for an import, which `network` reads itself.
-        objective: the coding of its target; None without one.
+        objectives: the codings of its targets, in the order of its outputs; none without a target.
         extras: what it is given beside the signal, and the training subjects' means and SDs of that.
         facts: what is known of the training data (`facts.data_facts`); None where nothing is.
         options: of the network that no shape shows.
@@ -51,7 +51,7 @@ class Trained:
     name: str
     recipe: Recipe
     weights: Mapping[str, Tensor] | None
-    objective: Objective | None
+    objectives: tuple[Objective, ...]
     extras: Extras = NO_EXTRAS
     facts: Mapping[str, Any] | None = None
     options: Mapping[str, Any] | None = None
@@ -73,14 +73,19 @@ class Trained:
         """The words behind the codes of targets and columns, as training had them."""
         return {} if self.facts is None else self.facts["labels"]
 
-    def class_names(self) -> tuple[str, ...]:
-        """What the classes of the target are called, in the order of the scores; numbers where they have no words."""
-        if self.objective is None or self.objective.kind != "classification":
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Columns that it predicts."""
+        return tuple(objective.target for objective in self.objectives)
+
+    def class_names(self, objective: Objective) -> tuple[str, ...]:
+        """What the classes of a target are called, in the order of the scores; numbers where they have no words."""
+        if objective.kind != "classification":
             return ()
-        if self.objective.names:
-            return self.objective.names
-        words = self.labels.get(self.objective.target, ())
-        return tuple(words[int(value)] if words else f"{value:g}" for value in self.objective.values)
+        if objective.names:
+            return objective.names
+        words = self.labels.get(objective.target, ())
+        return tuple(words[int(value)] if words else f"{value:g}" for value in objective.values)
 
     def network(self, signal: Signal) -> nn.Module:
         """The network with its weights, in evaluation; `signal` is of the data that it is applied to.
@@ -90,7 +95,7 @@ class Trained:
         """
         if self.weights is None:
             return load_imported(Path(self.source)).eval()
-        outputs = None if self.objective is None else self.objective.outputs
+        outputs = sum(objective.outputs for objective in self.objectives) or None
         model = build.make_model(self.recipe, self._as_trained(signal), outputs=outputs, extras=self.extras)
         try:
             model.load_state_dict(dict(self.weights))
@@ -160,8 +165,8 @@ def _of_run(source: str, found: Checkpoint, *, folder: Path, notes: tuple[str, .
         source=source,
         name=f"step-{found.step}",
         recipe=recipe,
-        weights=found.model,
-        objective=_objective(state) if recipe.objective.is_supervised else None,
+        weights=_weights(found),
+        objectives=_objectives(state) if recipe.objective.is_supervised else (),
         extras=extras,
         facts=facts,
         options=found.state.get("network", {}),
@@ -172,19 +177,28 @@ def _of_run(source: str, found: Checkpoint, *, folder: Path, notes: tuple[str, .
     )
 
 
+def _weights(found: Checkpoint) -> Mapping[str, Tensor]:
+    """Those that evaluation uses."""
+    return found.model
+
+
 def _imported(source: str, overrides: Sequence[str]) -> Trained:
     about = read_about(Path(source))
     recipe = load_recipe(str(Path(source) / "recipe.toml"), overrides)
-    coded = None
+    coded: tuple[Objective, ...] = ()
     if recipe.objective.is_supervised and not about["backbone_only"]:
         kind: Any = recipe.objective.kind
-        coded = Objective(kind=kind, target=str(recipe.data.target))
+        coded = (Objective(kind=kind, target=str(recipe.data.target)),)
     note = f"{_IMPORTED_LATER}, nor how its target was coded: scores are the network's own outputs"
-    return Trained(source=source, name="import", recipe=recipe, weights=None, objective=coded, notes=(note,))
+    return Trained(source=source, name="import", recipe=recipe, weights=None, objectives=coded, notes=(note,))
+
+
+def _objectives(state: Mapping[str, Any]) -> tuple[Objective, ...]:
+    """The codings of one target or of several, as a checkpoint holds them."""
+    return tuple(_objective(one) for one in state.get("objectives", [state]))
 
 
 def _objective(state: Mapping[str, Any]) -> Objective:
-    """The coding of a target, as a checkpoint holds it."""
     known = {name: state[name] for name in Objective.__dataclass_fields__ if name in state}
     lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
     return Objective(**(known | lists))
