@@ -18,6 +18,8 @@ from train.config import Recipe
 from train.launch import World, main_first
 
 if TYPE_CHECKING:
+    from fmristream.catalog.split import SplitPart
+    from fmristream.shards.dataset import Dataset
     from fmristream.stream.augment import Compose
     from fmristream.stream.clips import StreamingDataset
     from fmristream.stream.fitted import Fitted
@@ -104,9 +106,11 @@ def open_part(
 
     data, training = recipe.data, seed is not None
     stride = data.stride if training or recipe.eval.stride is None or not data.window else recipe.eval.stride
+    source, chosen = training_part(recipe) if split == data.train_split else (None, split)
     clips = open_clips(
         recipe,
-        split=split,
+        source=source,
+        split=chosen,
         normalize=data.normalize,
         window=data.window or None,
         stride=stride,
@@ -121,6 +125,8 @@ def open_part(
         stats=data.stats,
         context=data.context,
         fitted=fitted,
+        # Fitted to some of the training runs: a split of their own, whose statistics others are refused.
+        fitted_elsewhere=source is None and data.train_groups is not None,
     )
     loader = StreamingLoader(
         clips,
@@ -134,15 +140,41 @@ def open_part(
     return Part(clips=clips, loader=loader)
 
 
-def open_clips(recipe: Recipe, *, url: str = "", where: str = "", **arguments: Any) -> "StreamingDataset":
-    """A recipe's dataset with its conditions and atlases, or another one (`url`, `where`) with its atlases."""
+def training_part(recipe: Recipe) -> "tuple[Dataset | None, str | SplitPart]":
+    """What a recipe learns from: its training split, or some groups of it, drawn so that more of them hold fewer.
+
+    Raises:
+        UsageError: there are not so many groups.
+    """
+    from fmristream import open, split
+
+    data = recipe.data
+    if data.train_groups is None:
+        return None, data.train_split
+    dataset = open(data.url) if not data.where else open(data.url).where(data.where)
+    column = "runs.split" if "split" in dataset.participant_columns else "split"
+    training = dataset.where(f"{column} == {data.train_split!r}")
+    count = training.runs.distinct("group")
+    if data.train_groups > count:
+        raise UsageError(
+            f"data.train_groups {data.train_groups}: split {data.train_split!r} has {count} groups of subjects; ask for fewer"
+        )
+    share = data.train_groups / count
+    parted = split(training, fractions=(share, 0.0, 1.0 - share), seed=data.train_groups_seed)
+    return training, parted.train
+
+
+def open_clips(
+    recipe: Recipe, *, url: str = "", source: "Dataset | None" = None, where: str = "", **arguments: Any
+) -> "StreamingDataset":
+    """A recipe's dataset with its conditions and atlases, or another one (`url` or `source`, `where`) with its atlases."""
     from fmristream import StreamingDataset
     from fmristream.ingest.atlas import read_atlas
 
     data = recipe.data
     atlases = {name: read_atlas(path).atlas for name, path in data.atlases.items()}
-    chosen = where if url else data.where
-    return StreamingDataset(url or data.url, where=chosen or None, atlases=atlases, **arguments)
+    chosen = where if url or source is not None else data.where
+    return StreamingDataset(source or url or data.url, where=chosen or None, atlases=atlases, **arguments)
 
 
 def fitted_of(recipe: Recipe, *, out: Path, world: World) -> "tuple[Fitted, ...]":
@@ -164,9 +196,11 @@ def _fitted(recipe: Recipe, out: Path) -> "tuple[Fitted, ...]":
             continue
         name = fitted_name(parts, place)
         if not list((out / "fitted").glob(f"{name}-*")):
+            source, chosen = training_part(recipe)
             clips = open_clips(
                 recipe,
-                split=recipe.data.train_split,
+                source=source,
+                split=chosen,
                 normalize=" | ".join(parts[:place]) or "none",
                 window=None,
                 fitted=tuple(found),

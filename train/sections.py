@@ -59,9 +59,16 @@ class DataConfig:
     test_split: str = "test"
     threads: int = 1
     prefetch_batches: int = 2
+    # Learn from so many of the training groups (subjects, families): those that come first in an order drawn by the seed, so
+    # that more of them hold fewer; all where not given.
+    train_groups: int | None = None
+    train_groups_seed: int = 0
 
     def __post_init__(self) -> None:
         without_credentials(self.url)
+        if self.train_groups is not None:
+            at_least("data", self, train_groups=1)
+        at_least("data", self, train_groups_seed=0)
         at_least("data", self, window=0, step=1, threads=1, prefetch_batches=1)
         for name in ("stride", "context"):
             if getattr(self, name) is not None:

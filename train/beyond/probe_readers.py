@@ -132,7 +132,7 @@ def neighbour_scores(
     model = KNeighborsClassifier(count).fit(scaler.transform(train), truth)
     shares = np.asarray(model.predict_proba(scaler.transform(values)), dtype=np.float64)
     smoothed = np.log((shares * count + 1) / (count + shares.shape[1]))
-    return smoothed[:, 1] - smoothed[:, 0] if shares.shape[1] == 2 else smoothed
+    return np.asarray(smoothed[:, 1] - smoothed[:, 0] if shares.shape[1] == 2 else smoothed)
 
 
 def choose_neighbours(features: Features, truth: Floats, *, kind: Kind, seed: int) -> int:

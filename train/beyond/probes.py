@@ -68,7 +68,7 @@ def probe(
     require_free(out, world)
     wanted = list(targets) or list(trained.targets)
     dataset = open_dataset(url) if not where else open_dataset(url).where(where)
-    questions = [column_question(dataset, name) for name in wanted] if world.is_main else []
+    questions = [column_question(dataset, name) for name in wanted]
     vectors = out.with_name(f".unfinished-vectors-{out.name}")
     told = embed(trained, url, out=vectors, world=world, where=where)
     if not world.is_main:

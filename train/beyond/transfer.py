@@ -119,7 +119,7 @@ def _numbers(opened: Opened, scores: Any, objective: Any) -> dict[str, Any]:
         "metrics": evaluate.measure(subjects, objective=objective, threshold=threshold),
         "intervals": {name: list(pair) for name, pair in bounds.items()},
     }
-    return _plain(found)
+    return dict(_plain(found))
 
 
 def print_transfer(found: Sequence[Mapping[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from fmristream import convert
 from fmristream.ingest.options import ConvertOptions
 from fmristream.ingest.sources.phenotypes import Phenotypes
 from fmristream.synth.cohort import parse_url
+from train.config import as_toml, recipe_from
 from train.main import main
 
 SWIFT = """
@@ -70,3 +71,17 @@ def convert_hands(tmp_path_factory):
         return str(folder / "dataset")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def train_tables(tmp_path_factory):
+    """Train a recipe given as tables, one step unless it says otherwise; gives the run's folder."""
+
+    def run(**sections):
+        out = tmp_path_factory.mktemp("trained")
+        tables = {"train": {"steps": 1, "batch_size": 3}, "eval": {"bootstrap_draws": 20}} | sections
+        (out / "small.toml").write_text(as_toml(recipe_from(tables)))
+        assert main([str(out / "small.toml"), "--out", str(out / "run")]) == 0
+        return out / "run"
+
+    return run
