@@ -1,12 +1,14 @@
 """A trained network as it was left: its weights, its recipe, the coding of its target, the statistics that it was given.
 
-    RUN                        the newest whole checkpoint below it
+    RUN                        the checkpoint that its report scored; without a report the newest whole one
     RUN/checkpoints/step-800   that checkpoint
     IMPORT                     weights of somebody else (docs/checkpoints.md), of which no coding is known
 
 Everything is frozen: what a checkpoint says of the data that it was trained on is held against the data it is applied to.
 """
 
+import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +111,6 @@ class Trained:
 
     def _as_trained(self, signal: Signal) -> Signal:
         """The sizes of training where they are known: the longest of other data may be shorter."""
-        import dataclasses
-
         return signal if self.facts is None else dataclasses.replace(signal, frames=int(self.facts["frames"]))
 
 
@@ -131,10 +131,7 @@ def load_trained(source: str, overrides: Sequence[str] = ()) -> Trained:
     if overrides:
         raise UsageError(f"{source}: the recipe of a trained run is frozen; leave --set {overrides[0]} out")
     if (folder / "checkpoints").is_dir():
-        found, damaged = newest_whole(folder / "checkpoints")
-        if found is None:
-            raise CorruptDataError(f"{source}: no checkpoint in it is whole; {len(damaged)} are damaged")
-        notes = tuple(f"{one.folder.name} is damaged and passed over: {one.reason}" for one in damaged)
+        found, notes = _scored_or_newest(folder)
         return _of_run(source, found, folder=folder, notes=notes)
     if (folder / "manifest.json").is_file():
         return _of_run(source, load_checkpoint(folder), folder=folder.absolute().parent.parent)
@@ -142,6 +139,24 @@ def load_trained(source: str, overrides: Sequence[str] = ()) -> Trained:
         f"{source}: expected the folder of a run, of a checkpoint or of an import; there is "
         f"{'none of these in it' if folder.is_dir() else 'no such folder'}"
     )
+
+
+def _scored_or_newest(folder: Path) -> tuple[Checkpoint, tuple[str, ...]]:
+    """The checkpoint that a run's report is of, where that is whole, else the newest whole one; and what is to be said."""
+    checkpoints = folder / "checkpoints"
+    newest, damaged = newest_whole(checkpoints)
+    if newest is None:
+        raise CorruptDataError(f"{folder}: no checkpoint in it is whole; {len(damaged)} are damaged")
+    notes = tuple(f"{one.folder.name} is damaged and passed over: {one.reason}" for one in damaged)
+    report = folder / "report.json"
+    step = json.loads(report.read_text(encoding="utf-8")).get("step") if report.is_file() else None
+    if step is None or step == newest.step:
+        return newest, notes
+    try:
+        scored = load_checkpoint(checkpoints / f"step-{step}")
+    except CorruptDataError as error:
+        return newest, (*notes, f"step-{step}, which the report scored, is not there: {error}; step-{newest.step} is taken")
+    return scored, (*notes, f"step-{step} is taken, which the report scored; the newest is step-{newest.step}")
 
 
 def remap(trained: Sequence[str], now: Sequence[str], *, column: str, where: str) -> np.ndarray:
@@ -178,8 +193,9 @@ def _of_run(source: str, found: Checkpoint, *, folder: Path, notes: tuple[str, .
 
 
 def _weights(found: Checkpoint) -> Mapping[str, Tensor]:
-    """Those that evaluation uses."""
-    return found.model
+    """Those that evaluation uses: the running mean of those that learn, where the run keeps one."""
+    means = getattr(found, "extra", {}).get("ema", {})
+    return {**found.model, **{name: mean.to(found.model[name].dtype) for name, mean in means.items()}}
 
 
 def _imported(source: str, overrides: Sequence[str]) -> Trained:
