@@ -74,6 +74,7 @@ def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]
         print(f"stopped after a checkpoint; the same command goes on from {out / 'checkpoints'}")
     else:
         write_report(outcome, recipe, out=out)
+        _write_card(out)
     return DONE
 
 
@@ -87,6 +88,14 @@ def _report_and_go_elsewhere(outcome: "Outcome", recipe: Recipe, *, out: Path, w
         if world.is_main:
             write_report(outcome, recipe, out=out)
     score_elsewhere(recipe, out=out, world=world)
+    if world.is_main:
+        _write_card(out)
+
+
+def _write_card(out: Path) -> None:
+    from train.model_card import write_card
+
+    print(f"written: {write_card(out)}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fmristream._version import __version__
-from fmristream.errors import FmriStreamError
 from fmristream.storage.urls import display_url
 from train.beyond.trained import Trained, load_trained
 
 CARD = "MODEL_CARD.md"
-# Files about a dataset's terms that a card quotes by name, as the dataset keeps them beside its tables.
-_TERMS = ("licence", "license", "dua", "terms", "citation")
 
 
 def write_card(out: Path) -> Path:
@@ -23,35 +20,23 @@ def write_card(out: Path) -> Path:
     """
     trained = load_trained(str(out))
     report = _json(out / "report.json")
-    text = card(trained, report, baselines=_json(out / "baselines.json"), terms=dataset_terms(trained))
+    text = card(trained, report, baselines=_json(out / "baselines.json"))
     unfinished = out / f".unfinished-{CARD}"
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(out / CARD)
     return out / CARD
 
 
-def card(trained: Trained, report: Any, *, baselines: Any = None, terms: Mapping[str, str] | None = None) -> str:
+def card(trained: Trained, report: Any, *, baselines: Any = None) -> str:
     """The text.
 
     Args:
         trained: the network.
         report: report.json of its run, where there is one.
         baselines: baselines.json, where there is one.
-        terms: what the dataset says of its use.
     """
-    sections = [_what(trained), _data(trained, terms or {}), _targets(trained), _numbers(report), _beside(report, baselines)]
+    sections = [_what(trained), _data(trained), _targets(trained), _numbers(report), _beside(report, baselines)]
     return "\n\n".join("\n".join(lines) for lines in [*sections, _use(trained), _loading(trained)]) + "\n"
-
-
-def dataset_terms(trained: Trained) -> dict[str, str]:
-    """Licence and terms that the training dataset states in its conversion parameters; empty where it cannot be read."""
-    from fmristream import open
-
-    try:
-        told = open(trained.recipe.data.url).parameters
-    except (FmriStreamError, OSError):
-        return {}
-    return {str(name): str(value) for name, value in told.items() if str(name).lower() in _TERMS and value}
 
 
 def _what(trained: Trained) -> list[str]:
@@ -74,12 +59,12 @@ def _what(trained: Trained) -> list[str]:
     ]
 
 
-def _data(trained: Trained, terms: Mapping[str, str]) -> list[str]:
+def _data(trained: Trained) -> list[str]:
     data, facts = trained.recipe.data, trained.facts
     lines = [
         "## Training data",
         "",
-        f"- URL: {display_url(data.url) or 'not known'}, split {data.train_split!r}{f', where {data.where}' if data.where else ''}",
+        f"- URL: {display_url(data.url) or 'not known'}, {'some runs of ' if data.where else ''}split {data.train_split!r}",
         f"- content: {trained.content_digest or 'not known'}",
         f"- windows: {data.window or 'whole runs'} frames, step {data.step}, normalised by `{data.normalize}`",
     ]
@@ -91,9 +76,7 @@ def _data(trained: Trained, terms: Mapping[str, str]) -> list[str]:
             else f"- {len(facts['parcels'] or [])} parcels or components",
             f"- TR {', '.join(f'{tr:g}' for tr in facts['tr_s']) or 'not known'} s, space {', '.join(facts['spaces'])}",
         ]
-    if terms:
-        return [*lines, *(f"- {name}: {value}" for name, value in terms.items())]
-    return [*lines, "- licence and data use agreement: the dataset states none; those of its source apply"]
+    return [*lines, "- licence and data use agreement: a converted dataset carries none; those of its source apply"]
 
 
 def _targets(trained: Trained) -> list[str]:
@@ -129,7 +112,10 @@ def _numbers(report: Any) -> list[str]:
 
 def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """(split, target, numbers) of everything that was scored."""
-    for target, part in {str(report.get("target") or report.get("objective")): report, **report.get("targets", {})}.items():
+    for target, part in {
+        str(report.get("target") or report.get("objective")): report,
+        **report.get("targets", {}),
+    }.items():
         for split in ("val", "test"):
             if "metrics" in part.get(split, {}):
                 yield split, target, part[split]
@@ -147,9 +133,13 @@ def _beside(report: Any, baselines: Any) -> list[str]:
     for one in baselines if isinstance(baselines, list) else []:
         for row in one.get("network_minus_baseline", ()):
             low, high = row["interval"]
-            lines.append(f"- {row['metric']}: {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}] against {one['baseline']}")
+            lines.append(
+                f"- {row['metric']}: {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}] against {one['baseline']}"
+            )
     if len(lines) == 2:
-        lines.append("No baseline was computed: nothing says that the network knows more than connectivity or motion does.")
+        lines.append(
+            "No baseline was computed: nothing says that the network knows more than connectivity or motion does."
+        )
     return lines
 
 

@@ -24,12 +24,15 @@ def data_facts(clips: "StreamingDataset", *, frames: int) -> dict[str, Any]:
         frames: of the longest window of all parts.
     """
     words = clips.state(0).values
+    parcels = None if clips.has_grid else parcels_with_voxels(clips)
+    centres = None if parcels is None else clips.parcel_centres_mm
     return {
         "grid": list(clips.grid) if clips.has_grid else None,
         "channels": clips.channels,
         "frames": frames,
         "voxels": clips.voxels,
-        "parcels": None if clips.has_grid else parcels_with_voxels(clips).tolist(),
+        "parcels": None if parcels is None else parcels.tolist(),
+        "centres_mm": None if centres is None else np.float32(centres[parcels]).tolist(),
         "orientation": clips.orientation,
         "voxel_sizes_mm": None if clips.voxel_sizes_mm is None else list(clips.voxel_sizes_mm),
         "tr_s": _trs(clips),

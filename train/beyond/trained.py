@@ -47,6 +47,7 @@ class Trained:
         options: of the network that no shape shows.
         folder: of the run, where its statistics and its report are; None for an import.
         notes: what the user is to be told.
+        content_digest: of the training data; "" where nobody knows.
     """
 
     source: str
@@ -59,6 +60,29 @@ class Trained:
     options: Mapping[str, Any] | None = None
     folder: Path | None = None
     notes: tuple[str, ...] = ()
+    content_digest: str = ""
+
+    @property
+    def signal(self) -> Signal:
+        """What its windows are, by what the checkpoint says.
+
+        Raises:
+            UsageError: it says nothing.
+        """
+        facts = self.facts
+        if facts is None:
+            raise UsageError(f"{self.source}: {_IMPORTED_LATER}; give a run of this release, or use --task")
+        if facts["grid"] is not None:
+            x, y, z = facts["grid"]
+            return Signal(takes="volume", grid=(x, y, z), channels=facts["channels"], frames=facts["frames"])
+        centres = facts["centres_mm"]
+        return Signal(
+            takes="series",
+            channels=1,
+            frames=facts["frames"],
+            parcels=np.array(facts["parcels"], dtype=np.int64),
+            centres_mm=None if centres is None else np.array(centres, dtype=np.float32),
+        )
 
     @property
     def statistics(self) -> "tuple[Fitted, ...]":
@@ -155,7 +179,10 @@ def _scored_or_newest(folder: Path) -> tuple[Checkpoint, tuple[str, ...]]:
     try:
         scored = load_checkpoint(checkpoints / f"step-{step}")
     except CorruptDataError as error:
-        return newest, (*notes, f"step-{step}, which the report scored, is not there: {error}; step-{newest.step} is taken")
+        return newest, (
+            *notes,
+            f"step-{step}, which the report scored, is not there: {error}; step-{newest.step} is taken",
+        )
     return scored, (*notes, f"step-{step} is taken, which the report scored; the newest is step-{newest.step}")
 
 
