@@ -125,7 +125,13 @@ def score_windows(opened: Opened) -> WindowScores:
 def joined_scores(objectives: Sequence[Objective], found: Any) -> torch.Tensor:
     """(b, k) float32: the scores of each target in turn, from what the network gave."""
     outputs = found.outputs if isinstance(found, FineTuneOutput) else found
-    parts = torch.split(outputs, [objective.outputs for objective in objectives], dim=1)
+    wanted = [objective.outputs for objective in objectives]
+    if outputs.shape[1] != sum(wanted):
+        raise UsageError(
+            f"the network gives {outputs.shape[1]} outputs, its {len(wanted)} targets have {sum(wanted)}; of an import say which "
+            "by --set objective.kind"
+        )
+    parts = torch.split(outputs, wanted, dim=1)
     scores = [objective.scores(part) for objective, part in zip(objectives, parts, strict=True)]
     return torch.cat([one.view(len(one), -1) for one in scores], dim=1)
 
