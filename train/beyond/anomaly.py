@@ -10,7 +10,7 @@ so that new runs are a little worse on average; `--reference val` compares with 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from fmristream.catalog.row_tables import TEXT, ColumnKind, write_rows
 from fmristream.errors import UsageError
+from fmristream.signal.recipes import expand
+from fmristream.signal.steps import Global, Range, Temporal, TwoChannels, Voxelwise
 from fmristream.storage.urls import display_url
 from train.beyond.anomaly_errors import errors_of
 from train.beyond.opened import ALL, Opened, open_for
@@ -129,7 +131,7 @@ def anomaly(
             world, lambda: open_for(trained, data.url, split=own, where=data.where, world=world, stack=stack)
         )
         known = run_errors(before)
-        told = opened.told + _told(trained)
+        told = opened.told + _told(trained, found.errors)
         if not world.is_main:
             return told
         references = {kind: Reference.of(errors) for kind, errors in known.errors.items()}
@@ -214,8 +216,11 @@ def report(rows: Sequence[Mapping[str, Any]], told: Sequence[str], *, url: str, 
     return "\n".join([*lines, "", *(f"- {sentence}" for sentence in told)]) + "\n"
 
 
-def _told(trained: Trained) -> tuple[str, ...]:
-    if trained.recipe.data.stats != "run":
+def _told(trained: Trained, kinds: Iterable[str]) -> tuple[str, ...]:
+    """Where forecasts are not honest."""
+    own = (Voxelwise, Temporal, Range, Global, TwoChannels)
+    steps = expand(trained.recipe.data.normalize)
+    if "forecast" not in kinds or trained.recipe.data.stats != "run" or not any(isinstance(one, own) for one in steps):
         return ()
     return (
         "runs are normalised by statistics of the whole run, which know the frames that forecasts are held against",

@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fmristream.errors import UsageError
+from fmristream.errors import SpaceError, UsageError
+from fmristream.signal.recipes import expand
+from fmristream.signal.steps import Cohort, ParcelMeans
 from train import build
 from train.beyond.facts import differences
 from train.beyond.trained import Trained, remap
@@ -105,6 +107,7 @@ def open_for(
     targets = tuple(target for target in trained.targets if target in dataset_columns)
     wanted = tuple(dict.fromkeys(targets + trained.columns))
     clips = _clips(trained, url, split=split, where=where, targets=wanted)
+    _require_same_voxels(trained, clips)
     told = [*trained.notes, *(differences(trained.facts, clips) if trained.facts is not None else ())]
     unknown = [name for name in wanted if trained.facts is None and clips.target_labels[name]]
     if set(unknown) & set(trained.columns):
@@ -171,6 +174,21 @@ def _clips(trained: Trained, url: str, *, split: str, where: str, targets: tuple
         return clips
     # As stored, in training: turned to those axes, which interpolates nothing, brains lie as the network knows them.
     return open_clips(trained.recipe, url=url, where=where, orientation=axes, **arguments)
+
+
+def _require_same_voxels(trained: Trained, clips: "StreamingDataset") -> None:
+    """Raise SpaceError where statistics of the training's voxels would be taken for those of other voxels."""
+    steps = expand(trained.recipe.data.normalize)
+    places = [place for place, step in enumerate(steps) if isinstance(step, Cohort)]
+    if not places or any(isinstance(step, ParcelMeans) for step in steps[: places[0]]):
+        return
+    known = "" if trained.facts is None else trained.facts["space_digest"]
+    here = clips.runs[0].space_digest
+    if known != here and any(one.content_digest != clips.content_digest for one in trained.statistics):
+        raise SpaceError(
+            f"{clips.dataset.store.name}: has stored voxels of space {here[:12]}, the statistics of training are of voxels of "
+            f"{known[:12] or 'a space that nobody noted'}; convert the data with the training data's mask"
+        )
 
 
 def _truth(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fmristream.catalog.row_tables import FLOAT, INT, TEXT, ColumnKind, Values, write_rows
 from fmristream.errors import UsageError
 from fmristream.storage.urls import display_url
-from train import metrics
+from train.beyond.numbers import average_of, centre_of, chances, subject_scores
 from train.beyond.opened import ALL, Opened, open_for
 from train.beyond.places import new_folder, require_free, together, write_csv
 from train.beyond.trained import Trained
@@ -183,7 +183,9 @@ def write_predictions(path: Path, opened: Opened, scores: WindowScores, *, url: 
     trained = opened.trained
     columns = window_columns(opened, scores.window, scores.run, run_columns(opened))
     for target, truth in opened.truth.items():
-        columns[f"truth_{target}"] = np.array([truth[str(subject)] for subject in columns["subject"]])
+        (objective,) = (one for one in trained.objectives if one.target == target)
+        values = np.array([truth[str(subject)] for subject in columns["subject"]])
+        columns[f"truth_{target}"] = objective.truth(values)
     for name, column in zip(score_names(trained), scores.score.T, strict=True):
         columns[name] = np.ascontiguousarray(column)
     facts = {
@@ -203,28 +205,26 @@ def score_names(trained: Trained) -> list[str]:
     return found
 
 
-def scores_by_target(trained: Trained, scores: Floats) -> dict[str, Floats]:
-    """The columns of each target, (n, its outputs)."""
-    ends = np.cumsum([objective.outputs for objective in trained.objectives])
-    return dict(zip(trained.targets, np.split(scores, ends[:-1], axis=1), strict=True))
-
-
-def subjects_of(opened: Opened, scores: WindowScores) -> tuple[list[str], Floats]:
-    """(labels, (subjects, k) mean scores)."""
+def subjects_of(opened: Opened, scores: WindowScores) -> tuple[list[str], dict[str, Floats]]:
+    """(labels, by target (subjects, k) mean scores)."""
+    trained, average = opened.trained, average_of(opened.trained.recipe)
     labels, label_of_run = np.unique(opened.clips.subjects, return_inverse=True)
     of_window = label_of_run[scores.run]
-    means = [metrics.subject_means(column, runs=scores.run, subjects=of_window) for column in scores.score.T]
-    places = means[0][0]
-    return [str(labels[place]) for place in places], np.stack([mean for _, mean in means], axis=1)
+    ends = np.cumsum([objective.outputs for objective in trained.objectives])
+    found, places = {}, np.zeros(0, dtype=np.int64)
+    for objective, part in zip(trained.objectives, np.split(scores.score, ends[:-1], axis=1), strict=True):
+        places, found[objective.target] = subject_scores(
+            part, objective, runs=scores.run, subjects=of_window, average=average
+        )
+    return [str(labels[place]) for place in places], found
 
 
 def scored_subjects(opened: Opened, scores: WindowScores, objective: Objective) -> Subjects:
     """Subjects of whom a target is known, as evaluation has them."""
     labels, means = subjects_of(opened, scores)
-    score = scores_by_target(opened.trained, means)[objective.target]
     truth = np.array([opened.truth[objective.target].get(label, np.nan) for label in labels])
     known = np.flatnonzero(np.isfinite(truth))
-    kept = score[known]
+    kept = means[objective.target][known]
     return Subjects(
         label=tuple(labels[place] for place in known),
         truth=objective.truth(truth[known]),
@@ -248,7 +248,7 @@ def subject_rows(opened: Opened, scores: WindowScores) -> list[dict[str, Any]]:
     labels, means = subjects_of(opened, scores)
     of_run = opened.clips.subjects
     count = Counter(of_run[place] for place in scores.run.tolist())
-    parts, thresholds = scores_by_target(trained, means), frozen_thresholds(trained)
+    thresholds, centre = frozen_thresholds(trained), centre_of(average_of(trained.recipe))
     rows: list[dict[str, Any]] = []
     for number, label in enumerate(labels):
         row: dict[str, Any] = {"subject": label, "windows": count[label]}
@@ -256,8 +256,7 @@ def subject_rows(opened: Opened, scores: WindowScores) -> list[dict[str, Any]]:
             target = objective.target
             if target in opened.truth:
                 row[f"truth_{target}"] = _named(trained, objective, opened.truth[target][label])
-            own = parts[target][number]
-            row |= _told(trained, objective, own, threshold=thresholds.get(target, 0.0))
+            row |= _told(trained, objective, means[target][number], threshold=thresholds.get(target, centre))
         rows.append(row)
     return rows
 
@@ -269,8 +268,9 @@ def _told(trained: Trained, objective: Objective, score: Floats, *, threshold: f
         return {f"score_{target}": float(score[0])}
     names = [f"score_{target}_{name}" for name in classes] if objective.classes else [f"score_{target}"]
     row: dict[str, Any] = dict(zip(names, score.tolist(), strict=True))
-    chances = zip(classes, _probabilities(score), strict=True)
-    row |= {f"probability_{target}_{name}": chance for name, chance in chances}
+    likely = score if average_of(trained.recipe) == "sigmoid" else chances(score[None], objective)[0]
+    each = likely if objective.classes else np.array([1 - likely[0], likely[0]])
+    row |= {f"probability_{target}_{name}": float(chance) for name, chance in zip(classes, each, strict=True)}
     return row | {f"told_{target}": classes[int(score.argmax()) if objective.classes else int(score[0] > threshold)]}
 
 
@@ -300,10 +300,3 @@ def _named(trained: Trained, objective: Objective, value: float) -> Any:
     if not objective.values or not np.isfinite(value):
         return value
     return trained.class_names(objective)[int(np.abs(np.array(objective.values) - value).argmin())]
-
-
-def _probabilities(mean: Floats) -> list[float]:
-    """Of each class, from a logit of the upper one of two, or from the logits of all."""
-    logits = np.array([0.0, mean[0]]) if len(mean) == 1 else mean
-    weights = np.exp(logits - logits.max())
-    return [float(chance) for chance in weights / weights.sum()]

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmristream.errors import UsageError
-from train import evaluate, metrics
+from train import metrics
 from train.baselines_fit import Features, Floats, Kind, fit_reader
+from train.beyond.numbers import metrics_of, numbers_of
 from train.evaluate import Subjects
 from train.objectives import Objective
 
@@ -101,13 +102,14 @@ def read(question: Question, parts: dict[str, Features], *, reader: str, draws: 
     threshold = 0.0
     if "val" in scores and question.kind == "classification" and not objective.classes:
         threshold = metrics.youden_threshold(truth["val"], scores["val"])
+    numbers, intervals = numbers_of(test, objective, threshold=threshold, draws=draws)
     return Found(
         reader=reader,
         setting=setting,
         train=len(known["train"].subject),
         test=test,
-        numbers=evaluate.measure(test, objective=objective, threshold=threshold),
-        intervals=dict(evaluate.intervals(test, objective=objective, threshold=threshold, draws=draws)),
+        numbers=numbers,
+        intervals=dict(intervals),
         chance=_chance(test, objective, threshold, seed),
         threshold=threshold,
     )
@@ -198,7 +200,7 @@ def _chance(test: Subjects, objective: Objective, threshold: float, seed: int) -
     drawn: dict[str, list[float]] = {}
     for _ in range(_PERMUTATIONS):
         shuffled = Subjects(label=test.label, truth=rng.permutation(test.truth), score=test.score)
-        for name, value in evaluate.measure(shuffled, objective=objective, threshold=threshold).items():
+        for name, value in metrics_of(shuffled, objective, threshold=threshold).items():
             drawn.setdefault(name, []).append(value)
     found = {}
     for name, values in drawn.items():

@@ -17,10 +17,11 @@ from typing import Any
 from fmristream.errors import FmriStreamError, SplitError, UsageError
 from fmristream.report.leaks import find_leaks
 from fmristream.storage.urls import display_url
-from train import evaluate
+from train.beyond.numbers import average_of, centre_of, numbers_of
 from train.beyond.opened import Opened, open_for
 from train.beyond.places import new_folder, together, write_csv
 from train.beyond.predict import (
+    WindowScores,
     about,
     frozen_thresholds,
     score_windows,
@@ -31,7 +32,11 @@ from train.beyond.predict import (
 from train.beyond.trained import Trained, load_trained
 from train.config import Recipe
 from train.data import open_clips
-from train.launch import World
+from train.launch import World, main_first
+from train.objectives import Objective
+
+# How long the other ranks wait for rank 0's bootstrap and files: an hour.
+_WRITING_S = 3600.0
 
 
 def score_elsewhere(recipe: Recipe, *, out: Path, world: World) -> None:
@@ -65,16 +70,30 @@ def _entry(trained: Trained, url: str, *, out: Path, world: World) -> dict[str, 
         with ExitStack() as stack:
             opened = together(world, lambda: _opened(trained, url, world, stack))
             scores = score_windows(opened)
-            if not world.is_main:
-                return entry
-            with new_folder(out, replaces=True) as folder:
-                write_predictions(folder / "predictions.parquet", opened, scores, url=url)
-                write_csv(folder / "subjects.csv", subject_rows(opened, scores))
-                (folder / "about.json").write_text(about(opened, url=url, split="all", where=""), encoding="utf-8")
-            targets = {objective.target: _numbers(opened, scores, objective) for objective in trained.objectives}
-        return entry | {"notes": list(opened.told), "windows": opened.clips.num_windows, "targets": targets}
+            found: dict[str, Any] = {}
+            with main_first(world, timeout_s=_WRITING_S):
+                if world.is_main:
+                    found = _written(opened, scores, url=url, out=out)
+            return entry | found
     except (FmriStreamError, OSError) as error:
         return entry | {"error": str(error)}
+
+
+def _written(opened: Opened, scores: WindowScores, *, url: str, out: Path) -> dict[str, Any]:
+    """What the report says of a URL, after its tables are written; rank 0's failures are said here: others wait for it."""
+    try:
+        _write_tables(opened, scores, url=url, out=out)
+        targets = {objective.target: _numbers(opened, scores, objective) for objective in opened.trained.objectives}
+    except (FmriStreamError, OSError) as error:
+        return {"error": str(error)}
+    return {"notes": list(opened.told), "windows": opened.clips.num_windows, "targets": targets}
+
+
+def _write_tables(opened: Opened, scores: WindowScores, *, url: str, out: Path) -> None:
+    with new_folder(out, replaces=True) as folder:
+        write_predictions(folder / "predictions.parquet", opened, scores, url=url)
+        write_csv(folder / "subjects.csv", subject_rows(opened, scores))
+        (folder / "about.json").write_text(about(opened, url=url, split="all", where=""), encoding="utf-8")
 
 
 def _opened(trained: Trained, url: str, world: World, stack: ExitStack) -> Opened:
@@ -87,8 +106,7 @@ def _opened(trained: Trained, url: str, world: World, stack: ExitStack) -> Opene
     opened = open_for(trained, url, world=world, stack=stack)
     if not opened.truth:
         raise UsageError(f"{display_url(url)}: has no column {' or '.join(trained.targets)}; nothing to score")
-    if world.is_main:
-        _refuse_leaks(trained, opened)
+    _refuse_leaks(trained, opened)  # on every rank: none waits for another's reading
     return opened
 
 
@@ -103,23 +121,18 @@ def _refuse_leaks(trained: Trained, opened: Opened) -> None:
         )
 
 
-def _numbers(opened: Opened, scores: Any, objective: Any) -> dict[str, Any]:
+def _numbers(opened: Opened, scores: WindowScores, objective: Objective) -> dict[str, Any]:
     """Metrics and intervals of one target."""
     if objective.target not in opened.truth:
         return {"error": "the data have no such column"}
     subjects = scored_subjects(opened, scores, objective)
     if not subjects.label:
         return {"error": "no subject has a known value"}
-    threshold = frozen_thresholds(opened.trained).get(objective.target, 0.0)
-    draws = opened.trained.recipe.eval.bootstrap_draws
-    bounds = evaluate.intervals(subjects, objective=objective, threshold=threshold, draws=draws)
-    found = {
-        "num_subjects": len(subjects.label),
-        "threshold": threshold,
-        "metrics": evaluate.measure(subjects, objective=objective, threshold=threshold),
-        "intervals": {name: list(pair) for name, pair in bounds.items()},
-    }
-    return dict(_plain(found))
+    recipe = opened.trained.recipe
+    threshold = frozen_thresholds(opened.trained).get(objective.target, centre_of(average_of(recipe)))
+    found, bounds = numbers_of(subjects, objective, threshold=threshold, draws=recipe.eval.bootstrap_draws)
+    facts = {"num_subjects": len(subjects.label), "threshold": threshold, "metrics": found}
+    return dict(_plain({**facts, "intervals": {name: list(pair) for name, pair in bounds.items()}}))
 
 
 def print_transfer(found: Sequence[Mapping[str, Any]]) -> None:

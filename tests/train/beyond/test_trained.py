@@ -57,6 +57,21 @@ def test_what_was_fitted_to_the_training_runs_is_taken_as_it_is(fitted_run, parc
         opened(load_trained(str(tmp_path / "run")), parcelled, stack)
 
 
+def test_statistics_of_voxels_are_taken_to_the_same_voxels_only(parcelled, train_tables, convert_hands):
+    data = {"url": parcelled, "target": "age", "window": 8, "stride": 8, "normalize": "voxel-zscore | cohort-zscore"}
+    model = {"name": "cnn_rnn", "channels": [4, 4], "norm_groups": 2, "hidden": 6}
+    trained = load_trained(str(train_tables(data=data, model=model, objective={"kind": "regression"})))
+    elsewhere = convert_hands(("left", "right"))
+    with ExitStack() as stack:
+        there = opened(trained, elsewhere, stack)
+        assert there.told == ()
+        assert np.isfinite(score_windows(there).score).all()
+        other = facts_with(trained, space_digest="1" * 64)
+        with pytest.raises(SpaceError, match="statistics of training are of voxels"):
+            opened(other, elsewhere, stack)
+        assert "stored voxels" in opened(other, parcelled, stack, split="val").told[0]  # its own data
+
+
 def test_one_checkpoint_and_the_whole_run_are_the_same_network(fitted_run, parcelled):
     whole, one = load_trained(str(fitted_run)), load_trained(str(fitted_run / "checkpoints" / "step-3"))
     assert one.folder == whole.folder.absolute()
