@@ -10,6 +10,7 @@ A network that tells sites or motion as well as its target may rest on them: the
 import json
 import math
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def probe(
     wanted = list(targets) or list(trained.targets)
     dataset = open_dataset(url) if not where else open_dataset(url).where(where)
     questions = [column_question(dataset, name) for name in wanted]
-    vectors = out.with_name(f".unfinished-vectors-{out.name}")
+    vectors = out.with_name(f".unfinished-vectors-{out.name}-{uuid.uuid4().hex[:8]}")  # rank 0's, who alone writes
     told = embed(trained, url, out=vectors, world=world, where=where)
     if not world.is_main:
         return told

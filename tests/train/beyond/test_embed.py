@@ -62,10 +62,9 @@ def test_means_of_groups_that_follow_each_other():
     assert means.finish() is None
 
 
-def test_two_ranks_write_the_same_rows_in_the_same_order(embedded, trained_sex, cohort, tmp_path):
-    arguments = ["--task", "embed", str(trained_sex), cohort, "--out", str(tmp_path / "two"), "--nproc", "2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "train", *arguments],
+def on_two_ranks(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "train", *map(str, arguments), "--nproc", "2"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -73,6 +72,18 @@ def test_two_ranks_write_the_same_rows_in_the_same_order(embedded, trained_sex, 
         timeout=300,
         check=False,
     )
+
+
+@pytest.mark.full
+def test_where_the_data_are_out_of_reach_both_ranks_end_and_nothing_is_left(trained_sex, cohort, tmp_path):
+    done = on_two_ranks("--task", "predict", trained_sex, cohort + "-gone", "--out", tmp_path / "out")
+    assert done.returncode != 0
+    assert "no dataset here" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_ranks_write_the_same_rows_in_the_same_order(embedded, trained_sex, cohort, tmp_path):
+    done = on_two_ranks("--task", "embed", trained_sex, cohort, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     for name in ("windows", "runs", "subjects"):
         one, facts = read_rows(embedded / f"{name}.parquet")
