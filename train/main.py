@@ -80,13 +80,14 @@ def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]
 
 def _report_and_go_elsewhere(outcome: "Outcome", recipe: Recipe, *, out: Path, world: "World") -> None:
     """Rank 0 writes the report; then all score the other data, and what is found is put into it."""
-    from train.beyond.transfer import score_elsewhere
     from train.launch import main_first
     from train.report import write_report
 
     with main_first(world, timeout_s=_REPORTING_S):
         if world.is_main:
             write_report(outcome, recipe, out=out)
+    from train.beyond.transfer import score_elsewhere  # after the report, which nothing may cost
+
     score_elsewhere(recipe, out=out, world=world)
     if world.is_main:
         _write_card(out)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fmristream._version import __version__
 from fmristream.storage.urls import display_url
+from train.beyond.facts import parcel_places
 from train.beyond.trained import Trained, load_trained
 
 CARD = "MODEL_CARD.md"
@@ -73,7 +74,7 @@ def _data(trained: Trained) -> list[str]:
         lines += [
             f"- grid {_by(facts['grid'])} voxels of {_by(sizes)} mm, axes to {facts['orientation'] or 'nobody knows where'}"
             if facts["grid"]
-            else f"- {len(facts['parcels'] or [])} parcels or components",
+            else f"- {len(parcel_places(facts))} parcels, components or grayordinates",
             f"- TR {', '.join(f'{tr:g}' for tr in facts['tr_s']) or 'not known'} s, space {', '.join(facts['spaces'])}",
         ]
     return [*lines, "- licence and data use agreement: a converted dataset carries none; those of its source apply"]

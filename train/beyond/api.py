@@ -21,6 +21,7 @@ from fmristream.errors import SpaceError, UsageError
 from fmristream.signal.grid import voxel_sizes_mm
 from fmristream.signal.orientation import axis_codes
 from train import build
+from train.beyond.facts import parcel_places
 from train.beyond.features import Named, features_of
 from train.beyond.predict import joined_scores, score_names
 from train.beyond.trained import Trained, load_trained
@@ -128,7 +129,7 @@ class Network:
             grid = tuple(facts["grid"])
             expected = [(facts["channels"], *grid), *([grid] if facts["channels"] == 1 else [])]
         else:
-            expected = [(len(facts["parcels"]),)]
+            expected = [(len(parcel_places(facts)),)]
         if shape not in expected:
             raise SpaceError(
                 f"{source}: expected {expected[-1]} and frames, got {values.shape}; bring the run onto that"

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fmristream.errors import SpaceError
 from train.data import parcels_with_voxels
@@ -31,7 +32,8 @@ def data_facts(clips: "StreamingDataset", *, frames: int) -> dict[str, Any]:
         "channels": clips.channels,
         "frames": frames,
         "voxels": clips.voxels,
-        "parcels": None if parcels is None else parcels.tolist(),
+        # Grayordinates are 91,000 places, all of which are there.
+        "parcels": None if parcels is None else len(parcels) if len(parcels) == clips.voxels else parcels.tolist(),
         "centres_mm": None if centres is None else np.float32(centres[parcels]).tolist(),
         "orientation": clips.orientation,
         "voxel_sizes_mm": None if clips.voxel_sizes_mm is None else list(clips.voxel_sizes_mm),
@@ -41,6 +43,12 @@ def data_facts(clips: "StreamingDataset", *, frames: int) -> dict[str, Any]:
         "atlases": words.get("atlases", ""),
         "labels": {name: list(labels) for name, labels in clips.target_labels.items()},
     }
+
+
+def parcel_places(facts: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Places in a packed frame of the parcels that the network reads."""
+    parcels = facts["parcels"]
+    return np.arange(parcels) if isinstance(parcels, int) else np.array(parcels, dtype=np.int64)
 
 
 def differences(trained: Mapping[str, Any], clips: "StreamingDataset") -> list[str]:

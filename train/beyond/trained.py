@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fmristream.errors import CorruptDataError, UsageError
 from train import build
+from train.beyond.facts import parcel_places
 from train.checkpoint import Checkpoint, load_checkpoint, newest_whole
 from train.config import Recipe, load_recipe, recipe_from
 from train.data import Signal, frozen_statistics
@@ -80,7 +81,7 @@ class Trained:
             takes="series",
             channels=1,
             frames=facts["frames"],
-            parcels=np.array(facts["parcels"], dtype=np.int64),
+            parcels=parcel_places(facts),
             centres_mm=None if centres is None else np.array(centres, dtype=np.float32),
         )
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fmristream.errors import UsageError
 from train.beyond.api import Network, load
+from train.beyond.facts import parcel_places
 from train.beyond.features import features_of
 
 # Of a run, as brainmarks' own wrappers take at most.
@@ -30,7 +31,7 @@ class FmristreamTransform:
     def __init__(self, network: Network, max_windows: int) -> None:
         facts, data = network.trained.facts, network.trained.recipe.data
         assert facts is not None
-        self.parcels, self.tr_s = len(facts["parcels"]), facts["tr_s"]
+        self.parcels, self.tr_s = len(parcel_places(facts)), facts["tr_s"]
         self.window, self.step, self.max_windows = data.window, data.step, max_windows
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
