@@ -350,3 +350,8 @@ def _masked_loss(recipe: Recipe, model: Any) -> str:
     asked = recipe.objective.loss if recipe.objective.kind == "masked" else None
     own: str = getattr(model.config, "loss_fn", "mse")
     return own if asked is None else _MASKED_LOSS[asked]
+
+
+def make_inputs(recipe: Recipe, model: nn.Module, signal: Signal, extras: Extras = NO_EXTRAS) -> Inputs:
+    """How a batch becomes what a network is called with, whatever it learns."""
+    return _inputs(recipe, model, signal, extras)

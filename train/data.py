@@ -1,6 +1,6 @@
 """What a recipe trains on: splits of a dataset as streams of windows, and what a network must know of a window."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,6 +18,8 @@ from train.config import Recipe
 from train.launch import World, main_first
 
 if TYPE_CHECKING:
+    from fmristream.catalog.split import SplitPart
+    from fmristream.shards.dataset import Dataset
     from fmristream.stream.augment import Compose
     from fmristream.stream.clips import StreamingDataset
     from fmristream.stream.fitted import Fitted
@@ -104,9 +106,11 @@ def open_part(
 
     data, training = recipe.data, seed is not None
     stride = data.stride if training or recipe.eval.stride is None or not data.window else recipe.eval.stride
-    clips = _open_clips(
+    source, chosen = training_part(recipe) if split == data.train_split else (None, split)
+    clips = open_clips(
         recipe,
-        split=split,
+        source=source,
+        split=chosen,
         normalize=data.normalize,
         window=data.window or None,
         stride=stride,
@@ -121,6 +125,8 @@ def open_part(
         stats=data.stats,
         context=data.context,
         fitted=fitted,
+        # Fitted to some of the training runs: a split of their own, whose statistics others are refused.
+        fitted_elsewhere=source is None and data.train_groups is not None,
     )
     loader = StreamingLoader(
         clips,
@@ -134,13 +140,41 @@ def open_part(
     return Part(clips=clips, loader=loader)
 
 
-def _open_clips(recipe: Recipe, **arguments: Any) -> "StreamingDataset":
+def training_part(recipe: Recipe) -> "tuple[Dataset | None, str | SplitPart]":
+    """What a recipe learns from: its training split, or some groups of it, drawn so that more of them hold fewer.
+
+    Raises:
+        UsageError: there are not so many groups.
+    """
+    from fmristream import open, split
+
+    data = recipe.data
+    if data.train_groups is None:
+        return None, data.train_split
+    dataset = open(data.url) if not data.where else open(data.url).where(data.where)
+    column = "runs.split" if "split" in dataset.participant_columns else "split"
+    training = dataset.where(f"{column} == {data.train_split!r}")
+    count = training.runs.distinct("group")
+    if data.train_groups > count:
+        raise UsageError(
+            f"data.train_groups {data.train_groups}: split {data.train_split!r} has {count} groups of subjects; ask for fewer"
+        )
+    share = data.train_groups / count
+    parted = split(training, fractions=(share, 0.0, 1.0 - share), seed=data.train_groups_seed)
+    return training, parted.train
+
+
+def open_clips(
+    recipe: Recipe, *, url: str = "", source: "Dataset | None" = None, where: str = "", **arguments: Any
+) -> "StreamingDataset":
+    """A recipe's dataset with its conditions and atlases, or another one (`url` or `source`, `where`) with its atlases."""
     from fmristream import StreamingDataset
     from fmristream.ingest.atlas import read_atlas
 
     data = recipe.data
     atlases = {name: read_atlas(path).atlas for name, path in data.atlases.items()}
-    return StreamingDataset(data.url, where=data.where or None, atlases=atlases, **arguments)
+    chosen = where if url or source is not None else data.where
+    return StreamingDataset(source or url or data.url, where=chosen or None, atlases=atlases, **arguments)
 
 
 def fitted_of(recipe: Recipe, *, out: Path, world: World) -> "tuple[Fitted, ...]":
@@ -160,11 +194,13 @@ def _fitted(recipe: Recipe, out: Path) -> "tuple[Fitted, ...]":
     for place, part in enumerate(parts):
         if not any(isinstance(step, Cohort) for step in expand(part)):
             continue
-        name = f"fit-{sha256(' | '.join(parts[: place + 1]).encode()).hexdigest()[:16]}"
+        name = fitted_name(parts, place)
         if not list((out / "fitted").glob(f"{name}-*")):
-            clips = _open_clips(
+            source, chosen = training_part(recipe)
+            clips = open_clips(
                 recipe,
-                split=recipe.data.train_split,
+                source=source,
+                split=chosen,
                 normalize=" | ".join(parts[:place]) or "none",
                 window=None,
                 fitted=tuple(found),
@@ -172,6 +208,29 @@ def _fitted(recipe: Recipe, out: Path) -> "tuple[Fitted, ...]":
             save_fitted(fit(clips, part, name=name), str(out))
         found.append(load_fitted(str(out), name))
     return tuple(found)
+
+
+def fitted_name(parts: Sequence[str], place: int) -> str:
+    """What the statistics of one step of a normalisation are called in a run's folder."""
+    return f"fit-{sha256(' | '.join(parts[: place + 1]).encode()).hexdigest()[:16]}"
+
+
+def frozen_statistics(recipe: Recipe, folder: Path | None) -> "tuple[Fitted, ...]":
+    """What a run fitted to its training runs, from its folder; nothing is fitted.
+
+    Raises:
+        UsageError: the recipe needs some, and the folder has none.
+    """
+    from fmristream import load_fitted
+
+    parts = [part.strip() for part in recipe.data.normalize.split("|")]
+    places = [place for place, part in enumerate(parts) if any(isinstance(step, Cohort) for step in expand(part))]
+    if places and folder is None:
+        raise UsageError(
+            f"data.normalize {recipe.data.normalize!r} needs statistics of the training runs, which a run keeps in its folder "
+            "`fitted`; give the run's folder, or a checkpoint within it"
+        )
+    return tuple(load_fitted(str(folder), fitted_name(parts, place)) for place in places)
 
 
 def signal_of(parts: Mapping[str, Part]) -> Signal:
@@ -206,9 +265,9 @@ def signal_of(parts: Mapping[str, Part]) -> Signal:
         raise UsageError(
             f"data.normalize {clips.normalize!r} gives series of {clips.channels} channels; networks take one"
         )
-    centres, kept = clips.parcel_centres_mm, _parcels_with_voxels(clips)
+    centres, kept = clips.parcel_centres_mm, parcels_with_voxels(clips)
     for name, part in parts.items():
-        if not np.array_equal(_parcels_with_voxels(part.clips), kept):
+        if not np.array_equal(parcels_with_voxels(part.clips), kept):
             raise UsageError(
                 f"split {name!r} has stored voxels in other parcels than training has; convert all runs with one --mask, or "
                 "choose runs with data.where"
@@ -223,7 +282,7 @@ def signal_of(parts: Mapping[str, Part]) -> Signal:
     )
 
 
-def _parcels_with_voxels(clips: "StreamingDataset") -> NDArray[np.int64]:
+def parcels_with_voxels(clips: "StreamingDataset") -> NDArray[np.int64]:
     """Places of those that have a signal; one without a stored voxel is left out, and not shown to be 0."""
     centres = clips.parcel_centres_mm
     return np.arange(clips.voxels) if centres is None else np.flatnonzero(np.isfinite(centres).all(axis=1))

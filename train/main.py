@@ -5,9 +5,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fmristream.errors import FmriStreamError, UsageError
+from train.beyond.commands import asks_for_task, run_task
 from train.config import Recipe, as_toml, load_recipe, recipe_path
+
+if TYPE_CHECKING:
+    from train.launch import World
+    from train.loop import Outcome
+
+# How long the other ranks wait for the report, with the baselines that stand in it: a day.
+_REPORTING_S = 86400.0
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -15,8 +24,12 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the arguments say; the exit status is 0 (done, or stopped by SIGTERM after a checkpoint), 1 or 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options = _parser().parse_args(arguments)
+    out = None
     try:
+        if asks_for_task(arguments):
+            return run_task(arguments)
+        options = _parser().parse_args(arguments)
+        out = options.out
         profile = [] if options.profile is None else [f"watch.profile={options.profile}"]
         recipe = load_recipe(options.recipe, [*options.set, *profile])
         if options.check:
@@ -36,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"train{rank}: {error}", file=sys.stderr, flush=True)
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except OSError as error:
-        print(f"train: {error.filename or options.out}: {error.strerror or error}", file=sys.stderr, flush=True)
+        print(f"train: {error.filename or out or 'results'}: {error.strerror or error}", file=sys.stderr, flush=True)
         return FAILED
 
 
@@ -53,20 +66,46 @@ def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]
     out = options.out or Path("runs") / recipe_path(options.recipe).stem
     with join_world(timeout_s=recipe.train.timeout_s) as world:
         outcome = train(recipe, out=out, world=world)
+        if outcome is not None and recipe.eval.urls:
+            _report_and_go_elsewhere(outcome, recipe, out=out, world=world)
+            return DONE
     if not world.is_main:
         return DONE
     if outcome is None:
         print(f"stopped after a checkpoint; the same command goes on from {out / 'checkpoints'}")
     else:
         write_report(outcome, recipe, out=out)
+        _write_card(out)
     return DONE
+
+
+def _report_and_go_elsewhere(outcome: "Outcome", recipe: Recipe, *, out: Path, world: "World") -> None:
+    """Rank 0 writes the report; then all score the other data, and what is found is put into it."""
+    from train.launch import main_first
+    from train.report import write_report
+
+    with main_first(world, timeout_s=_REPORTING_S):
+        if world.is_main:
+            write_report(outcome, recipe, out=out)
+    from train.beyond.transfer import score_elsewhere  # after the report, which nothing may cost
+
+    score_elsewhere(recipe, out=out, world=world)
+    if world.is_main:
+        _write_card(out)
+
+
+def _write_card(out: Path) -> None:
+    from train.model_card import write_card
+
+    print(f"written: {write_card(out)}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         description="Train a 4-D network on a converted dataset; goes on from the newest checkpoint in --out.",
-        epilog="Several processes: torchrun --nproc-per-node N -m train RECIPE ..., or --nproc N here.",
+        epilog="Several processes: torchrun --nproc-per-node N -m train RECIPE ..., or --nproc N here. With a trained network: "
+        "python -m train --task predict|embed|probe|anomaly --help.",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a .toml file, or a name in train/recipes")
     parser.add_argument(

@@ -10,6 +10,7 @@ from torch import nn
 
 from fmristream.errors import ResumeError
 from train import build
+from train.beyond.facts import data_facts
 from train.checkpoint import Stored, gather_rng, newest_verified, restore_rng
 from train.checkpoint_async import Saver, gather_texts, shared_token, together
 from train.checkpoint_shelf import Shelf, open_shelf
@@ -235,6 +236,7 @@ def _state_of(run: Run) -> dict[str, Any]:
             "generation_digest": clips.generation_digest,
             "selection_digest": clips.selection_digest,
         },
+        "data": data_facts(clips, frames=max(part.clips.window for part in (run.train, run.val, run.test) if part)),
         "world_size": run.world.size,
         "torch": torch.__version__,
         "extra": {name: as_json(keeper.facts()) for name, keeper in run.extra.items()},

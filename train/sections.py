@@ -76,9 +76,16 @@ class DataConfig:
     test_split: str = "test"
     threads: int = 1
     prefetch_batches: int = 2
+    # Learn from so many of the training groups (subjects, families): those that come first in an order drawn by the seed, so
+    # that more of them hold fewer; all where not given.
+    train_groups: int | None = None
+    train_groups_seed: int = 0
 
     def __post_init__(self) -> None:
         without_credentials(self.url)
+        if self.train_groups is not None:
+            at_least("data", self, train_groups=1)
+        at_least("data", self, train_groups_seed=0)
         at_least("data", self, window=0, step=1, threads=1, prefetch_batches=1)
         for name in ("stride", "context"):
             if getattr(self, name) is not None:
@@ -330,6 +337,7 @@ class EvalConfig:
     use: Literal["last", "best"] | None = None
     average: Literal["logit", "sigmoid"] = "logit"
     unit: Literal["auto", "subject", "session"] = "auto"
+    urls: tuple[str, ...] = ()  # other data, scored at the end with everything that was fitted left as it is
 
     def __post_init__(self) -> None:
         at_least("eval", self, bootstrap_draws=1)
@@ -337,6 +345,8 @@ class EvalConfig:
             raise UsageError(
                 f"eval.metric must be one of {', '.join(METRICS)} (of several targets TARGET.METRIC), got {self.metric!r}"
             )
+        for url in self.urls:
+            without_credentials(url)
         for name in ("batch_size", "stride"):
             if getattr(self, name) is not None:
                 at_least("eval", self, **{name: 1})

@@ -82,6 +82,7 @@ class StreamingDataset(ClipFacts):
             end of the clip's context) or `context` (the context's frames).
         context: frames at a clip's beginning that are known, for `prefix` and `context`.
         fitted: statistics of the training runs, from `fmristream.fit`, for steps that need some.
+        fitted_elsewhere: take them although they were fitted to other data: those of a trained network, which is applied here.
         atlases: what `parcels:NAME` means, where the parcels are not stored with the runs.
         targets: columns of the participants table that samples carry.
         grid: (x, y, z) to pad or cut the native grid to, centred; the native grid where not given. Grayordinates have
@@ -134,6 +135,7 @@ class StreamingDataset(ClipFacts):
         context: int | None = None,
         fitted: Sequence[Fitted] = (),
         atlases: Mapping[str, Atlas] | None = None,
+        fitted_elsewhere: bool = False,
     ) -> None:
         self.dataset = _opened(source, cache, cache_bytes, has_targets=bool(targets))
         if where is not None:
@@ -158,7 +160,7 @@ class StreamingDataset(ClipFacts):
         require_one_grid(self.runs, where=self.dataset.store.name)
         if not mix_spaces:
             require_one_space(self.runs, where=self.dataset.store.name)
-        require_fitted(fitted, self.dataset, split)
+        require_fitted(fitted, self.dataset, split, is_frozen=fitted_elsewhere)
         values = [one.values for one in fitted]
         self.recipe = parse_recipe(normalize, stats=stats, context=cut.context, fitted=values, atlases=atlases)
         require_same_inputs(self.recipe, where=self.dataset.store.name)

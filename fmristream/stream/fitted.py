@@ -148,14 +148,19 @@ def split_digest(dataset: Dataset, split: str | SplitPart) -> str:
     return sha256_json({"runs": sorted(runs.identities()), "split": _name_of(split)})
 
 
-def require_fitted(fitted: Sequence[Fitted], dataset: Dataset, split: str | SplitPart | None) -> None:
+def require_fitted(
+    fitted: Sequence[Fitted], dataset: Dataset, split: str | SplitPart | None, *, is_frozen: bool = False
+) -> None:
     """Raise ResumeError unless statistics were fitted to this dataset, and to the training part of its split as it is now.
 
     Args:
         fitted: the statistics.
         dataset: what they are going to be used with.
         split: the part that they are going to be used with.
+        is_frozen: they belong to a trained network, and no part of this dataset is to be learnt from.
     """
+    if is_frozen:
+        return
     for one in fitted:
         train: str | SplitPart = replace(split, part=_TRAIN) if isinstance(split, SplitPart) else one.split
         if one.split != _name_of(train) or (not isinstance(split, SplitPart) and _AT in one.split):

@@ -168,6 +168,19 @@ def test_statistics_of_another_dataset_or_split_are_refused_with_both_values(coh
         fmristream.StreamingDataset(dataset, window=20, normalize="cohort-zscore", fitted=[moved])
 
 
+def test_statistics_of_a_trained_network_are_taken_to_other_data_where_that_is_asked_for(cohort_url, tmp_path):
+    fitted = fmristream.fit(training(cohort_url), "cohort-zscore")
+    url = str(tmp_path / "other")
+    fmristream.convert(COHORT.replace("seed=5", "seed=6"), url, options=ConvertOptions(split="none"))
+    with pytest.raises(ResumeError):
+        fmristream.StreamingDataset(url, window=29, normalize="cohort-zscore", fitted=[fitted])
+    plain = outputs(url, "none", split=None)
+    mean, sd = fitted.values.arrays["mean"], fitted.values.arrays["sd"]
+    expected = np.where(sd > 0, (plain - mean) / np.where(sd > 0, sd, 1), 0)
+    found = outputs(url, "cohort-zscore", split=None, fitted=[fitted], fitted_elsewhere=True)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
 def test_only_training_runs_are_fitted_to(cohort_url):
     for split in (None, "test", "val"):
         clips = fmristream.StreamingDataset(cohort_url, window=20, split=split)

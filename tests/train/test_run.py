@@ -60,6 +60,7 @@ def finished(cohort, tmp_path_factory):
 def test_a_run_leaves_its_recipe_log_checkpoints_report_and_picture(finished):
     _, out = finished
     assert sorted(path.name for path in out.iterdir()) == [
+        "MODEL_CARD.md",
         "checkpoints",
         "curves.png",
         "log.jsonl",

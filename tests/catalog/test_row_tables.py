@@ -1,0 +1,61 @@
+"""Tables of results come back as they went in, and are whole or not there."""
+
+import numpy as np
+import pytest
+
+from fmristream.catalog.row_tables import FLOAT, INT, TEXT, ColumnKind, read_rows, write_rows
+from fmristream.errors import CorruptDataError
+
+KINDS = {"who": TEXT, "window": INT, "score": FLOAT, "features": ColumnKind(kind="vector", width=3)}
+
+
+def rows(first, count):
+    numbers = np.arange(first, first + count)
+    return {
+        "who": [None if number % 5 == 0 else f"s{number}" for number in numbers],
+        "window": numbers,
+        "score": np.where(numbers % 3 == 0, np.nan, numbers / 7),
+        "features": np.stack([numbers, -numbers, numbers / 3], axis=1).astype(np.float32),
+    }
+
+
+def test_rows_come_back_in_order_whatever_they_were_added_by(tmp_path):
+    with write_rows(tmp_path / "x.parquet", KINDS, facts={"a": [1, "ä"]}) as table:
+        for first, count in ((0, 1), (1, 2500), (2501, 0), (2501, 9)):
+            table.add(rows(first, count))
+    found, facts = read_rows(tmp_path / "x.parquet")
+    expected = rows(0, 2510)
+    assert facts == {"a": [1, "ä"]}
+    assert found["who"] == expected["who"]
+    for name in ("window", "score", "features"):
+        assert np.array_equal(found[name], expected[name], equal_nan=name == "score")
+    assert found["features"].dtype == np.float32
+
+
+def test_an_empty_table_has_its_columns(tmp_path):
+    with write_rows(tmp_path / "x.parquet", KINDS, facts={}):
+        pass
+    found, _ = read_rows(tmp_path / "x.parquet")
+    assert (found["who"], found["window"].tolist(), found["features"].shape) == ([], [], (0, 3))
+
+
+def test_what_fails_on_the_way_leaves_what_was_there(tmp_path):
+    path = tmp_path / "x.parquet"
+    with write_rows(path, KINDS, facts={"first": True}) as table:
+        table.add(rows(0, 3))
+
+    def interrupted():
+        with write_rows(path, KINDS, facts={}) as table:
+            table.add(rows(0, 5))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [one.name for one in tmp_path.iterdir()] == ["x.parquet"]
+    assert read_rows(path)[1] == {"first": True}
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"no table")
+    with pytest.raises(CorruptDataError, match="is not a table that fmristream wrote"):
+        read_rows(tmp_path / "x.parquet")

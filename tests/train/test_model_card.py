@@ -1,0 +1,43 @@
+"""A card says what the network is and how well it does, from what is in the folder, and names nobody."""
+
+import json
+
+from train.beyond.trained import load_trained
+from train.main import main
+from train.model_card import CARD, card
+
+RECIPE = """
+[data]
+url = "{url}"
+window = 8
+stride = 14
+[model]
+patch_size = [3, 3, 3, 1]
+embed_dim = 6
+depths = [1, 1]
+num_heads = [1, 2]
+window_size = [2, 2, 2, 4]
+first_window_size = [2, 2, 2, 4]
+[train]
+steps = 2
+batch_size = 4
+[eval]
+bootstrap_draws = 20
+"""
+
+
+def test_a_finished_run_has_a_card_of_its_numbers_that_names_nobody(cohort, tmp_path):
+    (tmp_path / "small.toml").write_text(RECIPE.format(url=cohort))
+    out = tmp_path / "run"
+    assert main([str(tmp_path / "small.toml"), "--out", str(out)]) == 0
+    text = (out / CARD).read_text()
+    report = json.loads((out / "report.json").read_text())
+    value, (low, high) = report["test"]["metrics"]["auroc"], report["test"]["intervals"]["auroc"]
+    assert f"| test | sex | 6 | auroc | {value:.3f} | {low:.3f} to {high:.3f} |" in text
+    assert "above 0 M, below F" in text
+    assert load_trained(str(out)).content_digest in text
+    assert "grid 12 x 12 x 12 voxels of 16 x 16 x 16 mm" in text
+    assert not any(row["subject"] in text for row in report["test"]["subjects"])
+    again = card(load_trained(str(out)), report | {"verdict": "no better than motion"})
+    assert "no better than motion" in again
+    assert card(load_trained(str(out)), None).count("No validation or test split was scored.") == 1
