@@ -6,24 +6,21 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from train import evaluate, metrics
+from train import metrics, summary
 from train.config import Recipe
 from train.evaluate import Subjects
 from train.objectives import Objective
+from train.summary import centre_of
 
 Floats = NDArray[np.float64]
 Average = Literal["logit", "sigmoid"]
 
+__all__ = ["average_of", "centre_of", "chances", "metrics_of", "numbers_of", "subject_scores"]
+
 
 def average_of(recipe: Recipe) -> Average:
     """What of classes is averaged over windows: logits, or the chances that they mean."""
-    found: Average = getattr(recipe.eval, "average", "logit")
-    return found
-
-
-def centre_of(average: Average) -> float:
-    """The score at which two classes are as likely to the network."""
-    return 0.5 if average == "sigmoid" else 0.0
+    return recipe.eval.average
 
 
 def subject_scores(
@@ -55,12 +52,10 @@ def numbers_of(
     subjects: Subjects, objective: Objective, *, threshold: float, draws: int
 ) -> tuple[dict[str, float], Mapping[str, tuple[float, float]]]:
     """(metrics, their 95 % intervals) of scored subjects."""
-    return (
-        metrics_of(subjects, objective, threshold=threshold),
-        evaluate.intervals(subjects, objective=objective, threshold=threshold, draws=draws),
-    )
+    drawn = summary.resampled(subjects, objective=objective, threshold=threshold, draws=draws)
+    return metrics_of(subjects, objective, threshold=threshold), metrics.intervals_of(drawn)
 
 
 def metrics_of(subjects: Subjects, objective: Objective, *, threshold: float) -> dict[str, float]:
     """Metrics of scored subjects."""
-    return evaluate.measure(subjects, objective=objective, threshold=threshold)
+    return summary.measure(subjects, objective=objective, threshold=threshold)
