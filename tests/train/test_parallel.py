@@ -144,6 +144,16 @@ def test_every_way_of_sharing_the_work_takes_the_steps_of_one_process(alone, mak
     assert_goes_on(ranks[0][f"{name}.fsdp-again"])
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_low_precision_on_ranks_stays_near_the_exact_steps(alone, make, tmp_path, precision):
+    recipes = {way: make("swift", precision=precision, accumulate=2, parallel=way) for way in ("ddp", "fsdp")}
+    ranks = on_ranks(3, recipes, tmp_path)
+    for way in recipes:
+        assert ranks[0][way]["losses"] == ranks[2][way]["losses"]
+        np.testing.assert_allclose(ranks[0][way]["losses"], alone("swift")[0], rtol=0.03)
+
+
 @pytest.mark.parametrize("name", ["swift", pytest.param("masked", marks=pytest.mark.full)])
 def test_a_compiled_network_takes_the_steps_of_the_eager_one(alone, make, tmp_path, name):
     recipe = make(name, compile=True, compile_backend="aot_eager", accumulate=2)
