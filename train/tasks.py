@@ -38,7 +38,7 @@ class Task(Protocol):
 
     @property
     def target(self) -> str | None:
-        """The only column that windows are scored against; None where there is none, or several."""
+        """Column that windows are scored against; None where there is none, and validation is a loss."""
         ...
 
     @property
@@ -110,7 +110,7 @@ class Supervised:
 
     @property
     def target(self) -> str | None:
-        return self.objectives[0].target if len(self.objectives) == 1 else None
+        return self.objectives[0].target if len(self.objectives) == 1 else None  # of several, none
 
     @property
     def objective(self) -> Objective:
