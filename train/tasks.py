@@ -37,8 +37,13 @@ class Task(Protocol):
     """What the trainer, evaluation and checkpoints ask for."""
 
     @property
+    def target(self) -> str | None:
+        """Column that windows are scored against; None where there is none, and validation is a loss."""
+        ...
+
+    @property
     def objectives(self) -> tuple[Objective, ...]:
-        """What windows are scored against, in the order of `rows`; empty where validation is a loss."""
+        """The targets in the order of the columns of `rows`; none where validation is a loss."""
         ...
 
     def losses(self, network: Network, batch: "Batch") -> Tensor:
@@ -102,6 +107,10 @@ class Supervised:
 
     objectives: tuple[Objective, ...]
     inputs: Inputs
+
+    @property
+    def target(self) -> str | None:
+        return self.objectives[0].target if len(self.objectives) == 1 else None  # of several, none
 
     @property
     def objective(self) -> Objective:
@@ -178,6 +187,10 @@ class _MeanLoss(ABC):
 
     @abstractmethod
     def losses(self, network: Network, batch: "Batch") -> Tensor: ...
+
+    @property
+    def target(self) -> str | None:
+        return None
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -275,6 +288,10 @@ class Contrastive:
     inputs: Inputs
     temperature: float
     group: int
+
+    @property
+    def target(self) -> str | None:
+        return None
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
