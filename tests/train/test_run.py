@@ -67,6 +67,7 @@ def test_a_run_leaves_its_recipe_log_checkpoints_report_and_picture(finished):
         "predictions.parquet",
         "recipe.toml",
         "report.json",
+        "tensorboard",
     ]
     assert (out / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert checkpoint_steps(out / "checkpoints") == [30, 25, 20, 15, 10, 5]
