@@ -3,7 +3,7 @@
 A network that does no better than these may read nothing else.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,9 @@ Floats = NDArray[np.float64]
 
 # Columns of participants tables that are taken where nobody says which, whatever their case.
 USUAL_COLUMNS = ("site", "site_id", "scanner", "age", "sex")
+
+# Of these, the first that there is tells where subjects were scanned.
+SITE_COLUMNS = ("site", "site_id", "scanner")
 
 # Power et al. 2012: rotations as millimetres on a sphere of this radius.
 HEAD_RADIUS_MM = 50.0
@@ -47,10 +50,21 @@ def nuisance_features(
     Raises:
         UsageError: there is no such column, or it is the target.
     """
-    facts: dict[str, list[dict[str, float]]] = {}
+    return nuisance_of(dataset, [(run, run_facts(dataset, run)) for run in runs], target=target, columns=columns)
+
+
+def nuisance_of(
+    dataset: "Dataset",
+    scans: Iterable[tuple["Run", Mapping[str, float]]],
+    *,
+    target: str,
+    columns: Sequence[str] | None = None,
+) -> Features:
+    """The same of runs whose `run_facts` are known: for one target after the other."""
+    facts: dict[str, list[Mapping[str, float]]] = {}
     groups: dict[str, str] = {}
-    for run in runs:
-        facts.setdefault(run.subject, []).append(run_facts(dataset, run))
+    for run, known in scans:
+        facts.setdefault(run.subject, []).append(known)
         groups[run.subject] = run.group
     labels = sorted(facts)
     numbers = {
@@ -92,6 +106,20 @@ def framewise_displacement_mm(dataset: "Dataset", run: "Run") -> Floats | None:
         return None
     steps = np.abs(np.diff(np.stack([np.asarray(found[name], dtype=np.float64) for name in _MOTION]), axis=1))
     return np.concatenate([[np.nan], steps[:3].sum(axis=0) + HEAD_RADIUS_MM * steps[3:].sum(axis=0)])
+
+
+def site_of(dataset: "Dataset") -> dict[str, str]:
+    """Where each subject was scanned, as the participants table has it; empty where it does not tell."""
+    table = dataset.participant_columns
+    by_name = {name.lower(): name for name in table}
+    name = next((by_name[usual] for usual in SITE_COLUMNS if usual in by_name), None)
+    if name is None:
+        return {}
+    return {
+        str(subject): str(cell)
+        for subject, cell in zip(table["subject"], table[name], strict=True)
+        if cell is not None and cell == cell  # not NaN
+    }
 
 
 def _chosen(dataset: "Dataset", target: str, columns: Sequence[str] | None) -> list[str]:

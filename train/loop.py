@@ -15,8 +15,10 @@ from train.data import Part, augmentation, open_part, open_parts, signal_of
 from train.evaluate import Subjects, Windows
 from train.extras import fit_extras
 from train.launch import StopRequest, World, spread, stop_on_sigterm
+from train.leaks import audit_run
 from train.objectives import Objective, make_objective, require_known_classes
 from train.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
+from train.provenance import note_start
 from train.report import open_log
 from train.resuming import begin, resume, save
 from train.state import Outcome, Run, StepFacts
@@ -146,10 +148,12 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
         log=stack.enter_context(open_log(out / "log.jsonl", enabled=world.is_main)),
         augment=augmentation(recipe),
     )
+    audit_run(run)
     resumed_from = resume(run)
     if resumed_from is None:
         begin(run)
     run.network = spread(model, world)
+    note_start(run, resumed_from=resumed_from)
     if world.is_main:
         (out / "recipe.toml").write_text(as_toml(recipe), encoding="utf-8")
         facts = {"step": run.step, "resumed_from": resumed_from, "world_size": world.size, "device": str(world.device)}

@@ -46,6 +46,7 @@ def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]
     if "RANK" not in os.environ and processes > 1:
         return run_on_this_machine(arguments, processes=processes)
 
+    from train.html_report import finish
     from train.loop import train
     from train.report import write_report
 
@@ -58,6 +59,7 @@ def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]
         print(f"stopped after a checkpoint; the same command goes on from {out / 'checkpoints'}")
     else:
         write_report(outcome, recipe, out=out)
+        finish(recipe, out=out)
     return DONE
 
 

@@ -59,6 +59,9 @@ class DataConfig:
     test_split: str = "test"
     threads: int = 1
     prefetch_batches: int = 2
+    # What is on both sides of a split (a run, a subject, a family): ends the run before its first step, is reported, or
+    # is not looked for.
+    audit: Literal["fail", "warn", "off"] = "fail"
 
     def __post_init__(self) -> None:
         without_credentials(self.url)
@@ -220,6 +223,8 @@ class EvalConfig:
     batch_size: int | None = None
     stride: int | None = None
     bootstrap_draws: int = 2000
+    # Fit functional connectivity and the nuisance-only reader at the end of a run with a target, and compare in pairs.
+    baselines: bool = True
 
     def __post_init__(self) -> None:
         at_least("eval", self, bootstrap_draws=1)
