@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmristream.errors import FmriStreamError, UsageError
-from train import evaluate, metrics
 from train.baselines_connectivity import block_for, connectivity_features
 from train.baselines_fit import Features, Kind, Reader, fit_reader, require_scikit_learn
-from train.baselines_nuisance import nuisance_of, run_facts, site_of
+from train.baselines_nuisance import FAMILY_COLUMNS, SITE_COLUMNS, nuisance_of, run_facts, words_of
 from train.baselines_paired import Difference, paired_differences
 from train.config import Recipe, load_recipe
 from train.data import Part, fitted_of, open_part
@@ -150,7 +149,7 @@ def recipe_baselines(
         block = block or block_for(seen["train"].clips, subjects=subjects)
         say(_cost(seen))
         dataset = parts["train"].clips.dataset
-        sites = site_of(dataset)
+        sites, families = words_of(dataset, SITE_COLUMNS), words_of(dataset, FAMILY_COLUMNS)
         scans = {run.name: (run, run_facts(dataset, run)) for part in parts.values() for run in part.clips.runs}
         connectivity = {name: connectivity_features(part, block=block) for name, part in seen.items()}
         found = []
@@ -162,52 +161,25 @@ def recipe_baselines(
             beside = {name: scan.of(part.subject) for name, part in connectivity.items()}
             for name, features in ((CONNECTIVITY, connectivity), (NUISANCE, beside)):
                 fitted = fit_baseline(name, features, truth, kind=objective.kind, seed=recipe.train.seed)
-                found.append(dataclasses.replace(fitted, objective=objective, site=sites))
+                family = fitted.family or families
+                found.append(dataclasses.replace(fitted, objective=objective, site=sites, family=family))
     return found
 
 
 def summary(baseline: Baseline, recipe: Recipe) -> dict[str, Any]:
     """The numbers of a baseline in the form of a network's report.json."""
-    objective, parts = baseline.objective, baseline.parts
-    assert objective is not None, "baselines of a recipe have its objective"
-    facts: dict[str, Any] = {
-        "baseline": baseline.name,
-        "penalty": baseline.reader.penalty,
-        "features": len(baseline.reader.centre),
-        "target": objective.target,
-        "objective": objective.kind,
-    }
-    threshold = 0.0
-    if objective.classes:
-        facts["classes"] = list(objective.names)
-    elif objective.kind == "classification":
-        threshold, chosen_on = _threshold(parts.get("val"))
-        facts |= {"threshold": threshold, "threshold_chosen_on": chosen_on}
-    draws = recipe.eval.bootstrap_draws
-    for name in ("val", "test"):
-        if name in parts:
-            facts[name] = _part_summary(parts[name], objective, threshold=threshold, draws=draws)
-    return facts
+    from train.loop import Outcome
+    from train.report import summarise
+    from train.tasks import Inputs, Supervised
 
-
-def _part_summary(found: Subjects, objective: "Objective", *, threshold: float, draws: int) -> dict[str, Any]:
-    bounds = evaluate.intervals(found, objective=objective, threshold=threshold, draws=draws)
-    return {
-        "num_subjects": len(found.label),
-        "metrics": evaluate.measure(found, objective=objective, threshold=threshold),
-        "intervals": {key: list(pair) for key, pair in bounds.items()},
-        "subjects": [
-            {"subject": label, "truth": truth, "score": score}
-            for label, truth, score in zip(found.label, found.truth.tolist(), found.score.tolist(), strict=True)
-        ],
-    }
-
-
-def _threshold(val: Subjects | None) -> tuple[float, str]:
-    """Above which score a subject is told positive, and by whom that was chosen: as a network's is."""
-    if val is not None and len(set(val.truth.tolist())) == 2:
-        return metrics.youden_threshold(val.truth, val.score), f"{len(val.label)} validation subjects"
-    return 0.0, "nothing: there are no validation subjects of both classes"
+    parts = baseline.parts
+    assert baseline.objective is not None, "baselines of a recipe have its objective"
+    # A report asks for the objective alone: no batch comes.
+    task = Supervised(objective=baseline.objective, inputs=Inputs(takes="volume", names=frozenset()))
+    report = summarise(Outcome(step=0, task=task, val=parts.get("val"), test=parts.get("test")), recipe)
+    facts = {"baseline": baseline.name, "penalty": baseline.reader.penalty, "features": len(baseline.reader.centre)}
+    own = {"target": baseline.objective.target, "objective": baseline.objective.kind}
+    return facts | {key: value for key, value in report.items() if key != "step"} | own
 
 
 def _objectives_of(recipe: Recipe, parts: Mapping[str, Part]) -> "tuple[Objective, ...]":

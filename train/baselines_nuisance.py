@@ -24,6 +24,8 @@ USUAL_COLUMNS = ("site", "site_id", "scanner", "age", "sex")
 
 # Of these, the first that there is tells where subjects were scanned.
 SITE_COLUMNS = ("site", "site_id", "scanner")
+# And of these, who is related, where a conversion was not told to keep families together.
+FAMILY_COLUMNS = ("family", "family_id", "familyid", "rel_family_id")
 
 # Power et al. 2012: rotations as millimetres on a sphere of this radius.
 HEAD_RADIUS_MM = 50.0
@@ -108,11 +110,11 @@ def framewise_displacement_mm(dataset: "Dataset", run: "Run") -> Floats | None:
     return np.concatenate([[np.nan], steps[:3].sum(axis=0) + HEAD_RADIUS_MM * steps[3:].sum(axis=0)])
 
 
-def site_of(dataset: "Dataset") -> dict[str, str]:
-    """Where each subject was scanned, as the participants table has it; empty where it does not tell."""
+def words_of(dataset: "Dataset", usual_names: Sequence[str]) -> dict[str, str]:
+    """What the first of these columns of the participants table says of each subject; empty where there is none."""
     table = dataset.participant_columns
     by_name = {name.lower(): name for name in table}
-    name = next((by_name[usual] for usual in SITE_COLUMNS if usual in by_name), None)
+    name = next((by_name[usual] for usual in usual_names if usual in by_name), None)
     if name is None:
         return {}
     return {

@@ -129,7 +129,10 @@ def verdict_metric(kind: Kind, *, classes: int) -> str:
 def sentence(difference: Difference, *, target: str, baseline: str, subjects: int) -> str:
     """What a difference says, and what it does not."""
     low, high = difference.interval
-    told = f"{_NAMES[difference.metric]} {difference.difference:+.3f} [{low:+.3f}, {high:+.3f}] on {subjects} test subjects"
+    told = (
+        f"difference in {_NAMES[difference.metric]} {difference.difference:+.3f} [{low:+.3f}, {high:+.3f}] on {subjects} test "
+        "subjects"
+    )
     says = difference.says
     if says == "better":
         return f"{target}: the net is better than {baseline} ({told})."

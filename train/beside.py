@@ -18,7 +18,7 @@ from typing import Any
 import fmristream
 from fmristream.errors import CorruptDataError, FmriStreamError, MissingExtraError, UsageError
 from fmristream.storage.urls import redacted
-from train.baselines import recipe_baselines, summary
+from train.baselines import CONNECTIVITY, NUISANCE, Baseline, recipe_baselines, summary
 from train.baselines_paired import as_row, numbers_of, paired_differences, sentence, verdict_metric
 from train.config import Recipe, as_tables, load_recipe
 from train.evaluate import Subjects
@@ -28,6 +28,11 @@ from train.report_view import PartView, TargetView, read_report, targets_of
 
 BASELINES_FILE = "baselines.json"
 
+# What baselines are called in sentences.
+_CALLED = {
+    CONNECTIVITY: "functional connectivity",
+    NUISANCE: "a reader of the scan alone (motion, site, timing, length, tSNR)",
+}
 # A site of fewer test subjects has no row of its own: its numbers would say nothing, and tell single people.
 LEAST_OF_SITE = 10
 # What of the data's section leaves every sample as it is.
@@ -130,20 +135,25 @@ def _fit(recipe: Recipe, *, key: str | None, content_digest: str | None, out: Pa
     )
     began = time.perf_counter()
     found = recipe_baselines(recipe, content_digest=content_digest, say=lambda text: print(f"  {text}", flush=True))
-    labels = sorted({label for one in found for part in one.parts.values() for label in part.label})
     document = {
         "format": _FORMAT,
         "key": key,
         "seconds": round(time.perf_counter() - began, 3),
-        "people": [
-            {"subject": label, "family": found[0].family.get(label), "site": found[0].site.get(label)}
-            for label in labels
-        ],
+        "people": _people(found),
         "baselines": [summary(one, recipe) for one in found],
     }
     write_json(out / BASELINES_FILE, document)
     print(f"  done in {document['seconds']:.1f} s; kept in {out / BASELINES_FILE}", flush=True)
     return document
+
+
+def _people(found: Sequence[Baseline]) -> list[dict[str, Any]]:
+    """Everybody who was scored, with family and site where they are known."""
+    labels = sorted({label for one in found for part in one.parts.values() for label in part.label})
+    family, site = found[0].family, found[0].site
+    if all(site.get(label) == group for label, group in family.items()):
+        family = {}  # what a split was told to keep whole is the site
+    return [{"subject": label, "family": family.get(label), "site": site.get(label)} for label in labels]
 
 
 def _target(
@@ -180,7 +190,9 @@ def _target(
         row["differences"] = [as_row(difference) for difference in found]
         first = verdict_metric(view.baseline_kind, classes=len(view.classes))
         (chosen,) = [difference for difference in found if difference.metric == first]
-        told.append(sentence(chosen, target=str(view.target), baseline=one["baseline"], subjects=network.count))
+        told.append(
+            sentence(chosen, target=str(view.target), baseline=_CALLED[one["baseline"]], subjects=network.count)
+        )
     return {"verdict": told, "baselines": rows, "sites": _sites(view, network, own, site=site)}
 
 

@@ -21,9 +21,10 @@ TITLES: Mapping[str, str] = {
     "mae": "mean absolute error",
     "mse": "mean squared error",
     "r": "Pearson r",
-    "r2": "r²",
-    "r2_about_train_mean": "R² about the training mean",
-    "f1": "F1, mean of classes",
+    "r_squared": "r²",
+    "r2": "R² about the training subjects' mean",
+    "f1": "F1",
+    "f1_at_0": "F1, logit > 0",
     "loss": "loss, mean of windows",
 }
 _PARTS = {"val": "validation", "test": "test"}
@@ -96,7 +97,7 @@ def _verdict(run: RunFacts, view: TargetView) -> list[str]:
         ]
     first = next(iter(part.metrics))
     key = "mae" if view.kind == "regression" and "mae" in part.metrics else first
-    told = [f"{view.target}: {_told(part, key)} on {part.count} {where} subjects.{_chance(part, key)}"]
+    told = [f"{view.target}: {_told(part, key)} on {part.count} {where} {view.unit}s.{_chance(part, key)}"]
     return told + list(run.beside.get("targets", {}).get(view.target, {}).get("verdict", ()))
 
 
@@ -119,7 +120,7 @@ def _chance(part: PartView, key: str) -> str:
 
 
 def _numbers(view: TargetView) -> Html:
-    unit = "windows" if view.target is None else "subjects"
+    unit = "windows" if view.target is None else f"{view.unit}s"
     header = [text(""), *(text(f"{_PARTS[name]} ({part.count:,} {unit})") for name, part in view.parts.items())]
     keys = dict.fromkeys(key for part in view.parts.values() for key in part.metrics)
     rows = [
@@ -138,7 +139,7 @@ def _numbers(view: TargetView) -> Html:
 
 
 def _threshold(view: TargetView) -> Html:
-    if view.kind != "classification" or view.classes or not view.threshold_chosen_on:
+    if view.kind != "classification" or view.is_multiclass or not view.threshold_chosen_on:
         return NOTHING
     return tag(
         "p",
@@ -164,10 +165,10 @@ def _pictures(run: RunFacts, view: TargetView) -> Html:
         picture(
             html_figures.confusion(counts, names),
             says=f"Confusion matrix of {part.count} {where} subjects. {told}",
-            caption=text(f"Counts of {where} subjects{'' if view.classes else ' at the chosen threshold'}."),
+            caption=text(f"Counts of {where} subjects{'' if view.is_multiclass else ' at the chosen threshold'}."),
         )
     ]
-    if not view.classes and len(set(subjects.truth.tolist())) == 2:
+    if not view.is_multiclass and len(set(subjects.truth.tolist())) == 2:
         shown.insert(
             0,
             picture(
@@ -176,7 +177,7 @@ def _pictures(run: RunFacts, view: TargetView) -> Html:
                 caption=text(f"{where.capitalize()} subjects; pointwise 95 % band over resampled subjects."),
             ),
         )
-        if part.count >= _LEAST_CALIBRATED and run.report.get("average", "logit") == "logit":
+        if part.count >= _LEAST_CALIBRATED and view.average == "logit":
             shown.append(
                 picture(
                     html_figures.calibration(subjects),

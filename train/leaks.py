@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fmristream.errors import CorruptDataError, SplitError
 from fmristream.report.leaks import ALIKE, SAME_LABEL, SAME_RUN, SAME_SUBJECT, Leak, find_leaks
 from fmristream.storage.urls import display_url
+from train.baselines_nuisance import FAMILY_COLUMNS, words_of
 from train.files import read_json, write_json
 from train.launch import main_first
 
@@ -200,11 +201,22 @@ def _kept(path: Path, key: str) -> list[PairAudit] | None:
     return [PairAudit(**{**pair, "named": tuple(pair["named"])}) for pair in document["pairs"]]
 
 
-def _shared_families(one: "StreamingDataset", other: "StreamingDataset") -> set[str]:
-    """Groups on both sides, but those of a subject that is, which is told already."""
-    members = [dict(zip(side.runs.column("subject"), side.runs.column("group"), strict=True)) for side in (one, other)]
-    told = {members[0][subject] for subject in members[0].keys() & members[1].keys()}
-    return set(members[0].values()) & set(members[1].values()) - told
+def _shared_families(one: "StreamingDataset", other: "StreamingDataset") -> set[tuple[str, str]]:
+    """What a split must keep whole and is on both sides, but that of a subject who is, which is told already."""
+    members = [_families(side) for side in (one, other)]
+    told = {family for subject in members[0].keys() & members[1].keys() for family in members[0][subject]}
+    sides = [{family for families in side.values() for family in families} for side in members]
+    return (sides[0] & sides[1]) - told
+
+
+def _families(clips: "StreamingDataset") -> dict[str, set[tuple[str, str]]]:
+    """Of each subject, what its conversion was told to keep whole, and what a column of participants calls its family."""
+    columns = zip(clips.runs.column("subject"), clips.runs.column("group"), strict=True)
+    found = {subject: {("group", group)} for subject, group in columns if group != subject}
+    related = words_of(clips.dataset, FAMILY_COLUMNS)
+    for subject in set(clips.runs.column("subject")) & related.keys():
+        found.setdefault(subject, set()).add(("family", related[subject]))
+    return found
 
 
 def _named(leaks: Sequence[Leak], one: "StreamingDataset", other: "StreamingDataset") -> tuple[Mapping[str, Any], ...]:

@@ -39,14 +39,32 @@ class PartView:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TargetView:
-    """What the report says of one target, or of an objective without any (`target` is None)."""
+    """What the report says of one target, or of an objective without any (`target` is None).
+
+    Attributes:
+        target: its column.
+        kind: classification or regression; of an objective without a target, the recipe's.
+        classes: their words in the order of their numbers, where they are known.
+        threshold: of two classes, above which a unit is told positive.
+        threshold_chosen_on: in words.
+        parts: `val` and `test`, where they were scored.
+        unit: `subject`, or `session` of one.
+        average: what of classes is averaged over windows: `logit` or `sigmoid`.
+    """
 
     target: str | None
     kind: str
-    classes: tuple[str, ...]  # words of more than two
+    classes: tuple[str, ...]
     threshold: float
     threshold_chosen_on: str
     parts: Mapping[str, PartView]
+    unit: str = "subject"
+    average: str = "logit"
+
+    @property
+    def is_multiclass(self) -> bool:
+        """Whether there are more than two classes."""
+        return len(self.classes) > 2
 
     @property
     def baseline_kind(self) -> Literal["classification", "regression"]:
@@ -91,6 +109,8 @@ def _target(found: Mapping[str, Any]) -> TargetView:
         classes=tuple(map(str, found.get("classes", ()))),
         threshold=float(found.get("threshold") or 0.0),
         threshold_chosen_on=str(found.get("threshold_chosen_on", "")),
+        unit=str(found.get("unit", "subject")),
+        average=str(found.get("average", "logit")),
         parts={name: _part(found[name]) for name in PARTS if found.get(name)},
     )
 
