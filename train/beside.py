@@ -111,13 +111,28 @@ def _beside(recipe: Recipe, views: Sequence[TargetView], *, out: Path) -> dict[s
     document = (
         kept if kept is not None else _fit(recipe, key=key, content_digest=digests.get("content_digest"), out=out)
     )
-    family = {str(row["subject"]): str(row["family"]) for row in document["people"] if row["family"] is not None}
-    site = {str(row["subject"]): str(row["site"]) for row in document["people"] if row["site"] is not None}
-    draws = recipe.eval.bootstrap_draws
     return {
         "status": "done",
         "reused": kept is not None,
         "seconds": document["seconds"],
+        **compared(views, document, draws=recipe.eval.bootstrap_draws),
+    }
+
+
+def compared(views: Sequence[TargetView], document: Mapping[str, Any], *, draws: int) -> dict[str, Any]:
+    """Each target of a network beside fitted baselines.
+
+    Args:
+        views: what the network's report says of its targets.
+        document: baselines.json.
+        draws: of the paired bootstrap; families are drawn whole where any are known, else subjects of each class.
+
+    Raises:
+        UsageError: network and baselines were not scored on the same subjects and truths.
+    """
+    family = {str(row["subject"]): str(row["family"]) for row in document["people"] if row["family"] is not None}
+    site = {str(row["subject"]): str(row["site"]) for row in document["people"] if row["site"] is not None}
+    return {
         "draws": draws,
         "drawn": "families" if family else "subjects",
         "targets": {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmristream.errors import CorruptDataError, SplitError
-from fmristream.report.leaks import ALIKE, SAME_LABEL, SAME_RUN, SAME_SUBJECT, Leak, find_leaks
+from fmristream.report.leaks import ALIKE, CERTAIN, SAME_LABEL, SAME_RUN, SAME_SUBJECT, Leak, find_leaks
 from fmristream.storage.urls import display_url
 from train.baselines_nuisance import FAMILY_COLUMNS, words_of
 from train.files import read_json, write_json
@@ -170,7 +170,8 @@ def _audited(run: "Run") -> list[PairAudit]:
     run.log.event("audit", {**_counts(found), "seconds": seconds})
     for pair in found:
         for row in pair.named:
-            run.log.event("leak", {"between": f"{pair.one} and {pair.other}", **row})
+            if row["kind"] not in CERTAIN:  # which the error or the file tells
+                run.log.event("leak", {"between": f"{pair.one} and {pair.other}", **row})
     return found
 
 
