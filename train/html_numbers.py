@@ -156,7 +156,9 @@ def _pictures(run: RunFacts, view: TargetView) -> Html:
     subjects, where = part.subjects, "test" if "test" in view.parts else "validation"
     if view.kind == "regression":
         says = f"Predicted by true {view.target} of {part.count} {where} subjects"
-        caption = text(f"Each dot is one {where} subject. {_told(part, 'mae')}.") if "mae" in part.metrics else NOTHING
+        caption = (
+            text(f"Each dot is one {where} {view.unit}; {_told(part, 'mae')}.") if "mae" in part.metrics else NOTHING
+        )
         drawn = html_figures.scatter(subjects, unit=str(view.target))
         return tag("div", picture(drawn, says=says, caption=caption), class_="pair")
     counts, names = confusion_counts(subjects, threshold=view.threshold, names=view.classes)
