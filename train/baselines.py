@@ -11,29 +11,32 @@ import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fmristream.errors import FmriStreamError, UsageError
-from train import metrics
-from train.baselines_connectivity import connectivity_features
-from train.baselines_fit import Features, Floats, Kind, Reader, fit_reader, require_scikit_learn
-from train.baselines_nuisance import nuisance_features
+from train.baselines_connectivity import block_for, connectivity_features
+from train.baselines_fit import Features, Kind, Reader, fit_reader, require_scikit_learn
+from train.baselines_nuisance import nuisance_of, run_facts
+from train.baselines_paired import Difference, paired_differences
 from train.config import Recipe, load_recipe
 from train.data import Part, fitted_of, open_part
 from train.evaluate import Subjects
 from train.launch import World
+from train.participants import FAMILY_COLUMNS, SITE_COLUMNS, words_of
 
 if TYPE_CHECKING:
     from fmristream.stream.clips import StreamingDataset
     from train.objectives import Objective
 
 CONNECTIVITY, NUISANCE = "functional connectivity", "nuisance"
+# Of a batch that connectivity is computed from.
+_BATCH_BYTES = 128 * 1024**2
 PARTS = ("train", "val", "test")
 
 
@@ -41,24 +44,21 @@ PARTS = ("train", "val", "test")
 class Baseline:
     """A fitted baseline and what it says of the subjects of each part, as a network's subjects are scored.
 
-    `objective` is that of the recipe's network, where there is a recipe.
+    Attributes:
+        name: of the baseline.
+        reader: fitted on the training subjects.
+        parts: the scored subjects of each.
+        objective: that of the recipe's network, where there is a recipe.
+        family: of each subject that has one.
+        site: of each subject where the participants table tells.
     """
 
     name: str
     reader: Reader
     parts: Mapping[str, Subjects]
     objective: "Objective | None" = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """A number of a network, of a baseline on the same subjects, and the network's minus the baseline's."""
-
-    metric: str
-    network: float
-    baseline: float
-    difference: float
-    interval: tuple[float, float]  # of the difference: 95 %, the same subjects drawn for both
+    family: Mapping[str, str] = field(default_factory=dict)
+    site: Mapping[str, str] = field(default_factory=dict)
 
 
 def fit_baseline(
@@ -92,7 +92,13 @@ def fit_baseline(
         for part, rows in known.items()
         if len(rows.subject)
     }
-    return Baseline(name=name, reader=reader, parts=scored)
+    family = {
+        label: group
+        for rows in features.values()
+        for label, group in zip(rows.subject, rows.group, strict=True)
+        if group != label
+    }
+    return Baseline(name=name, reader=reader, parts=scored, family=family)
 
 
 def coded_truth(clips: "StreamingDataset", objective: "Objective") -> dict[str, float]:
@@ -101,85 +107,66 @@ def coded_truth(clips: "StreamingDataset", objective: "Objective") -> dict[str, 
     return dict(zip(sorted(set(clips.subjects)), objective.truth(values).tolist(), strict=True))
 
 
-def paired_differences(
-    network: Subjects,
-    baseline: Subjects,
-    *,
-    kind: Kind,
-    thresholds: tuple[float, float] = (0.0, 0.0),
-    draws: int = 2000,
-) -> list[Difference]:
-    """The network against a baseline, subject by subject: what a verdict rests on.
-
-    Args:
-        network: its scored subjects.
-        baseline: the same subjects, in any order.
-        kind: of the target.
-        thresholds: of the network and the baseline, above which a subject of two classes is told positive.
-        draws: of the bootstrap.
-
-    Raises:
-        UsageError: the subjects or their truths are not the same.
-    """
-    place = {label: row for row, label in enumerate(baseline.label)}
-    if set(place) != set(network.label):
-        raise UsageError(
-            f"{len(set(network.label) ^ set(place))} subjects were scored by one of the two only (network {len(network.label)}, "
-            f"baseline {len(place)}); give the same part of the same dataset"
-        )
-    rows = [place[label] for label in network.label]
-    truth = network.truth
-    if not np.allclose(truth, baseline.truth[rows], rtol=1e-6):
-        raise UsageError("network and baseline were scored against different truths; give the same target and coding")
-    pairs = (network.score, baseline.score[rows])
-    told = (_told(pairs[0], thresholds[0]), _told(pairs[1], thresholds[1]))
-    measured: dict[str, tuple[metrics.Metric, tuple[Floats, Floats]]]
-    if kind == "regression":
-        measured = {"mae": (metrics.mean_absolute_error, pairs), "r": (metrics.pearson_r, pairs)}
-    elif pairs[0].ndim == 1:
-        measured = {"auroc": (metrics.auroc, pairs), "balanced_accuracy": (metrics.balanced_accuracy, told)}
-    else:
-        measured = {"accuracy": (metrics.accuracy, told), "balanced_accuracy": (_mean_recall, told)}
-    return [
-        _difference(name, metric, truth, *both, draws=draws, stratify=kind == "classification")
-        for name, (metric, both) in measured.items()
-    ]
-
-
 def recipe_baselines(
-    recipe: Recipe, *, atlas: str | None = None, block: int = 0, columns: Sequence[str] | None = None
+    recipe: Recipe,
+    *,
+    atlas: str | None = None,
+    block: int = 0,
+    columns: Sequence[str] | None = None,
+    content_digest: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Baseline]:
-    """Both baselines of a recipe's data and target.
+    """Both baselines of a recipe's data, for each of its targets in turn.
 
     Args:
         recipe: of a network.
         atlas: first digits of an atlas whose parcels are stored with the runs, "" where they have one; None for cubes
             of the network's own input.
-        block: voxels along a cube; a sixth of the grid where it is 0.
+        block: voxels along a cube; where it is 0 a sixth of the grid, or more where there are very many subjects.
         columns: of the participants table that the nuisance baseline may use; see `nuisance_features`.
+        content_digest: what the dataset must say, where a network was trained on it before.
+        say: told what is read before it is read.
+
+    Raises:
+        UsageError: the recipe has no target, the dataset says something else by now, or nothing can be fitted.
+        MissingExtraError: scikit-learn is not installed.
     """
-    from train.targets import objective_of
+    from train.targets import objectives_of
 
     require_scikit_learn()
     with ExitStack() as stack:
         parts = _open_parts(recipe, stack)
-        objective = objective_of(recipe, parts)
-        if objective is None:
+        found_digest = parts["train"].clips.content_digest
+        if content_digest is not None and content_digest != found_digest:
+            raise UsageError(
+                f"the dataset says {found_digest[:12]}, and said {content_digest[:12]} when the network was trained; "
+                "train again, or give the version of then"
+            )
+        objectives = objectives_of(recipe, parts)
+        if not objectives:
             raise UsageError(
                 f"objective.kind {recipe.objective.kind!r} has no target to read; give a recipe of classification or regression"
             )
-        truth = {label: value for part in parts.values() for label, value in coded_truth(part.clips, objective).items()}
-        dataset = parts["train"].clips.dataset
-        runs = [run for part in parts.values() for run in part.clips.runs]
-        scan = nuisance_features(dataset, runs, target=objective.target, columns=columns)
         seen = parts if atlas is None else _open_parts(_of_parcels(recipe, atlas), stack)
+        subjects = sum(len(set(part.clips.runs.column("subject"))) for part in seen.values())
+        block = block or block_for(seen["train"].clips, subjects=subjects)
+        say(_cost(seen))
+        dataset = parts["train"].clips.dataset
+        sites, families = words_of(dataset, SITE_COLUMNS), words_of(dataset, FAMILY_COLUMNS)
+        scans = {run.name: (run, run_facts(dataset, run)) for part in parts.values() for run in part.clips.runs}
         connectivity = {name: connectivity_features(part, block=block) for name, part in seen.items()}
-    beside = {name: scan.of(part.subject) for name, part in connectivity.items()}
-    found = [
-        fit_baseline(name, features, truth, kind=objective.kind, seed=recipe.train.seed)
-        for name, features in ((CONNECTIVITY, connectivity), (NUISANCE, beside))
-    ]
-    return [dataclasses.replace(baseline, objective=objective) for baseline in found]
+        found = []
+        for objective in objectives:
+            truth = {
+                label: value for part in parts.values() for label, value in coded_truth(part.clips, objective).items()
+            }
+            scan = nuisance_of(dataset, scans.values(), target=objective.target, columns=columns)
+            beside = {name: scan.of(part.subject) for name, part in connectivity.items()}
+            for name, features in ((CONNECTIVITY, connectivity), (NUISANCE, beside)):
+                fitted = fit_baseline(name, features, truth, kind=objective.kind, seed=recipe.train.seed)
+                family = fitted.family or families
+                found.append(dataclasses.replace(fitted, objective=objective, site=sites, family=family))
+    return found
 
 
 def summary(baseline: Baseline, recipe: Recipe) -> dict[str, Any]:
@@ -194,7 +181,16 @@ def summary(baseline: Baseline, recipe: Recipe) -> dict[str, Any]:
     task = Supervised(objectives=(baseline.objective,), inputs=Inputs(takes="volume", names=frozenset()))
     report = summarise(Outcome(step=0, task=task, val=parts.get("val"), test=parts.get("test")), recipe)
     facts = {"baseline": baseline.name, "penalty": baseline.reader.penalty, "features": len(baseline.reader.centre)}
-    return facts | {key: value for key, value in report.items() if key != "step"}
+    own = {"target": baseline.objective.target, "objective": baseline.objective.kind}
+    return facts | {key: value for key, value in report.items() if key != "step"} | own
+
+
+def _cost(parts: Mapping[str, Part]) -> str:
+    """What will be read, in words."""
+    runs = sum(len(part.clips.runs) for part in parts.values())
+    windows = sum(part.clips.num_windows for part in parts.values())
+    values = sum(part.clips.num_windows * part.clips.window * part.clips.voxels for part in parts.values())
+    return f"every window of every part is read once: {runs} runs, {windows} windows, up to {values * 4 / 1e9:.2f} GB of values"
 
 
 def beside_network(
@@ -226,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(found: Sequence[Baseline], recipe: Recipe, *, network: Mapping[str, Any] | None, out: Path) -> None:
-    from train.log import for_json
+    from train.files import write_json
 
     draws = recipe.eval.bootstrap_draws
     reports = []
@@ -242,10 +238,7 @@ def _write(found: Sequence[Baseline], recipe: Recipe, *, network: Mapping[str, A
                 low, high = row.interval
                 print(f"  network minus baseline, {row.metric}: {row.difference:+.3f} [{low:+.3f}, {high:+.3f}]")
         reports.append(report)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "baselines.json").write_text(
-        json.dumps(for_json(reports), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    write_json(out / "baselines.json", reports)
     print(f"written: {out / 'baselines.json'}")
 
 
@@ -265,46 +258,29 @@ def _open_parts(recipe: Recipe, stack: ExitStack) -> dict[str, Part]:
     as_trained = dataclasses.replace(recipe, eval=dataclasses.replace(recipe.eval, stride=None))
     world, folder = World(), Path(stack.enter_context(tempfile.TemporaryDirectory()))
     fitted = fitted_of(recipe, out=folder, world=world)
-    return {
-        part: open_part(
-            as_trained if part == "train" else recipe, split=split, seed=None, world=world, stack=stack, fitted=fitted
-        )
-        for part, split in names.items()
-        if split
-    }
+    parts = {}
+    for part, split in names.items():
+        if split:
+            one = as_trained if part == "train" else recipe
+            with ExitStack() as sizing:
+                opened = open_part(one, split=split, seed=None, world=world, stack=sizing, fitted=fitted)
+                bounded = _with_small_batches(one, opened)
+            parts[part] = open_part(bounded, split=split, seed=None, world=world, stack=stack, fitted=fitted)
+    return parts
+
+
+def _with_small_batches(recipe: Recipe, part: Part) -> Recipe:
+    """Batches of a few windows where windows are large: connectivity takes them one by one."""
+    clips = part.clips
+    window_bytes = 4 * clips.window * clips.voxels * clips.channels
+    wanted = recipe.eval.batch_size or recipe.train.batch_size
+    fitting = min(wanted, max(1, _BATCH_BYTES // max(1, window_bytes)))
+    return dataclasses.replace(recipe, eval=dataclasses.replace(recipe.eval, batch_size=fitting))
 
 
 def _of_parcels(recipe: Recipe, atlas: str) -> Recipe:
     parcels: Any = f"parcels:{atlas}" if atlas else "parcels"
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, normalize=parcels, grid=None))
-
-
-def _difference(
-    name: str, metric: metrics.Metric, truth: Floats, one: Floats, other: Floats, *, draws: int, stratify: bool
-) -> Difference:
-    def minus(truth: Floats, both: Floats) -> float:
-        return metric(truth, both[:, 0]) - metric(truth, both[:, 1])
-
-    low, high = metrics.bootstrap_interval(minus, truth, np.stack([one, other], axis=1), draws=draws, stratify=stratify)
-    measured = metric(truth, one), metric(truth, other)
-    return Difference(
-        metric=name,
-        network=measured[0],
-        baseline=measured[1],
-        difference=measured[0] - measured[1],
-        interval=(low, high),
-    )
-
-
-def _told(score: Floats, threshold: float) -> Floats:
-    """The class that a subject is told to have."""
-    told = score > threshold if score.ndim == 1 else score.argmax(axis=1)
-    return np.asarray(told, dtype=np.float64)
-
-
-def _mean_recall(truth: Floats, told: Floats) -> float:
-    """Mean over classes of the share that is told right."""
-    return float(np.mean([np.mean(told[truth == value] == value) for value in np.unique(truth)]))
 
 
 def _subjects_of(rows: Sequence[Mapping[str, Any]]) -> Subjects:

@@ -24,6 +24,10 @@ Floats = NDArray[np.float64]
 LEAST_BRAIN = 0.1
 # A sum of products takes 8 bytes a pair: 5,000 series make 200 MB.
 MOST_SERIES = 5_000
+# Of all subjects' correlations in float64; a fit takes some five times as much. Cubes grow until they fit.
+MOST_FEATURE_BYTES = 2 * 1024**3
+# Frames of which the parcels are averaged at once: whole runs of fine grids are not held twice.
+_FRAMES_AT_ONCE = 64
 # Fisher's z of this is 3.8; of 1 it is infinite.
 _LARGEST_CORRELATION = 0.999
 # Of a float32 series around its mean: SDs below this share are rounding.
@@ -107,6 +111,33 @@ def cube_parcels(place: NDArray[np.int64], grid: tuple[int, int, int], block: in
 def default_block(grid: tuple[int, int, int]) -> int:
     """Cubes of a sixth of the grid, about 3 cm."""
     return max(1, max(grid) // 6)
+
+
+def block_for(clips: "StreamingDataset", *, subjects: int, most_bytes: int = MOST_FEATURE_BYTES) -> int:
+    """Edge of the cubes in voxels: a sixth of the grid, or the next larger one with which all subjects' correlations fit.
+
+    0 where the values are no grid.
+
+    Raises:
+        UsageError: they are a list, such as parcels, and do not fit.
+    """
+    if clips.has_grid:
+        block = default_block(clips.grid)
+        while feature_bytes(len(cube_parcels(clips.positions, clips.grid, block)), subjects) > most_bytes:
+            block += 1
+        return block
+    if feature_bytes(clips.voxels, subjects) > most_bytes:
+        raise UsageError(
+            f"connectivity of {clips.voxels} series and {subjects} subjects takes "
+            f"{feature_bytes(clips.voxels, subjects) / 1e9:.0f} GB, at most {most_bytes / 1e9:.0f} are taken; choose an atlas of "
+            "fewer parcels for it (python -m train.baselines --atlas)"
+        )
+    return 0
+
+
+def feature_bytes(series: int, subjects: int) -> int:
+    """What the correlations of all pairs take in float64."""
+    return 8 * subjects * (series * (series - 1) // 2)
 
 
 def parcels_of(clips: "StreamingDataset", *, block: int = 0) -> Parcels:
@@ -193,7 +224,12 @@ def _each_run(part: "Part", parcels: Parcels, channel: int) -> Iterator[tuple["R
             frames = np.array(clip.frames)
             fresh = np.flatnonzero(is_new[frames])
             is_new[frames] = False
+            courses: list[Floats] = []
             values = batch.values[row, channel].numpy()
-            sums.add(parcels.means(values if len(fresh) == len(values) else values[fresh]))
+            for begin in range(0, len(fresh), _FRAMES_AT_ONCE):
+                chosen = fresh[begin : begin + _FRAMES_AT_ONCE]
+                courses.append(parcels.means(values[chosen]))
+            if courses:
+                sums.add(np.concatenate(courses))
     if number >= 0:
         yield clips.runs[number], sums

@@ -3,7 +3,7 @@
 A network that does no better than these may read nothing else.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,10 +47,21 @@ def nuisance_features(
     Raises:
         UsageError: there is no such column, or it is the target.
     """
-    facts: dict[str, list[dict[str, float]]] = {}
+    return nuisance_of(dataset, [(run, run_facts(dataset, run)) for run in runs], target=target, columns=columns)
+
+
+def nuisance_of(
+    dataset: "Dataset",
+    scans: Iterable[tuple["Run", Mapping[str, float]]],
+    *,
+    target: str,
+    columns: Sequence[str] | None = None,
+) -> Features:
+    """The same of runs whose `run_facts` are known: for one target after the other."""
+    facts: dict[str, list[Mapping[str, float]]] = {}
     groups: dict[str, str] = {}
-    for run in runs:
-        facts.setdefault(run.subject, []).append(run_facts(dataset, run))
+    for run, known in scans:
+        facts.setdefault(run.subject, []).append(known)
         groups[run.subject] = run.group
     labels = sorted(facts)
     numbers = {

@@ -14,6 +14,7 @@ from train.config import Recipe, as_tables
 from train.data import Part
 from train.launch import World
 from train.objectives import Objective
+from train.participants import FAMILY_COLUMNS, SITE_COLUMNS, words_of
 from train.predictions import (
     LOSS,
     About,
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NonFiniteError", "Predictions", "ScoringError", "Subjects", "Windows", "measure", "numbers_of", "predict"]
 
-# Columns of participants tables that hold families, where a conversion was not told to keep them together; and sites.
-_FAMILY_COLUMNS = ("family", "family_id", "familyid", "rel_family_id", "ab_g_stc__design_id__fam")
-_SITE_COLUMNS = ("site", "site_id", "site_id_l", "ab_g_dyn__design_site")
 # What of a recipe's data section does not decide about the scores.
 _FREE = ("url", "threads", "prefetch_batches")
 
@@ -192,8 +190,8 @@ def _words_of_runs(clips: "StreamingDataset") -> dict[str, NDArray[Any]]:
     """What is said of each run, and of its subject."""
     runs = clips.runs
     subjects, groups = runs.column("subject"), runs.column("group")
-    participants = {str(row["subject"]): row for row in clips.dataset.participants}
-    families, sites = (_cells(participants, subjects, known) for known in (_FAMILY_COLUMNS, _SITE_COLUMNS))
+    family_of, site_of = (words_of(clips.dataset, known) for known in (FAMILY_COLUMNS, SITE_COLUMNS))
+    families, sites = [family_of.get(one) for one in subjects], [site_of.get(one) for one in subjects]
     if all(family is None for family in families) and not _are_sites(groups, subjects, sites):
         # What the splitter keeps together, where that is neither the subject nor the site.
         families = [None if group == subject else group for group, subject in zip(groups, subjects, strict=True)]
@@ -205,20 +203,6 @@ def _are_sites(groups: Sequence[str], subjects: Sequence[str], sites: Sequence[s
     """Whether the groups that a conversion kept together are sites: to be drawn whole they would have to be many."""
     pairs = [(group, site) for group, subject, site in zip(groups, subjects, sites, strict=True) if group != subject]
     return any(site is not None for _, site in pairs) and all(site in (None, group) for group, site in pairs)
-
-
-def _cells(
-    participants: Mapping[str, Mapping[str, Any]], subjects: Sequence[str], known: Sequence[str]
-) -> list[str | None]:
-    """The first column of participants with one of these names, for each run."""
-    columns = {name for row in participants.values() for name in row}
-    found = next((name for one in known for name in sorted(columns) if name.lower() == one), None)
-    values = (None if found is None else participants.get(subject, {}).get(found) for subject in subjects)
-    return [None if value is None else _word(value) for value in values]
-
-
-def _word(value: str | float) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _target_of(objective: Objective, labels: Sequence[str]) -> Target:

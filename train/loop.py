@@ -14,10 +14,12 @@ from train.config import Recipe, as_toml
 from train.data import Part, augmentation, open_part, open_parts, signal_of
 from train.extras import fit_extras
 from train.launch import StopRequest, World, stop_on_sigterm
+from train.leaks import audit_run
 from train.log import last_logged_step, open_log
 from train.optim import learning_rate, make_optimizer, set_learning_rate
 from train.parallel import spread
 from train.profiling import CHECKPOINT, COPY, LOG, OPTIMISER, VALIDATION, NoProfile, profiling
+from train.provenance import note_start
 from train.resuming import begin, go_to, make_saver, resume, resume_rest, save, settle
 from train.scaling import LossScale
 from train.scoring import look, outcome_of, score
@@ -195,6 +197,7 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
         saver=stack.enter_context(make_saver(recipe, out=out, world=world)),
         augment=augmentation(recipe),
     )
+    audit_run(run)
     seen = last_logged_step(out / "log.jsonl") if world.is_main else 0
     checkpoint = resume(run)
     if checkpoint is None:
@@ -204,9 +207,10 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     run.extra |= keepers(run)
     if checkpoint is not None:
         resume_rest(run, checkpoint)
+    resumed_from = None if checkpoint is None else f"step-{checkpoint.step}"
+    note_start(run, resumed_from=resumed_from)
     if world.is_main:
         (out / "recipe.toml").write_text(as_toml(recipe), encoding="utf-8")
-        resumed_from = None if checkpoint is None else f"step-{checkpoint.step}"
         facts = {"step": run.step, "resumed_from": resumed_from, "world_size": world.size, "device": str(world.device)}
         run.log.event("start", facts)
         open_trackers(recipe, out=out, done=run.step, seen=seen, log=run.log)

@@ -60,6 +60,7 @@ def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]
     if "RANK" not in os.environ and processes > 1:
         return run_on_this_machine(arguments, processes=processes)
 
+    from train.html_report import finish
     from train.loop import train
     from train.report import write_report
 
@@ -75,12 +76,14 @@ def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]
         print(f"stopped after a checkpoint; the same command goes on from {out / 'checkpoints'}")
     else:
         write_report(outcome, recipe, out=out)
+        finish(recipe, out=out)
         _write_card(out)
     return DONE
 
 
 def _report_and_go_elsewhere(outcome: "Outcome", recipe: Recipe, *, out: Path, world: "World") -> None:
     """Rank 0 writes the report; then all score the other data, and what is found is put into it."""
+    from train.html_report import finish
     from train.launch import main_first
     from train.report import write_report
 
@@ -91,6 +94,7 @@ def _report_and_go_elsewhere(outcome: "Outcome", recipe: Recipe, *, out: Path, w
 
     score_elsewhere(recipe, out=out, world=world)
     if world.is_main:
+        finish(recipe, out=out)
         _write_card(out)
 
 

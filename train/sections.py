@@ -82,6 +82,9 @@ class DataConfig:
     # that more of them hold fewer; all where not given.
     train_groups: int | None = None
     train_groups_seed: int = 0
+    # What is on both sides of a split (a run, a subject, a family): ends the run before its first step, is reported, or
+    # is not looked for.
+    audit: Literal["fail", "warn", "off"] = "fail"
 
     def __post_init__(self) -> None:
         without_credentials(self.url)
@@ -340,6 +343,8 @@ class EvalConfig:
     average: Literal["logit", "sigmoid"] = "logit"
     unit: Literal["auto", "subject", "session"] = "auto"
     urls: tuple[str, ...] = ()  # other data, scored at the end with everything that was fitted left as it is
+    # Fit functional connectivity and the nuisance-only reader at the end of a run with a target, and compare in pairs.
+    baselines: bool = True
 
     def __post_init__(self) -> None:
         at_least("eval", self, bootstrap_draws=1)

@@ -76,7 +76,7 @@ def small_recipe(cohort):
                 "first_window_size": [2, 2, 2, 4],
             },
             "train": {"steps": 12, "batch_size": 4, "checkpoint_every": 5, "keep_last": 9},
-            "eval": {"bootstrap_draws": 50},
+            "eval": {"bootstrap_draws": 50, "baselines": False},
         }
         for section, changes in sections.items():
             tables.setdefault(section, {}).update(changes)

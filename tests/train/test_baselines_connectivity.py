@@ -12,7 +12,14 @@ from fmristream.errors import UsageError
 from fmristream.ingest.options import ConvertOptions
 from fmristream.signal.grid import target_positions
 from train.baselines import recipe_baselines
-from train.baselines_connectivity import RunSums, connectivity_features, cube_parcels
+from train.baselines_connectivity import (
+    RunSums,
+    block_for,
+    connectivity_features,
+    cube_parcels,
+    default_block,
+    feature_bytes,
+)
 from train.config import recipe_from
 from train.data import Part
 
@@ -177,3 +184,38 @@ def test_cubes_with_little_brain_are_no_parcels():
 def test_what_has_no_connectivity_is_refused(cohort, options, sentence):
     with pytest.raises(UsageError, match=sentence):
         features(cohort, block=4, **options)
+
+
+def test_cubes_grow_until_the_correlations_of_all_subjects_fit(cohort):
+    clips = StreamingDataset(cohort, window=8, normalize="none")
+    series = {block: len(cube_parcels(clips.positions, clips.grid, block)) for block in (2, 3, 4)}
+    assert block_for(clips, subjects=20) == default_block(clips.grid) == 2
+    room = feature_bytes(series[3], 20)
+    assert room < feature_bytes(series[2], 20)
+    assert block_for(clips, subjects=20, most_bytes=room) == 3
+    assert block_for(clips, subjects=20, most_bytes=room - 1) == 4
+
+
+def test_a_list_of_series_that_does_not_fit_is_refused(parcelled):
+    clips = StreamingDataset(parcelled, window=8, normalize="parcels")
+    assert block_for(clips, subjects=12) == 0
+    with pytest.raises(UsageError, match=f"{clips.voxels} series and 12 subjects"):
+        block_for(clips, subjects=12, most_bytes=feature_bytes(clips.voxels, 12) - 1)
+
+
+def test_connectivity_of_a_batch_of_large_windows_takes_them_one_by_one(cohort, monkeypatch):
+    from train import baselines
+
+    tables = {
+        "data": {"url": cohort, "window": 8, "stride": 7},
+        "train": {"batch_size": 4},
+        "eval": {"baselines": False},
+    }
+    monkeypatch.setattr(baselines, "_BATCH_BYTES", 1)
+    with ExitStack() as stack:
+        parts = baselines._open_parts(recipe_from(tables), stack)
+        assert {len(batch) for part in parts.values() for batch in part.loader} == {1}
+        small = connectivity_features(parts["test"], block=4)
+    np.testing.assert_allclose(
+        small.values, features(cohort, split="test", block=4, normalize="voxel-zscore").values, rtol=1e-6
+    )

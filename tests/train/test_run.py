@@ -50,6 +50,7 @@ def finished(cohort, tmp_path_factory):
         eval_every = 10
         [eval]
         bootstrap_draws = 50
+        baselines = false
     """
     recipe = out / "small.toml"
     recipe.write_text(text)
@@ -63,9 +64,12 @@ def test_a_run_leaves_its_recipe_log_checkpoints_report_and_picture(finished):
         "MODEL_CARD.md",
         "checkpoints",
         "curves.png",
+        "leaks.json",
         "log.jsonl",
         "predictions.parquet",
+        "provenance.json",
         "recipe.toml",
+        "report.html",
         "report.json",
         "tensorboard",
     ]
@@ -271,7 +275,9 @@ def test_a_recipe_without_a_dataset_is_wrong_usage(capsys):
 def test_state_of_another_dataset_is_refused(small_recipe, tmp_path, tmp_path_factory):
     loop.train(small_recipe(train={"steps": 2}), out=tmp_path, world=ALONE)
     with pytest.raises(ResumeError):
-        loop.train(small_recipe(train={"steps": 3}, data={"train_split": "test"}), out=tmp_path, world=ALONE)
+        loop.train(
+            small_recipe(train={"steps": 3}, data={"train_split": "test", "test_split": ""}), out=tmp_path, world=ALONE
+        )
 
 
 def test_a_checkpoint_of_another_objective_is_refused(finished, capsys):
