@@ -37,7 +37,7 @@ def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
     """
     with ExitStack() as stack:
         run = start(recipe, out=out, world=world, stack=stack)
-        stop = stack.enter_context(stop_on_sigterm())
+        stop = stack.enter_context(stop_on_sigterm(world.stop))
         if not fit(run, stop):
             return None
         return Outcome(
@@ -71,6 +71,7 @@ def fit(run: Run, stop: StopRequest) -> bool:
             save(run)
         if facts.stopping and run.step < plan.steps:
             stop.is_asked = True  # wherever the signal came
+            run.log.event("stop", {"step": run.step})
             return False
     return True
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from fmristream.errors import FmriStreamError, UsageError
 from train.config import Recipe, as_toml, load_recipe, recipe_path
+from train.launching import add_options, launched
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+_REPORT_S = 3600.0  # how long the report and what stands beside it may take
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,24 +42,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from train.launch import join_world, local_device_count, run_on_this_machine
+    status = launched(options, arguments)
+    if status is not None:
+        return status
 
-    processes = options.nproc or local_device_count()
-    if "RANK" not in os.environ and processes > 1:
-        return run_on_this_machine(arguments, processes=processes)
-
+    from train.launch import join_world, main_first
     from train.loop import train
     from train.report import write_report
 
     out = options.out or Path("runs") / recipe_path(options.recipe).stem
     with join_world(timeout_s=recipe.train.timeout_s) as world:
         outcome = train(recipe, out=out, world=world)
-    if not world.is_main:
-        return DONE
-    if outcome is None:
-        print(f"stopped after a checkpoint; the same command goes on from {out / 'checkpoints'}")
-    else:
-        write_report(outcome, recipe, out=out)
+        # Agents of other machines that end early would take the place where all meet with them.
+        with main_first(world, timeout_s=_REPORT_S):
+            if world.is_main and outcome is not None:
+                write_report(outcome, recipe, out=out)
+        if world.is_main and outcome is None:
+            print(f"stopped after a checkpoint; the same command goes on from {out / 'checkpoints'}", flush=True)
     return DONE
 
 
@@ -65,20 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         description="Train a 4-D network on a converted dataset; goes on from the newest checkpoint in --out.",
-        epilog="Several processes: torchrun --nproc-per-node N -m train RECIPE ..., or --nproc N here.",
+        epilog="Several processes: --nproc N here; several machines: --nodes and --rendezvous (docs/multinode.md).",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a .toml file, or a name in train/recipes")
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="change one value of the recipe (repeatable)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="checkpoints, log and report (default: runs/RECIPE)")
-    parser.add_argument("--nproc", type=_positive, metavar="N", help="processes (default: one per GPU, one on a CPU)")
+    add_options(parser)
     parser.add_argument("--check", action="store_true", help="print the resolved recipe and stop")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
-    return number
