@@ -60,7 +60,7 @@ class Run:
         endpoint = f"127.0.0.1:{self.port}"
         if self.kind == "torchrun":
             options = {"nproc": self.nproc, "restarts": self.restarts}
-            command = torchrun(nodes=self.nodes, endpoint=endpoint, is_host=not self.agents, **options)
+            command = torchrun(nodes=self.nodes, endpoint=endpoint, is_host=self.started == 0, **options)
             command += self.arguments
         else:
             command = [sys.executable, "-m", "train", *self.arguments, "--nproc", str(self.nproc)]
@@ -140,6 +140,14 @@ class Run:
 
     def _has_met(self, agent: "subprocess.Popen[bytes]") -> bool:
         return any(link.raddr and link.raddr.port == self.port for link in psutil.Process(agent.pid).net_connections())
+
+    def begin(self, count: int) -> None:
+        """The first machine, where all meet, and then the others, until all train."""
+        self.start(1)
+        self.wait_for_world(self.nproc)
+        if count > 1:
+            self.join(count - 1)
+            self.wait_for_world(count * self.nproc)
 
     def finish(self, timeout_s: float = 200) -> list[int]:
         """Wait for the end; the agents' exit statuses."""
