@@ -33,7 +33,7 @@ _WRONG_USAGE = 2  # the exit status of a rank whose recipe or data are refused: 
 
 # A dead machine is known after 5 s without its sign of life; torch's 15 s and 30 s for latecomers would not let a run go
 # on within 30 s. Signs of life are compared by the machines' clocks, which must agree within these seconds.
-RENDEZVOUS = {"keep_alive_interval": 1, "keep_alive_max_attempt": 5, "last_call_timeout": 5, "join_timeout": 600}
+RENDEZVOUS = {"keep_alive_interval": 1, "keep_alive_max_attempt": 5, "last_call_timeout": 3, "join_timeout": 600}
 _CONNECT_S = 600.0  # machines of a job do not start at once
 MONITOR_S = 0.5
 # How long ranks may write their checkpoint after a signal; the Slurm template asks for it 120 s before the end.

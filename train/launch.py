@@ -84,7 +84,7 @@ class World:
 
 
 @contextmanager
-def join_world(*, timeout_s: float, assemble_s: float | None = None) -> Iterator[World]:
+def join_world(*, timeout_s: float, assemble_s: float = _ASSEMBLE_S) -> Iterator[World]:
     """Join the run that the environment describes (torchrun's RANK, WORLD_SIZE, ...), or be the only process.
 
     A rank that dies makes the others' next exchange raise at once, one that hangs within `timeout_s`; at the start they wait
@@ -99,7 +99,7 @@ def join_world(*, timeout_s: float, assemble_s: float | None = None) -> Iterator
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _end_with_parent()
     if size > 1:
-        with _joined(world, timeout_s=timeout_s, assemble_s=max(timeout_s, assemble_s or _ASSEMBLE_S)):
+        with _joined(world, timeout_s=timeout_s, assemble_s=max(timeout_s, assemble_s)):
             yield world
     else:
         yield world
@@ -335,7 +335,7 @@ def _attempt_store(rank: int, size: int, timeout: timedelta) -> Store:
     except dist.DistStoreError as error:
         raise LaunchError(
             f"rank {rank} of {size}: the other ranks did not come to {address}:{port} within {timeout.total_seconds():g} s; "
-            f"see their output, or raise train.timeout_s"
+            f"see their output"
         ) from error
     return PrefixStore(f"fmristream/{attempt}", server)
 

@@ -65,7 +65,7 @@ class Run:
         else:
             command = [sys.executable, "-m", "train", *self.arguments, "--nproc", str(self.nproc)]
             command += ["--nodes", self.nodes, "--rendezvous", endpoint, "--restarts", str(self.restarts)]
-        said = self.out.parent / f"{self.out.name}-agent-{self.started}.txt"
+        said = self.out.parent / f"{self.out.name}-agent-{self.port}-{self.started}.txt"
         self.started += 1
         environment = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONPATH": str(ROOT)}
         with open(said, "wb") as file:

@@ -2,13 +2,17 @@
 
 import os
 import random
+import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import BUCKET, one_request_at_a_time
 from tests.train.agents import Run
 from train import loop
+from train.checkpoint import checkpoint_steps
 from train.config import as_toml
 from train.launch import World
 from train.report import read_history
@@ -89,6 +93,7 @@ def disturb(run, rounds, chance):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["torchrun", "ours"])
 def test_eight_rounds_of_machines_lost_and_joined_leave_the_history_of_one_process(
     make_recipe, start_run, tmp_path, kind
@@ -163,3 +168,108 @@ def test_when_one_of_two_machines_is_lost_the_other_goes_on(make_recipe, start_r
     assert run.finish() == [0], run.said()
     assert "died or hangs" in run.said() or took
     assert_undisturbed(history(run.out), history(tmp_path / "alone"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["torchrun", "ours"])
+def test_a_machine_that_is_asked_to_leave_costs_no_step_and_the_others_go_on(make_recipe, start_run, tmp_path, kind):
+    recipe = make_recipe(60)
+    loop.train(recipe, out=tmp_path / "alone", world=World())
+    run = start_run(recipe, "run", nodes="1:2", kind=kind)
+    run.begin(2)
+    run.wait_for(lambda: run.steps_of_attempt(2) >= 3)
+    leaving = run.agents.pop()
+    leaving.send_signal(signal.SIGUSR1)
+    assert leaving.wait(timeout=60) == (0 if kind == "ours" else 1)  # torchrun calls every signal a failure
+    run.wait_for_world(1)
+    assert run.finish() == [0], run.said()
+    assert [entry["step"] for attempt in attempts(run) for entry in attempt] == list(range(1, 61))
+    assert_undisturbed(history(run.out), history(tmp_path / "alone"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_that_is_asked_to_end_goes_on_with_the_next_step(make_recipe, start_run, tmp_path, number):
+    recipe = make_recipe(40)
+    first, second = (start_run(recipe, "run", nodes="1", kind="ours", nproc=2) for _ in range(2))
+    first.begin(1)
+    first.wait_for(lambda: first.steps_of_attempt(1) >= 3)
+    first.agents[0].send_signal(number)
+    assert first.finish() == [0], first.said()
+    assert "the same command goes on" in first.said()
+    second.begin(1)
+    assert second.finish() == [0], second.said()
+    assert [entry["step"] for attempt in attempts(second) for entry in attempt] == list(range(1, 41))
+
+
+@pytest.mark.full
+def test_a_rank_that_hangs_is_named_ended_and_started_again(make_recipe, start_run, tmp_path):
+    recipe = make_recipe(40)
+    recipe = replace(recipe, train=replace(recipe.train, timeout_s=10.0))
+    loop.train(recipe, out=tmp_path / "alone", world=World())
+    run = start_run(recipe, "run", nodes="1", kind="ours", nproc=3)
+    run.begin(1)
+    ranks = sorted(run.ranks(run.agents), key=lambda process: process.create_time())
+    number = ranks[1].environ()["RANK"]
+    ranks[1].suspend()
+    run.wait_for(lambda: "hangs" in run.said(), timeout_s=40)
+    assert f"rank {number} died or hangs" in run.said()
+    assert run.finish() == [0], run.said()
+    assert_undisturbed(history(run.out), history(tmp_path / "alone"))
+
+
+@pytest.mark.full
+def test_a_run_ends_with_the_machine_where_all_meet_and_goes_on_when_it_is_started_again(
+    make_recipe, start_run, tmp_path
+):
+    recipe = make_recipe(60)
+    loop.train(recipe, out=tmp_path / "alone", world=World())
+    run = start_run(recipe, "run", nodes="1:2", kind="ours")
+    run.begin(2)
+    host = run.agents.pop(0)
+    for process in [*run.ranks([host]), host]:
+        process.kill()
+    host.wait()
+    assert run.finish(timeout_s=100) == [1], run.said()
+    assert "where the machines meet, was lost, which ends the run; start the same command" in run.said()
+    again = start_run(recipe, "run", nodes="1:2", kind="ours")
+    again.begin(1)
+    assert again.finish() == [0], again.said()
+    assert_undisturbed(history(run.out), history(tmp_path / "alone"))
+
+
+@pytest.mark.full
+def test_a_bucket_lost_in_the_middle_is_said_and_the_last_checkpoint_goes_on(
+    make_recipe, start_run, tmp_path, monkeypatch, cohort
+):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key-id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret-key")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    recipe = make_recipe(60)
+    recipe = replace(recipe, data=replace(recipe.data, url=f"s3://{BUCKET}/lost"))
+    lost, found = (start_run(recipe, "run", nodes="1", kind="ours", nproc=2, restarts=0) for _ in range(2))
+    with one_request_at_a_time() as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        upload(Path(cohort), endpoint)
+        lost.begin(1)
+        lost.wait_for(lambda: lost.steps_of_attempt(1) >= 6)
+    assert lost.finish() == [1], lost.said()
+    print(lost.said())
+    assert "train [rank " in lost.said()
+    assert checkpoint_steps(lost.out / "checkpoints")[0] >= 4
+    with one_request_at_a_time() as endpoint:  # moto keeps what it held
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        found.begin(1)
+        assert found.finish() == [0], found.said()
+    assert_every_window_once_per_epoch(history(found.out))
+
+
+def upload(folder, endpoint):
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=endpoint)
+    client.create_bucket(Bucket=BUCKET)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            client.put_object(Bucket=BUCKET, Key=f"lost/{path.relative_to(folder)}", Body=path.read_bytes())
+    client.close()
