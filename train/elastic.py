@@ -188,8 +188,9 @@ class Agent(LocalElasticAgent):
         return result
 
     def _tell(self, result: RunResult) -> None:
-        left = self._remaining_restarts
-        then = f"all start again from the last checkpoint ({left} restarts left)" if left else "the run ends"
+        left, whole = self._remaining_restarts, self._worker_group.spec.max_restarts
+        again = f"all start again from the last checkpoint (restart {whole - left + 1} of {whole})"
+        then = again if left else "the run ends"
         # Those that this agent ended itself, because of the first, are no news.
         lost = {rank: failure for rank, failure in result.failures.items() if failure.exitcode != -signal.SIGTERM}
         for rank, failure in sorted((lost or result.failures).items()):

@@ -137,7 +137,7 @@ def _is_loss(error: BaseException) -> bool:
 
 def _farewell(world: World, store: Store, error: BaseException) -> str:
     """Say who is gone: the ranks that, having lost others as this one has, do not sign off."""
-    reason = str(error).strip().partition("\n")[0].rpartition("] ")[2][:200]
+    reason = str(error).strip().partition("\n")[0].rpartition("] ")[2].partition(". ")[0]
     missing = [rank for rank in range(world.size) if rank != world.rank]
     deadline = time.monotonic() + _FAREWELL_S
     try:

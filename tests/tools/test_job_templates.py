@@ -134,8 +134,8 @@ def test_a_training_job_that_is_warned_and_then_preempted_goes_on_where_it_was(s
             wait_until(lambda before=before: steps_taken(out) >= before + 10)
             subprocess.run(["scancel", *told, job], check=True)
             wait_until(lambda: [state for _, state in map(str.split, jobs())] == ["PENDING"])
-            # A job that was queued again waits for two minutes.
-            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+            # A job that was queued again waits for two minutes, the first seconds of which it needs.
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now+5"], check=True)
         wait_until(lambda: not jobs())
     assert (out / "report.json").exists()
     events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
