@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -36,6 +37,8 @@ _WRONG_USAGE = 2  # the exit status of a rank whose recipe or data are refused: 
 RENDEZVOUS = {"keep_alive_interval": 1, "keep_alive_max_attempt": 5, "last_call_timeout": 3, "join_timeout": 600}
 _CONNECT_S = 600.0  # machines of a job do not start at once
 MONITOR_S = 0.5
+# What lasted as long was no start in vain: of 64 nodes some fail every week, and the run is to go on for all that.
+_LASTING_S = 600.0
 # How long ranks may write their checkpoint after a signal; the Slurm template asks for it 120 s before the end.
 GRACE_S = 100
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
@@ -179,9 +182,18 @@ def _run_id(arguments: Sequence[str]) -> str:
 class Agent(LocalElasticAgent):
     """torchrun's agent that says which rank was lost, and starts nobody again whose command was wrong."""
 
+    _began = 0.0
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self._began = time.monotonic()
+        processes: dict[int, Any] = super()._start_workers(worker_group)
+        return processes
+
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.is_failed():
+            if time.monotonic() - self._began > _LASTING_S:
+                self._remaining_restarts = worker_group.spec.max_restarts
             if any(failure.exitcode == _WRONG_USAGE for failure in result.failures.values()):
                 self._remaining_restarts = 0
             self._tell(result)

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=DEFAULT_RESTARTS,
         metavar="N",
-        help=f"how often this machine's processes start again after one died (default: {DEFAULT_RESTARTS})",
+        help=f"how often this machine's processes start again soon after one died (default: {DEFAULT_RESTARTS})",
     )
 
 

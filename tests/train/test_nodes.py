@@ -3,19 +3,24 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
 from fmristream.errors import UsageError
 from tests.conftest import BUCKET
 from tests.train.agents import torchrun
 from tests.train.namespaces import machines, why_not
 from train.config import as_toml
-from train.elastic import meeting_point
+from train.elastic import Agent, meeting_point
 from train.launching import Nodes, parse_nodes
 from train.report import read_history
 
@@ -169,3 +174,25 @@ def test_of_two_agents_at_one_address_the_first_keeps_the_meeting_point_and_the_
             assert again == port
             dist.TCPStore(host, port, is_master=False, wait_for_workers=False).set("met", "here")
         assert dist.TCPStore(host, port, is_master=False, wait_for_workers=False).get("met") == b"here"
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "lasted_s", "left", "told"),
+    [
+        (-9, 10, 1, "rank 5 on {host} was ended by SIGKILL; all start again from the last checkpoint (restart 3 of 3)"),
+        (1, 1000, 3, "rank 5 on {host} ended with status 1; all start again from the last checkpoint (restart 1 of 3)"),
+        (2, 1000, 0, "rank 5 on {host} ended with status 2; the run ends"),
+    ],
+)
+def test_an_agent_says_who_was_lost_and_counts_only_restarts_soon_after_each_other(
+    monkeypatch, capsys, exitcode, lasted_s, left, told
+):
+    failures = {5: SimpleNamespace(exitcode=exitcode), 6: SimpleNamespace(exitcode=-signal.SIGTERM)}
+    result = RunResult(state=WorkerState.FAILED, failures=failures)
+    monkeypatch.setattr(LocalElasticAgent, "_monitor_workers", lambda agent, group: result)
+    agent = Agent.__new__(Agent)
+    agent._worker_group = WorkerGroup(SimpleNamespace(max_restarts=3, local_world_size=2))
+    agent._remaining_restarts, agent._began = 1, time.monotonic() - lasted_s
+    assert agent._monitor_workers(agent._worker_group) is result
+    assert agent._remaining_restarts == left
+    assert capsys.readouterr().err == f"train: {told.format(host=socket.gethostname())}\n"
