@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import BUCKET, one_request_at_a_time
@@ -199,6 +200,18 @@ def test_a_run_that_is_asked_to_end_goes_on_with_the_next_step(make_recipe, star
     second.begin(1)
     assert second.finish() == [0], second.said()
     assert [entry["step"] for attempt in attempts(second) for entry in attempt] == list(range(1, 41))
+
+
+@pytest.mark.full
+def test_ranks_end_with_their_agent_after_a_checkpoint(make_recipe, start_run):
+    run = start_run(make_recipe(400), "run", nodes="1", kind="torchrun", nproc=2)
+    run.begin(1)
+    ranks, agent = run.ranks(run.agents), run.agents.pop()
+    agent.kill()
+    agent.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert not alive
+    assert run.events()[-1] == {"event": "stop", "step": checkpoint_steps(run.out / "checkpoints")[0]}
 
 
 @pytest.mark.full
