@@ -4,6 +4,7 @@ This is torchrun's agent with the settings that were found to survive losses (do
 know them. Under torchrun itself nothing of this module runs.
 """
 
+import errno
 import hashlib
 import os
 import signal
@@ -113,8 +114,10 @@ def _listen(family: int, address: str, port: int) -> tuple[socket.socket | None,
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind((address, port))
         server.listen(4096)
-    except OSError:
+    except OSError as error:
         server.close()
+        if error.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
+            raise LaunchError(f"--rendezvous: cannot listen at port {port} here: {error.strerror}") from error
         return None, port
     return server, server.getsockname()[1]
 
