@@ -18,7 +18,7 @@ BUCKET = "fmristream-tests"
 
 
 @contextmanager
-def one_request_at_a_time() -> Iterator[str]:
+def one_request_at_a_time(host: str = "127.0.0.1") -> Iterator[str]:
     """The address of a moto server; S3 checks `If-None-Match` and writes in one step, moto does so only under a lock."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
@@ -31,11 +31,11 @@ def one_request_at_a_time() -> Iterator[str]:
             return application(environ, start_response)
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = make_server("127.0.0.1", 0, serve, threaded=True)
+    server = make_server(host, 0, serve, threaded=True)
     thread = threading.Thread(target=server.serve_forever, name="moto")
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.port}"
+        yield f"http://{host}:{server.port}"
     finally:
         server.shutdown()
         thread.join()

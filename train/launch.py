@@ -1,13 +1,18 @@
 """Which process is this, of how many, on which device; and the few words that the processes exchange."""
 
+import ctypes
 import gc
 import json
 import os
+import select
 import signal
+import socket
+import struct
 import sys
+import time
 import traceback
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,6 +25,10 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from fmristream.errors import FmriStreamError, UsageError
 
 _ARRIVALS = "fmristream/arrivals"
+_ASSEMBLE_S = 300.0  # ranks of many machines import torch from one file system, some of them minutes later than others
+_FAREWELL_S = 1.0  # how long a rank that lost others looks who else is still there
+# After the ranks of one machine were told to end, the other machines' agents see within a second that it wants to meet anew.
+_OWN_SIGNAL_S = 5.0
 
 
 class LaunchError(FmriStreamError):
@@ -33,6 +42,7 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    stop: "StopRequest" = field(default_factory=lambda: StopRequest())
 
     @property
     def is_main(self) -> bool:
@@ -73,31 +83,108 @@ class World:
 
 
 @contextmanager
-def join_world(*, timeout_s: float) -> Iterator[World]:
+def join_world(*, timeout_s: float, assemble_s: float = _ASSEMBLE_S) -> Iterator[World]:
     """Join the run that the environment describes (torchrun's RANK, WORLD_SIZE, ...), or be the only process.
 
-    A rank that dies or hangs makes the others' next exchange raise within `timeout_s`.
+    A rank that dies makes the others' next exchange raise at once, one that hangs within `timeout_s`; at the start they wait
+    for each other for `assemble_s`.
+
+    Raises:
+        LaunchError: other ranks did not come, or were lost; the message says which where that can be known.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = _device(int(os.environ.get("LOCAL_RANK", "0")))
     world = World(rank=rank, size=size, device=device)
-    if size == 1:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _end_with_parent()
+    if size > 1:
+        with _joined(world, timeout_s=timeout_s, assemble_s=max(timeout_s, assemble_s)):
+            yield world
+    else:
         yield world
-        return
-    timeout = timedelta(seconds=timeout_s)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, store=_attempt_store(rank, size, timeout), rank=rank, world_size=size, timeout=timeout
-    )
+    _wait_for_own_signal(world)
+
+
+@contextmanager
+def _joined(world: World, *, timeout_s: float, assemble_s: float) -> Iterator[None]:
+    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+    if interface := _interface_of(source_address(os.environ["MASTER_ADDR"])):
+        # gloo would take the interface that this machine's name leads to, which others may not reach.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    store = _attempt_store(world.rank, world.size, timedelta(seconds=assemble_s))
+    store.set_timeout(timedelta(seconds=timeout_s))
     try:
-        yield world
+        dist.init_process_group(
+            backend, store=store, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=timeout_s)
+        )
+        yield
         world.wait_for_all()  # only after success: a dead peer never comes
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold the network, and the network holds the group
-        if device.type == "cpu":  # NCCL might wait for a dead peer
+        if dist.is_initialized() and world.device.type == "cpu":  # NCCL might wait for a dead peer
             _leave_group()
+        if _is_loss(error):
+            raise LaunchError(_farewell(world, store, error)) from error
         raise
     _leave_group()
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether an exchange failed because of other ranks; gloo has no class of its own for that."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
+
+def _farewell(world: World, store: Store, error: BaseException) -> str:
+    """Say who is gone: the ranks that, having lost others as this one has, do not sign off."""
+    reason = str(error).strip().partition("\n")[0].rpartition("] ")[2].partition(". ")[0]
+    missing = [rank for rank in range(world.size) if rank != world.rank]
+    deadline = time.monotonic() + _FAREWELL_S
+    try:
+        store.set(f"farewell/{world.rank}", "")
+        for rank in list(missing):
+            left = max(deadline - time.monotonic(), 0.01)
+            try:
+                store.wait([f"farewell/{rank}"], timedelta(seconds=left))
+            except dist.DistStoreError:
+                continue
+            missing.remove(rank)
+    except (dist.DistError, RuntimeError):
+        missing = [0]  # it kept the store
+    gone = f"rank {', '.join(map(str, missing))} died or hangs" if missing else "the connection to another rank broke"
+    return f"{gone} ({reason}); the run goes on from the last checkpoint when it is started again"
+
+
+def _end_with_parent() -> None:
+    """An agent that is killed takes its ranks along: left alone, they would write where the next attempt does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
+def source_address(host: str) -> str | None:
+    """This machine's IPv4 address on the way to another; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
+
+
+def _interface_of(address: str | None) -> str | None:
+    """The network interface that has an IPv4 address, on Linux."""
+    if address is None or sys.platform != "linux":
+        return None
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                found = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
+            except OSError:
+                continue  # it has none
+            if socket.inet_ntoa(found[20:24]) == address:
+                return name
+    return None
 
 
 @contextmanager
@@ -121,55 +208,63 @@ def local_device_count() -> int:
     return torch.cuda.device_count() or 1
 
 
-def run_on_this_machine(arguments: Sequence[str], *, processes: int) -> int:
-    """Start `train` with these arguments in several processes here, as torchrun does; the exit status of the run."""
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="127.0.0.1",  # nothing leaves this machine, whatever its name resolves to
-        max_restarts=0,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-u", "-m", "train", *arguments)
-    except ChildFailedError as error:
-        return max(1, error.get_first_failure()[1].exitcode)  # the process itself has said why
-    except SignalException as stop:
-        return 0 if stop.sigval == signal.SIGTERM else 128 + int(stop.sigval)
-    return 0
-
-
 @dataclass(kw_only=True)
 class StopRequest:
     """Whether somebody asked this process, or another rank, to end."""
 
-    is_asked: bool = False
+    def __init__(self) -> None:
+        self.is_asked = False
+        self.is_signalled = False  # this process itself
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[StopRequest]:
-    """SIGTERM (a scheduler's preemption, torchrun's end) asks for a checkpoint and an orderly end.
+def stop_on_sigterm(stop: StopRequest | None = None) -> Iterator[StopRequest]:
+    """SIGTERM (preemption, torchrun's end) and SIGUSR1 (Slurm's warning) ask for a checkpoint and an orderly end.
 
-    Who was asked, or knows from another rank, is ending: a SIGTERM that comes later still must not turn that into a failure.
+    Who was asked, or knows from another rank, is ending: a signal that comes later still must not turn that into a failure.
     """
-    stop = StopRequest()
+    request = stop or StopRequest()
 
     def ask(number: int, frame: Any) -> None:
-        stop.is_asked = True
+        request.is_asked = request.is_signalled = True
 
-    before = signal.signal(signal.SIGTERM, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        yield stop
+        yield request
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if stop.is_asked else before)
+        if not request.is_asked:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _wait_for_own_signal(world: World) -> None:
+    """Ranks that ended because those of another machine were asked to, wait until they are asked as well.
+
+    A machine that comes or leaves has all agents end their ranks and meet anew. An agent whose ranks ended before it saw that
+    would take the run for finished, and close it for all.
+
+    Raises:
+        LaunchError: nobody asked this machine's ranks, so its agent is to start them again.
+    """
+    stop, several = world.stop, int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+    if several and stop.is_asked and not stop.is_signalled and not _signal_within(stop, _OWN_SIGNAL_S):
+        raise LaunchError(
+            "ranks of another machine were asked to end, those of this one were not: they go on without it"
+        )
+
+
+def _signal_within(stop: StopRequest, seconds: float) -> bool:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write)
+    try:
+        if not stop.is_signalled:
+            select.select([read], [], [], seconds)
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(read)
+        os.close(write)
+    return stop.is_signalled
 
 
 def _leave_group() -> None:
@@ -215,7 +310,7 @@ def _attempt_store(rank: int, size: int, timeout: timedelta) -> Store:
     except dist.DistStoreError as error:
         raise LaunchError(
             f"rank {rank} of {size}: the other ranks did not come to {address}:{port} within {timeout.total_seconds():g} s; "
-            f"see their output, or raise train.timeout_s"
+            f"see their output"
         ) from error
     return PrefixStore(f"fmristream/{attempt}", server)
 

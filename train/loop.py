@@ -43,7 +43,7 @@ def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
     """
     with ExitStack() as stack:
         run = start(recipe, out=out, world=world, stack=stack)
-        stop = stack.enter_context(stop_on_sigterm())
+        stop = stack.enter_context(stop_on_sigterm(world.stop))
         began_at = run.step
         if not fit(run, stop):
             return None
@@ -83,6 +83,7 @@ def take_steps(run: Run, stop: StopRequest, profile: NoProfile) -> bool:
         profile.end_step()
         if facts.stopping and not is_over(run):
             stop.is_asked = True  # wherever the signal came
+            run.log.event("stop", {"step": run.step})
             return False
     return True
 

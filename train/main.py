@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fmristream.errors import FmriStreamError, UsageError
 from train.beyond.commands import asks_for_task, run_task
 from train.config import Recipe, as_toml, load_recipe, recipe_path
+from train.launching import add_options, launched, positive
 
 if TYPE_CHECKING:
     from train.launch import World
@@ -54,72 +55,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from train.launch import join_world, local_device_count, run_on_this_machine
+    status = launched(options, arguments)
+    if status is not None:
+        return status
 
-    processes = options.nproc or local_device_count()
-    if "RANK" not in os.environ and processes > 1:
-        return run_on_this_machine(arguments, processes=processes)
-
-    from train.html_report import finish
+    from train.launch import join_world
     from train.loop import train
-    from train.report import write_report
 
     out = options.out or Path("runs") / recipe_path(options.recipe).stem
     with join_world(timeout_s=recipe.train.timeout_s) as world:
         outcome = train(recipe, out=out, world=world)
-        if outcome is not None and recipe.eval.urls:
-            _report_and_go_elsewhere(outcome, recipe, out=out, world=world)
+        if outcome is None:
+            if world.is_main:
+                print(f"stopped after a checkpoint; the same command goes on from {out / 'checkpoints'}", flush=True)
             return DONE
-    if not world.is_main:
-        return DONE
-    if outcome is None:
-        print(f"stopped after a checkpoint; the same command goes on from {out / 'checkpoints'}")
-    else:
-        write_report(outcome, recipe, out=out)
-        finish(recipe, out=out)
-        _write_card(out)
+        _finish(outcome, recipe, out=out, world=world)
     return DONE
 
 
-def _report_and_go_elsewhere(outcome: "Outcome", recipe: Recipe, *, out: Path, world: "World") -> None:
-    """Rank 0 writes the report; then all score the other data, and what is found is put into it."""
+def _finish(outcome: "Outcome", recipe: Recipe, *, out: Path, world: "World") -> None:
+    """Rank 0 writes the report; all score the other data; rank 0 puts beside it what takes longest.
+
+    The others wait: agents of other machines that end early would take the place where all meet with them.
+    """
+    from train.beyond.transfer import score_elsewhere
     from train.html_report import finish
     from train.launch import main_first
+    from train.model_card import write_card
     from train.report import write_report
 
     with main_first(world, timeout_s=_REPORTING_S):
         if world.is_main:
             write_report(outcome, recipe, out=out)
-    from train.beyond.transfer import score_elsewhere  # after the report, which nothing may cost
-
-    score_elsewhere(recipe, out=out, world=world)
-    if world.is_main:
-        finish(recipe, out=out)
-        _write_card(out)
-
-
-def _write_card(out: Path) -> None:
-    from train.model_card import write_card
-
-    print(f"written: {write_card(out)}")
+    if recipe.eval.urls:  # after the report, which nothing may cost
+        score_elsewhere(recipe, out=out, world=world)
+    with main_first(world, timeout_s=_REPORTING_S):
+        if world.is_main:
+            finish(recipe, out=out)
+            print(f"written: {write_card(out)}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         description="Train a 4-D network on a converted dataset; goes on from the newest checkpoint in --out.",
-        epilog="Several processes: torchrun --nproc-per-node N -m train RECIPE ..., or --nproc N here. With a trained network: "
-        "python -m train --task predict|embed|probe|anomaly --help.",
+        epilog="Several processes: --nproc N here; several machines: --nodes and --rendezvous (docs/multinode.md). With a "
+        "trained network: python -m train --task predict|embed|probe|anomaly --help.",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a .toml file, or a name in train/recipes")
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="change one value of the recipe (repeatable)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="checkpoints, log and report (default: runs/RECIPE)")
-    parser.add_argument("--nproc", type=_positive, metavar="N", help="processes (default: one per GPU, one on a CPU)")
+    add_options(parser)
     parser.add_argument(
         "--profile",
-        type=_positive,
+        type=positive,
         nargs="?",
         const=5,
         metavar="STEPS",
@@ -127,10 +118,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--check", action="store_true", help="print the resolved recipe and stop")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
-    return number

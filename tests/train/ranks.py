@@ -231,7 +231,8 @@ DUTIES = {
 def main() -> None:
     """Do the duties named in the command line, comma-separated."""
     names, out = sys.argv[1].split(","), Path(sys.argv[2])
-    with join_world(timeout_s=float(os.environ.get("TEST_TIMEOUT_S", "30"))) as world:
+    seconds, assemble_s = (float(os.environ.get(name, "30")) for name in ("TEST_TIMEOUT_S", "TEST_ASSEMBLE_S"))
+    with join_world(timeout_s=seconds, assemble_s=assemble_s) as world:
         for name in names:
             (out / f"{name}-{world.rank}.json").write_text(json.dumps(DUTIES[name](world)))
 

@@ -6,12 +6,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from train.launch import join_world, local_device_count, stop_on_sigterm
+from train import launch
+from train.launch import LaunchError, join_world, local_device_count, source_address, stop_on_sigterm
 from train.main import main
 
 RANKS = Path(__file__).with_name("ranks.py")
@@ -147,7 +150,7 @@ def test_a_gradient_is_the_same_to_the_bit_whether_or_not_steps_came_before(grou
 
 
 def test_a_rank_that_never_comes_is_told_by_the_others_in_time(tmp_path):
-    ended = finish(start_ranks(3, ["exchange", str(tmp_path)], absent=[1], TEST_TIMEOUT_S="3"))
+    ended = finish(start_ranks(3, ["exchange", str(tmp_path)], absent=[1], TEST_ASSEMBLE_S="3", TEST_TIMEOUT_S="3"))
     assert all(code != 0 for code, _ in ended)
     assert any("the other ranks did not come" in said for _, said in ended)
 
@@ -155,7 +158,9 @@ def test_a_rank_that_never_comes_is_told_by_the_others_in_time(tmp_path):
 def test_a_hung_rank_makes_the_others_fail_within_the_timeout(tmp_path):
     waiting, hung = start_ranks(2, ["hang", str(tmp_path)], TEST_TIMEOUT_S="4")
     try:
-        assert finish([waiting], timeout=60)[0][0] != 0
+        code, said = finish([waiting], timeout=60)[0]
+        assert code != 0
+        assert "rank 1 died or hangs (" in said
     finally:
         hung.send_signal(signal.SIGKILL)
         hung.communicate()
@@ -223,19 +228,50 @@ def test_nproc_starts_the_processes_and_gives_back_their_exit_status(cohort, tmp
     assert "train [rank " in done.stderr
     assert "no column 'shoe size'" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "ended with status 2; the run ends" in done.stderr  # it would be wrong again
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("was_asked", [True, False])
-def test_who_is_ending_after_a_sigterm_is_not_killed_by_another(was_asked):
-    before = signal.getsignal(signal.SIGTERM)
+def test_who_is_ending_after_a_signal_is_not_killed_by_another(was_asked, number):
+    before = {known: signal.getsignal(known) for known in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         with stop_on_sigterm() as stop:
             if was_asked:
-                os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.is_asked is was_asked
-        assert signal.getsignal(signal.SIGTERM) == (signal.SIG_IGN if was_asked else before)
+                os.kill(os.getpid(), number)
+            assert stop.is_asked is stop.is_signalled is was_asked
+        if was_asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        else:
+            assert {known: signal.getsignal(known) for known in before} == before
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+
+@pytest.mark.parametrize(("agents", "comes"), [(2, True), (2, False), (1, False)])
+def test_ranks_that_follow_those_of_another_machine_wait_for_their_own_signal(monkeypatch, agents, comes):
+    monkeypatch.setattr(launch, "_OWN_SIGNAL_S", 60.0 if comes else 0.05)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", str(agents))
+    before = {known: signal.getsignal(known) for known in (signal.SIGTERM, signal.SIGUSR1)}
+    follows = pytest.raises(LaunchError, match="asked to end") if agents == 2 and not comes else nullcontext()
+    comrade = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+    try:
+        with follows, join_world(timeout_s=1) as world, stop_on_sigterm(world.stop) as stop:
+            stop.is_asked = True  # as the exchange of a step tells
+            if comes:
+                comrade.start()
+    finally:
+        comrade.cancel()
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+
+def test_the_interface_is_the_one_that_leads_to_the_others():
+    assert source_address("127.0.0.1") == "127.0.0.1"
+    assert launch._interface_of("127.0.0.1") == "lo"
+    assert launch._interface_of("192.0.2.254") is None
 
 
 @pytest.mark.parametrize(("size", "said"), [(1, "said\nteardown\n"), (2, "said\n")])
