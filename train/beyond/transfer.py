@@ -9,6 +9,7 @@ the run's own report nor the other URLs.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -115,9 +116,11 @@ def _refuse_leaks(trained: Trained, opened: Opened) -> None:
     training = open_clips(trained.recipe, split=data.train_split, normalize="none", window=None)
     certain = find_leaks(training, opened.clips, fingerprints=False).certain
     if certain:
+        counts = Counter(leak.kind for leak in certain)
+        told = " and ".join(f"{count} of the {kind}" for kind, count in counts.items())
         raise SplitError(
-            f"{opened.clips.dataset.store.name}: {len(certain)} of its runs or their subjects were trained on; a score would "
-            "not be one of new data: leave them out of the one or the other"
+            f"{opened.clips.dataset.store.name}: some of it were trained on ({told}); a score would not be one of new data: "
+            "leave them out of the one or the other"
         )
 
 
