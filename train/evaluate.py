@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["NonFiniteError", "Predictions", "ScoringError", "Subjects", "Windows", "measure", "numbers_of", "predict"]
 
 # What of a recipe's data section does not decide about the scores.
-_FREE = ("url", "threads", "prefetch_batches")
+_FREE = ("url", "threads", "prefetch_batches", "audit")
 
 
 class NonFiniteError(FmriStreamError):

@@ -207,7 +207,10 @@ def decode(data: bytes) -> PredictionTable:
 
 
 def require_sound(table: PredictionTable) -> None:
-    """Raise CorruptDataError unless each split has the windows 0, 1, ... in order, and every score is finite."""
+    """Raise CorruptDataError unless each split has the windows 0, 1, ... in order, and every score is finite.
+
+    A loss may be missing: windows that are all scrubbed have none.
+    """
     for split in table.splits:
         part = table.of_split(split)
         windows = part.numbers["window"]
@@ -216,8 +219,8 @@ def require_sound(table: PredictionTable) -> None:
                 f"split {split!r}: expected the windows 0 to {len(windows) - 1} once each in this order, and some are "
                 "missing, doubled or moved"
             )
-    truths = {target.truth for target in table.about.targets}
-    bad = [name for name, column in table.values.items() if name not in truths and not np.isfinite(column).all()]
+    may_lack = {target.truth for target in table.about.targets} | {LOSS}
+    bad = [name for name, column in table.values.items() if name not in may_lack and not np.isfinite(column).all()]
     if bad:
         raise CorruptDataError(f"column {bad[0]} holds values that are not finite")
 

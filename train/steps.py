@@ -175,5 +175,6 @@ def refuse(run: Run, batch: "Batch", *, finite: bool, loss: float, norm: float) 
     raise NonFiniteError(
         f"step {run.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}, the step is not taken; "
         f"windows {guilty[:, 0].tolist()} of split {run.recipe.data.train_split!r}; "
-        f"look at them, or lower optim.lr and go on from the last checkpoint"
+        f"`python -m train.windows OUT N` says which run and frames; look at them, or lower optim.lr and go on from the last "
+        "checkpoint"
     )

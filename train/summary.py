@@ -3,6 +3,7 @@
 Neither torch nor the data are needed: `tools/score.py` does the same wherever the table is.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
@@ -47,7 +48,7 @@ def report_of(table: PredictionTable) -> dict[str, Any]:
 def numbers_of(table: PredictionTable) -> dict[str, float]:
     """The numbers of a table of one split on the way: nothing is chosen; of several targets `TARGET.NUMBER`."""
     if not table.about.targets:
-        return {LOSS: float(table.values[LOSS].mean())}
+        return {LOSS: _mean_loss(table)}
     found: dict[str, float] = {}
     centre = centre_of(table.about.average)
     for target in table.about.targets:
@@ -57,6 +58,13 @@ def numbers_of(table: PredictionTable) -> dict[str, float]:
             numbers = measure(units, objective=target, threshold=centre, average=table.about.average)
             found |= {f"{prefix}{name}": value for name, value in numbers.items()}
     return found
+
+
+def _mean_loss(table: PredictionTable) -> float:
+    """Of the windows that have a loss: one whose hidden frames are all scrubbed has none."""
+    losses = table.values[LOSS]
+    known = np.isfinite(losses)
+    return float(losses[known].mean()) if known.any() else math.nan
 
 
 def target_report(
@@ -180,7 +188,7 @@ def _rows(found: Subjects) -> list[dict[str, Any]]:
 
 
 def _windows_report(part: PredictionTable) -> dict[str, Any]:
-    return {"num_windows": len(part), "metrics": {LOSS: float(part.values[LOSS].mean())}, "intervals": {}}
+    return {"num_windows": len(part), "metrics": {LOSS: _mean_loss(part)}, "intervals": {}}
 
 
 def _threshold(val: Subjects | None, unit: str, average: Average) -> tuple[float, str]:

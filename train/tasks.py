@@ -224,9 +224,10 @@ class Masked(_MeanLoss):
         losses, counts = self._losses(network, batch)
         return torch.stack([losses, counts.to(losses.dtype)], dim=1)
 
-    def summary(self, rows: Tensor, subjects: Sequence[str]) -> dict[str, float]:
-        loss, counts = rows.double().unbind(1)
-        return {"loss": (loss.sum() / counts.sum()).item()}
+    def window_losses(self, rows: Tensor, subjects: Sequence[str]) -> Tensor:
+        """NaN for a window of which nothing counted."""
+        loss, counts = rows.unbind(1)
+        return torch.where(counts > 0, loss, torch.nan)
 
     def _losses(self, network: Network, batch: "Batch") -> tuple[Tensor, Tensor]:
         signal, named = self.inputs(batch)

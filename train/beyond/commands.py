@@ -8,6 +8,7 @@ from pathlib import Path
 from fmristream.errors import UsageError
 from fmristream.storage.urls import without_credentials
 from train.launch import World
+from train.launching import Nodes
 
 DONE = 0
 # What a task does with the options, and the help of the task.
@@ -21,14 +22,16 @@ def asks_for_task(arguments: Sequence[str]) -> bool:
 
 def run_task(arguments: Sequence[str]) -> int:
     """Do what the command line says; the exit status."""
-    from train.launch import join_world, local_device_count, run_on_this_machine
+    from train.launch import join_world, local_device_count
 
     options = parser().parse_args(list(arguments))
     without_credentials(options.url)
     _refuse_strangers(options)
     processes = options.nproc or local_device_count()
     if "RANK" not in os.environ and processes > 1:
-        return run_on_this_machine(arguments, processes=processes)
+        from train.elastic import launch
+
+        return launch(arguments, processes=processes, nodes=Nodes(), restarts=0)  # a task begins anew
     with join_world(timeout_s=options.timeout_s) as world:
         told = _TASKS[options.task](options, world)
     if world.is_main:

@@ -49,13 +49,15 @@ def chances(scores: Floats, objective: Objective) -> Floats:
 
 
 def numbers_of(
-    subjects: Subjects, objective: Objective, *, threshold: float, draws: int
+    subjects: Subjects, objective: Objective, *, threshold: float, draws: int, average: Average = "logit"
 ) -> tuple[dict[str, float], Mapping[str, tuple[float, float]]]:
-    """(metrics, their 95 % intervals) of scored subjects."""
-    drawn = summary.resampled(subjects, objective=objective, threshold=threshold, draws=draws)
-    return metrics_of(subjects, objective, threshold=threshold), metrics.intervals_of(drawn)
+    """(metrics, their 95 % intervals) of scored subjects; `average` is what of classes was averaged."""
+    drawn = summary.resampled(subjects, objective=objective, threshold=threshold, draws=draws, average=average)
+    return metrics_of(subjects, objective, threshold=threshold, average=average), metrics.intervals_of(drawn)
 
 
-def metrics_of(subjects: Subjects, objective: Objective, *, threshold: float) -> dict[str, float]:
+def metrics_of(
+    subjects: Subjects, objective: Objective, *, threshold: float, average: Average = "logit"
+) -> dict[str, float]:
     """Metrics of scored subjects."""
-    return summary.measure(subjects, objective=objective, threshold=threshold)
+    return summary.measure(subjects, objective=objective, threshold=threshold, average=average)

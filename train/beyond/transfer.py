@@ -132,8 +132,9 @@ def _numbers(opened: Opened, scores: WindowScores, objective: Objective) -> dict
     if not subjects.label:
         return {"error": "no subject has a known value"}
     recipe = opened.trained.recipe
-    threshold = frozen_thresholds(opened.trained).get(objective.target, centre_of(average_of(recipe)))
-    found, bounds = numbers_of(subjects, objective, threshold=threshold, draws=recipe.eval.bootstrap_draws)
+    average, draws = average_of(recipe), recipe.eval.bootstrap_draws
+    threshold = frozen_thresholds(opened.trained).get(objective.target, centre_of(average))
+    found, bounds = numbers_of(subjects, objective, threshold=threshold, draws=draws, average=average)
     facts = {"num_subjects": len(subjects.label), "threshold": threshold, "metrics": found}
     return dict(_plain({**facts, "intervals": {name: list(pair) for name, pair in bounds.items()}}))
 
