@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -33,9 +33,10 @@ from train.launching import Nodes
 
 _WRONG_USAGE = 2  # the exit status of a rank whose recipe or data are refused: another attempt would be refused as well
 
-# A dead machine is known after 5 s without its sign of life; torch's 15 s and 30 s for latecomers would not let a run go
-# on within 30 s. Signs of life are compared by the machines' clocks, which must agree within these seconds.
-RENDEZVOUS = {"keep_alive_interval": 1, "keep_alive_max_attempt": 5, "last_call_timeout": 3, "join_timeout": 600}
+# A dead machine is known after 10 s without its sign of life, and latecomers are waited for 5 s: torch's 15 and 30 s would
+# not let a run go on within 30 s. Much less takes machines that are only busy for dead: with 5 and 3 s, at a load of 20 on two
+# cores, two of four went on while the others waited in vain. Machines' clocks must agree within these seconds.
+RENDEZVOUS = {"keep_alive_interval": 1, "keep_alive_max_attempt": 10, "last_call_timeout": 5, "join_timeout": 600}
 _CONNECT_S = 600.0  # machines of a job do not start at once
 MONITOR_S = 0.5
 # What lasted as long was no start in vain: of 64 nodes some fail every week, and the run is to go on for all that.
@@ -200,7 +201,16 @@ class Agent(LocalElasticAgent):
             if any(failure.exitcode == _WRONG_USAGE for failure in result.failures.values()):
                 self._remaining_restarts = 0
             self._tell(result)
+        elif result.state == WorkerState.HEALTHY and self._is_forgotten(worker_group):
+            print("train: the others took this machine for dead; its ranks join them anew", file=sys.stderr, flush=True)
+            self._remaining_restarts += 1  # which this is not to cost
+            return RunResult(state=WorkerState.UNHEALTHY)
         return result
+
+    def _is_forgotten(self, worker_group: WorkerGroup) -> bool:
+        """Whether the others meet without this machine, whose sign of life came late: two worlds must not train on."""
+        handler: Any = worker_group.spec.rdzv_handler  # torch has no public word for it
+        return handler._this_node not in handler._state_holder.state.participants
 
     def _tell(self, result: RunResult) -> None:
         left, whole = self._remaining_restarts, self._worker_group.spec.max_restarts
