@@ -14,7 +14,7 @@ import torch
 import fmristream
 from fmristream.errors import ResumeError, UsageError
 from tests.train.test_launch import finish, results, start_ranks
-from train import loop, models
+from train import loop, models, resuming
 from train.build import make_model, make_task
 from train.checkpoint import checkpoint_steps, load_checkpoint, newest_whole
 from train.config import RECIPES, as_toml, load_recipe, recipe_from
@@ -460,9 +460,9 @@ def test_a_checkpoint_of_another_task_is_refused(make, tmp_path):
 
 def test_a_checkpoint_of_the_first_releases_is_gone_on_from(make, tmp_path, monkeypatch):
     recipe = make("huber", objective={"loss": "mse", "huber_delta": None})
-    written = loop.as_json
+    written = resuming.as_json
     monkeypatch.setattr(
-        loop, "as_json", lambda state: {key: written(state)[key] for key in ("kind", "target", "offset", "scale")}
+        resuming, "as_json", lambda state: {key: written(state)[key] for key in ("kind", "target", "offset", "scale")}
     )
     loop.train(recipe, out=tmp_path, world=ALONE)
     monkeypatch.undo()
