@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-
 if TYPE_CHECKING:
     pass
 
@@ -186,6 +184,8 @@ def time_words(seconds: float) -> str:
 
 def memory_words() -> str:
     """This process's peak of memory so far: of its GPU where it has one, else resident."""
+    import torch
+
     if torch.cuda.is_available():
         return f"GPU peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss

@@ -19,7 +19,7 @@ from train.config import as_toml, recipe_from
 from train.launch import World
 from train.main import main
 from train.report import read_history
-from train.resuming import resume, save, settle
+from train.resuming import resume, resume_rest, save, settle
 
 from .checkpoint_places import assert_same, checkpoint_at, save_sharded, save_whole
 
@@ -157,7 +157,9 @@ def test_what_a_run_keeps_beside_its_weights_comes_back_and_what_is_missing_is_s
             "state.json",
         ]
         run.extra = {"ema": Average(0, 0), "best": Counter(0), "scaler": Counter(9)}
-        assert resume(run) == "step-1"
+        found = resume(run)
+        assert found.name == "step-1"
+        resume_rest(run, found)
         assert torch.equal(run.extra["ema"].value, torch.full((3,), 2.5))
         assert (run.extra["ema"].count, run.extra["best"].count, run.extra["scaler"].count) == (7, 4, 9)
     kept = [line for line in (tmp_path / "log.jsonl").read_text().splitlines() if '"kept"' in line]

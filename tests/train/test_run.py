@@ -215,7 +215,9 @@ def test_asked_to_stop_a_run_saves_and_goes_on_later(small_recipe, tmp_path):
     recipe = small_recipe()
     with ExitStack() as stack:
         run = loop.start(recipe, out=tmp_path, world=ALONE, stack=stack)
-        assert not loop.fit(run, loop.StopRequest(is_asked=True))
+        stop = loop.StopRequest()
+        stop.is_asked = True
+        assert not loop.fit(run, stop)
     assert checkpoint_steps(tmp_path / "checkpoints") == [1]
     outcome = loop.train(recipe, out=tmp_path, world=ALONE)
     assert outcome.step == 12
