@@ -27,3 +27,19 @@ def test_every_command_of_a_document_parses(path):
 
 def test_there_are_commands_in_the_documents():
     assert len(commands(ROOT / "docs/convert.md")) >= 10
+
+
+def _anchors(path):
+    """What a link may name of a page: its headings, as they are turned into anchors."""
+    words = [re.sub(r"[^\w\- ]", "", line.lower()) for line in re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)]
+    return {one.replace(" ", "-") for one in words}
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))], ids=lambda path: path.stem)
+def test_every_link_of_a_document_leads_somewhere(path):
+    prose = _BLOCK.sub("", path.read_text())
+    links = [link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", prose) if not link.startswith("http")]
+    for name, _, anchor in links:
+        there = path.parent / name if name else path
+        assert there.exists(), f"{path}: {name}"
+        assert not anchor or anchor in _anchors(there), f"{path}: {name}#{anchor}"

@@ -1,0 +1,44 @@
+"""What the demo tells the trainer is what the trainer takes."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tools.demo import DECODER, PAIR, training_command, two_processes
+from train.build import check_recipe
+from train.config import load_recipe
+
+FINE_TUNE = PAIR | {"start.from": "somewhere"}
+
+
+def recipe_of(command):
+    """The recipe that a command of the demo trains."""
+    words = command[command.index("train") + 1 :]
+    return load_recipe(words[0], [after for word, after in pairwise(words) if word == "--set"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        training_command(Path("cohort"), Path("out"), steps=8, checkpoint_every=4, seed=1),
+        two_processes("mae4d_pretrain", PAIR | DECODER, Path("out")),
+        two_processes("mae4d_finetune", FINE_TUNE, Path("out")),
+    ],
+    ids=["swift", "pre-training", "fine-tuning"],
+)
+def test_a_recipe_of_the_demo_can_be_built(command):
+    check_recipe(recipe_of(command))
+
+
+def test_the_pair_of_the_demo_shares_its_encoder_and_its_input():
+    before = recipe_of(two_processes("mae4d_pretrain", PAIR | DECODER, Path("out")))
+    after = recipe_of(two_processes("mae4d_finetune", FINE_TUNE, Path("out")))
+    encoder = ("embed_dim", "depth", "num_heads", "patch_size", "size")
+    assert [before.model.options[name] for name in encoder] == [after.model.options[name] for name in encoder]
+    assert (before.data.window, before.data.normalize, before.data.grid) == (
+        after.data.window,
+        after.data.normalize,
+        after.data.grid,
+    )
+    assert after.start.from_ == "somewhere"
