@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tools.demo import DECODER, PAIR, training_command, two_processes
+from tools.demo import FEW, PAIRS, TINY, training_command, two_processes
 from train.build import check_recipe
 from train.config import load_recipe
 
-FINE_TUNE = PAIR | {"start.from": "somewhere"}
+BEFORE = two_processes("swift_contrastive", TINY | PAIRS, Path("out"))
+AFTER = two_processes("swift_finetune", TINY | FEW | {"start.from": "somewhere"}, Path("out"))
 
 
 def recipe_of(command):
@@ -22,8 +23,8 @@ def recipe_of(command):
     "command",
     [
         training_command(Path("cohort"), Path("out"), steps=8, checkpoint_every=4, seed=1),
-        two_processes("mae4d_pretrain", PAIR | DECODER, Path("out")),
-        two_processes("mae4d_finetune", FINE_TUNE, Path("out")),
+        BEFORE,
+        AFTER,
     ],
     ids=["swift", "pre-training", "fine-tuning"],
 )
@@ -32,13 +33,8 @@ def test_a_recipe_of_the_demo_can_be_built(command):
 
 
 def test_the_pair_of_the_demo_shares_its_encoder_and_its_input():
-    before = recipe_of(two_processes("mae4d_pretrain", PAIR | DECODER, Path("out")))
-    after = recipe_of(two_processes("mae4d_finetune", FINE_TUNE, Path("out")))
-    encoder = ("embed_dim", "depth", "num_heads", "patch_size", "size")
-    assert [before.model.options[name] for name in encoder] == [after.model.options[name] for name in encoder]
-    assert (before.data.window, before.data.normalize, before.data.grid) == (
-        after.data.window,
-        after.data.normalize,
-        after.data.grid,
-    )
+    before, after = recipe_of(BEFORE), recipe_of(AFTER)
+    assert before.model == after.model
+    for name in ("window", "normalize", "grid"):
+        assert getattr(before.data, name) == getattr(after.data, name)
     assert after.start.from_ == "somewhere"
