@@ -55,6 +55,8 @@ WAYS = {
     "fsdp-pieces": {"parallel": "fsdp", "accumulate": 4},
     "fsdp-again": {"parallel": "fsdp", "checkpoint_every": 10, "ema": 0.9, "accumulate": 4},
     "ddp-compiled": {"compile": True, "compile_backend": "aot_eager"},
+    "ddp-recompute": {"checkpointing": True, "accumulate": 2},
+    "fsdp-recompute": {"checkpointing": True, "parallel": "fsdp", "accumulate": 2},
     "fsdp-compiled": {"parallel": "fsdp", "compile": True, "compile_backend": "aot_eager", "accumulate": 2},
 }
 QUICK = (("swift", "ddp-pieces"), ("swift", "fsdp-again"))
@@ -64,12 +66,12 @@ QUICK = (("swift", "ddp-pieces"), ("swift", "fsdp-again"))
 def make(cohort, parcelled):
     """A recipe of one of the networks."""
 
-    def _make(name, *, optim=None, **train):
+    def _make(name, *, optim=None, checkpointing=False, **train):
         data, model, objective = NETWORKS[name]
         url = cohort if model is SWIFT else parcelled
         tables = {
             "data": {"url": url, **{key: value for key, value in data.items() if value is not None}, "test_split": ""},
-            "model": model,
+            "model": model | ({"checkpointing": True} if checkpointing else {}),
             "objective": objective,
             "optim": optim or {},
             "train": {"steps": STEPS, "batch_size": 8, "checkpoint_every": 100, "keep_last": 9} | train,
@@ -138,8 +140,9 @@ def test_a_sharded_run_goes_on_bit_for_bit(three):
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_way_of_sharing_the_work_takes_the_steps_of_one_process(alone, make, tmp_path, name, size):
-    ranks = on_ranks(size, {f"{name}.{way}": make(name, **WAYS[way]) for way in WAYS}, tmp_path)
-    for way in WAYS:
+    ways = [way for way in WAYS if size == 2 or not way.endswith("compiled")]  # which takes most of the time
+    ranks = on_ranks(size, {f"{name}.{way}": make(name, **WAYS[way]) for way in ways}, tmp_path)
+    for way in ways:
         assert_as_alone(alone(name), ranks, f"{name}.{way}")
     assert_goes_on(ranks[0][f"{name}.fsdp-again"])
 
