@@ -224,6 +224,12 @@ def find_checkpoint(place: Place) -> tuple[Stored | None, list[Damaged]]:
     return None, []
 
 
+def place_of_run(run: Place) -> str:
+    """Where the run of a folder keeps its checkpoints: in it, or where its recipe says."""
+    text = os.fspath(run).rstrip("/")
+    return (_elsewhere(text) or f"{text}/checkpoints").rstrip("/")
+
+
 def _folder_of(place: Place) -> Folder:
     base, _, name = (
         os.path.abspath(place).rpartition("/") if _is_local(place) else str(place).rstrip("/").rpartition("/")
