@@ -21,7 +21,7 @@ from fmristream.errors import CorruptDataError, UsageError
 from fmristream.storage.urls import display_url
 from train import build
 from train.beyond.facts import parcel_places
-from train.checkpoint import Checkpoint, load_checkpoint, newest_whole, place_of_run
+from train.checkpoint import Checkpoint, evaluated_weights, load_checkpoint, newest_whole, place_of_run
 from train.config import Recipe, load_recipe, recipe_from
 from train.data import Signal, frozen_statistics
 from train.extras import NO_EXTRAS, Column, Extras
@@ -209,7 +209,7 @@ def _of_run(source: str, found: Checkpoint, *, folder: Path, notes: tuple[str, .
         source=source,
         name=f"step-{found.step}",
         recipe=recipe,
-        weights=_weights(found),
+        weights=evaluated_weights(found),
         objectives=_objectives(state) if recipe.objective.is_supervised else (),
         extras=extras,
         facts=facts,
@@ -220,12 +220,6 @@ def _of_run(source: str, found: Checkpoint, *, folder: Path, notes: tuple[str, .
         else (*notes, f"{_IMPORTED_LATER}; whether these data are alike is not looked at"),
         content_digest=str(found.state.get("dataset", {}).get("content_digest", "")),
     )
-
-
-def _weights(found: Checkpoint) -> Mapping[str, Tensor]:
-    """Those that evaluation uses: the running mean of those that learn, where the run keeps one."""
-    means = getattr(found, "extra", {}).get("ema", {})
-    return {**found.model, **{name: mean.to(found.model[name].dtype) for name, mean in means.items()}}
 
 
 def _imported(source: str, overrides: Sequence[str]) -> Trained:
