@@ -175,7 +175,8 @@ def summary(baseline: Baseline, recipe: Recipe) -> dict[str, Any]:
     from train.report import summarise
     from train.tasks import Inputs, Supervised
 
-    parts = baseline.parts
+    families = families_of(baseline)
+    parts = {name: _drawn_with_families(part, families) for name, part in baseline.parts.items()}
     assert baseline.objective is not None, "baselines of a recipe have its objective"
     # A report asks for the objective alone: no batch comes.
     task = Supervised(objectives=(baseline.objective,), inputs=Inputs(takes="volume", names=frozenset()))
@@ -183,6 +184,19 @@ def summary(baseline: Baseline, recipe: Recipe) -> dict[str, Any]:
     facts = {"baseline": baseline.name, "penalty": baseline.reader.penalty, "features": len(baseline.reader.centre)}
     own = {"target": baseline.objective.target, "objective": baseline.objective.kind}
     return facts | {key: value for key, value in report.items() if key != "step"} | own
+
+
+def families_of(baseline: Baseline) -> Mapping[str, str]:
+    """The family of each subject that has one; of nobody where what a split was told to keep whole is the site."""
+    if all(baseline.site.get(label) == group for label, group in baseline.family.items()):
+        return {}
+    return baseline.family
+
+
+def _drawn_with_families(part: Subjects, families: Mapping[str, str]) -> Subjects:
+    """The same subjects, who are drawn as the network's are (`units_of`): else their intervals would be narrower."""
+    cluster = tuple(f"family {families[one]}" if one in families else f"subject {one}" for one in part.label)
+    return dataclasses.replace(part, cluster=cluster if len(set(cluster)) < len(cluster) else ())
 
 
 def _cost(parts: Mapping[str, Part]) -> str:

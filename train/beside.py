@@ -18,7 +18,7 @@ from typing import Any
 import fmristream
 from fmristream.errors import CorruptDataError, FmriStreamError, MissingExtraError, UsageError
 from fmristream.storage.urls import redacted
-from train.baselines import CONNECTIVITY, NUISANCE, Baseline, recipe_baselines, summary
+from train.baselines import CONNECTIVITY, NUISANCE, Baseline, families_of, recipe_baselines, summary
 from train.baselines_paired import as_row, numbers_of, paired_differences, sentence, verdict_metric
 from train.config import Recipe, as_tables, load_recipe
 from train.evaluate import Subjects
@@ -37,7 +37,7 @@ _CALLED = {
 LEAST_OF_SITE = 10
 # What of the data's section leaves every sample as it is.
 _HOW = ("threads", "prefetch_batches", "audit")
-_FORMAT = 1
+_FORMAT = 2  # 1: intervals over subjects, not families
 
 
 def stand_beside(recipe: Recipe, *, out: Path) -> None:
@@ -165,9 +165,7 @@ def _fit(recipe: Recipe, *, key: str | None, content_digest: str | None, out: Pa
 def _people(found: Sequence[Baseline]) -> list[dict[str, Any]]:
     """Everybody who was scored, with family and site where they are known."""
     labels = sorted({label for one in found for part in one.parts.values() for label in part.label})
-    family, site = found[0].family, found[0].site
-    if all(site.get(label) == group for label, group in family.items()):
-        family = {}  # what a split was told to keep whole is the site
+    family, site = families_of(found[0]), found[0].site
     return [{"subject": label, "family": family.get(label), "site": site.get(label)} for label in labels]
 
 

@@ -224,6 +224,18 @@ def find_checkpoint(place: Place) -> tuple[Stored | None, list[Damaged]]:
     return None, []
 
 
+def evaluated_weights(found: Checkpoint) -> dict[str, Tensor]:
+    """Those that evaluation uses: the running mean of those that learn, where the run keeps one."""
+    means = found.extra.get("ema", {})
+    return {**found.model, **{name: mean.to(found.model[name].dtype) for name, mean in means.items()}}
+
+
+def place_of_run(run: Place) -> str:
+    """Where the run of a folder keeps its checkpoints: in it, or where its recipe says."""
+    text = os.fspath(run).rstrip("/")
+    return (_elsewhere(text) or f"{text}/checkpoints").rstrip("/")
+
+
 def _folder_of(place: Place) -> Folder:
     base, _, name = (
         os.path.abspath(place).rpartition("/") if _is_local(place) else str(place).rstrip("/").rpartition("/")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fmristream.errors import CorruptDataError, FmriStreamError, UsageError
 from fmristream.storage import display_url
 from train.build import unseen_options
-from train.checkpoint import Checkpoint, find_checkpoint
+from train.checkpoint import Checkpoint, evaluated_weights, find_checkpoint
 from train.config import Recipe, recipe_from
 from train.models.checkpoint_files import OWN_METADATA
 from train.models.imported import alone
@@ -189,7 +189,7 @@ def trained_network(checkpoint: Checkpoint, *, settings: Mapping[str, Any]) -> t
     """
     recipe = recipe_from(checkpoint.state["recipe"])
     name, source = recipe.model.name, f"step {checkpoint.step}"
-    weights = unwrapped(checkpoint.model)[0]
+    weights = unwrapped(evaluated_weights(checkpoint))[0]
     if family_of(weights) != name:
         outputs = saved_outputs(checkpoint.state.get("objective") or {})
         told_outputs = {} if outputs is None else {"outputs": outputs}

@@ -22,7 +22,7 @@ from train.profiling import CHECKPOINT, COPY, LOG, OPTIMISER, VALIDATION, NoProf
 from train.provenance import note_start
 from train.resuming import begin, go_to, make_saver, resume, resume_rest, save, settle
 from train.scaling import LossScale
-from train.scoring import look, outcome_of, score
+from train.scoring import look, outcome_of, score, scored_step
 from train.state import Keeper, Outcome, Run, StepFacts
 from train.steps import require_divisible, take_gradients, take_step, weighted_backward
 from train.stopping import make_best, uses_best
@@ -124,7 +124,7 @@ def weights_to_score(run: Run) -> Iterator[None]:
         CorruptDataError: the best checkpoint is damaged.
     """
     if run.best is not None and run.best.step and uses_best(run.recipe):
-        go_to(run, run.best.step)
+        go_to(run, scored_step(run))
         if run.world.is_main:
             run.log.event("best", {"step": run.best.step, run.best.metric: run.best.value})
     with averaged(run):

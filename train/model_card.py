@@ -20,23 +20,21 @@ def write_card(out: Path) -> Path:
         FmriStreamError: the run has no whole checkpoint.
     """
     trained = load_trained(str(out))
-    report = _json(out / "report.json")
-    text = card(trained, report, baselines=_json(out / "baselines.json"))
+    text = card(trained, _json(out / "report.json"))
     unfinished = out / f".unfinished-{CARD}"
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(out / CARD)
     return out / CARD
 
 
-def card(trained: Trained, report: Any, *, baselines: Any = None) -> str:
+def card(trained: Trained, report: Any) -> str:
     """The text.
 
     Args:
         trained: the network.
         report: report.json of its run, where there is one.
-        baselines: baselines.json, where there is one.
     """
-    sections = [_what(trained), _data(trained), _targets(trained), _numbers(report), _beside(report, baselines)]
+    sections = [_what(trained), _data(trained), _targets(trained), _numbers(report), _beside(report)]
     return "\n\n".join("\n".join(lines) for lines in [*sections, _use(trained), _loading(trained)]) + "\n"
 
 
@@ -44,6 +42,7 @@ def _what(trained: Trained) -> list[str]:
     recipe = trained.recipe
     weights = trained.weights or {}
     values = sum(tensor.numel() for tensor in weights.values())
+    steps = int(trained.name.removeprefix("step-")) if trained.name.startswith("step-") else recipe.train.steps
     options = ", ".join(f"{name} = {json.dumps(value)}" for name, value in recipe.model.options.items())
     return [
         f"# {recipe.model.name}: {', '.join(trained.targets) or recipe.objective.kind}",
@@ -55,7 +54,7 @@ def _what(trained: Trained) -> list[str]:
         f"| options | {options or 'the defaults'} |",
         f"| objective | {recipe.objective.kind} |",
         f"| begun with | {'other weights (start.from)' if recipe.start.from_ else 'nothing'} |",
-        f"| steps x batch | {recipe.train.steps:,} x {recipe.train.batch_size} |",
+        f"| steps x batch | {steps:,} x {recipe.train.batch_size} |",
         f"| made with | fmristream {__version__} |",
     ]
 
@@ -107,16 +106,15 @@ def _numbers(report: Any) -> list[str]:
             interval = "" if not bounds or None in bounds else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
             shown = "" if value is None else f"{value:.3f}"
             lines.append(f"| {split} | {target} | {count} | {name} | {shown} | {interval} |")
-    thresholds = [report["threshold"]] if isinstance(report.get("threshold"), float | int) else []
-    return [*lines, *(f"\nThreshold {value:.4g}, chosen on {report['threshold_chosen_on']}." for value in thresholds)]
+    for target, part in _targets_of(report).items():
+        if isinstance(part.get("threshold"), float | int):
+            lines += ["", f"{target}: threshold {part['threshold']:.4g}, chosen on {part['threshold_chosen_on']}."]
+    return lines
 
 
 def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """(split, target, numbers) of everything that was scored."""
-    for target, part in {
-        str(report.get("target") or report.get("objective")): report,
-        **report.get("targets", {}),
-    }.items():
+    for target, part in _targets_of(report).items():
         for split in ("val", "test"):
             if "metrics" in part.get(split, {}):
                 yield split, target, part[split]
@@ -126,22 +124,33 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, 
                 yield f"elsewhere: {entry['url']}", target, part
 
 
-def _beside(report: Any, baselines: Any) -> list[str]:
-    lines = ["## Beside baselines", ""]
-    verdict = (report or {}).get("verdict")
-    if verdict:
-        lines.append(verdict if isinstance(verdict, str) else f"```json\n{json.dumps(verdict, indent=1)}\n```")
-    for one in baselines if isinstance(baselines, list) else []:
-        for row in one.get("network_minus_baseline", ()):
-            low, high = row["interval"]
-            lines.append(
-                f"- {row['metric']}: {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}] against {one['baseline']}"
-            )
-    if len(lines) == 2:
-        lines.append(
-            "No baseline was computed: nothing says that the network knows more than connectivity or motion does."
+def _targets_of(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {str(report.get("target") or report.get("objective")): report, **report.get("targets", {})}
+
+
+def _beside(report: Any) -> list[str]:
+    """The verdict and every paired difference, as report.json has them."""
+    lines, beside = ["## Beside baselines", ""], (report or {}).get("beside") or {}
+    for target, one in beside.get("targets", {}).items():
+        lines += [f"- {said}" for said in one["verdict"]]
+        rows = [(baseline["name"], row) for baseline in one["baselines"] for row in baseline["differences"]]
+        lines += (
+            ["", "| target | baseline | metric | net - baseline | 95 % |", "| --- | --- | --- | --- | --- |"]
+            if rows
+            else []
         )
-    return lines
+        for name, row in rows:
+            difference = "" if row["difference"] is None else f"{row['difference']:+.3f}"
+            interval = "" if None in row["interval"] else "{:+.3f} to {:+.3f}".format(*row["interval"])
+            lines.append(f"| {target} | {name} | {row['metric']} | {difference} | {interval} |")
+        lines.append("")
+    if beside.get("targets"):
+        return lines[:-1]
+    why = f" ({beside['status']}: {beside['why']})" if "why" in beside else ""
+    return [
+        *lines,
+        f"No baseline was computed{why}: nothing says that the network knows more than connectivity or motion does.",
+    ]
 
 
 def _use(trained: Trained) -> list[str]:

@@ -10,6 +10,7 @@ from train.data import Part
 from train.evaluate import Subjects, Windows
 from train.predictions import FILE, About, PredictionTable, read_predictions
 from train.state import Outcome, Run
+from train.stopping import uses_best
 
 
 def look(run: Run, part: Part) -> Mapping[str, float]:
@@ -48,16 +49,28 @@ def outcome_of(run: Run, *, was_finished: bool) -> Outcome:
             this very network; where data or recipe would give other rows they are made anew, which the log says and table
             and report count.
     """
+    step = scored_step(run)
     parts = {name: part for name, part in (("val", run.val), ("test", run.test)) if part is not None}
     if not parts:
-        return Outcome(step=run.step, task=run.task, val=None, test=None)
+        return Outcome(step=step, task=run.task, val=None, test=None)
     clips = {name: part.clips for name, part in parts.items()}
-    now = evaluate.about_of(run.recipe, task=run.task, step=run.step, clips=clips)
+    now = evaluate.about_of(run.recipe, task=run.task, step=step, clips=clips)
     table, before = _kept(run, now, was_finished=was_finished)
     if table is None:
         table = predictions(run, parts, scorings=before + 1)
+        table = dataclasses.replace(table, about=dataclasses.replace(table.about, step=step))
     val, test = (evaluate.scores_of(table, split) for split in ("val", "test"))
-    return Outcome(step=run.step, task=run.task, val=val, test=test, table=table)
+    return Outcome(step=step, task=run.task, val=val, test=test, table=table)
+
+
+def scored_step(run: Run) -> int:
+    """After which step the weights are that the end of a run scores: the best look's, or the last.
+
+    Table and report say this one, by which prediction and the model card find the checkpoint that was scored.
+    """
+    if run.best is not None and run.best.step and uses_best(run.recipe):
+        return run.best.step
+    return run.step
 
 
 def _kept(run: Run, now: About, *, was_finished: bool) -> tuple[PredictionTable | None, int]:

@@ -187,3 +187,15 @@ def test_what_is_missing_is_wrong_usage(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "data.url is not set" in said
     assert "finished run" in said
+
+
+def test_a_baselines_intervals_draw_families_whole_as_the_networks_do(found, recipe):
+    nuisance = found[1]
+    labels = nuisance.parts["test"].label
+    family = {label: f"f{place // 2}" for place, label in enumerate(labels)}
+    alone = summary(nuisance, recipe)["test"]["bootstrap"]
+    whole = summary(dataclasses.replace(nuisance, family=family), recipe)["test"]["bootstrap"]
+    assert (alone["clusters"], whole["clusters"]) == (len(labels), len(labels) / 2)
+    assert "3 families and single subjects" in whole["says"]
+    sites = dataclasses.replace(nuisance, family=family, site=family)
+    assert summary(sites, recipe)["test"]["bootstrap"] == alone, "a site is no family"

@@ -203,6 +203,16 @@ def test_the_newest_whole_checkpoint_of_a_run_is_exported(tmp_path, name, capsys
     assert all(torch.equal(tensor, restored[key]) for key, tensor in model.state_dict().items())
 
 
+def test_a_run_that_averages_its_weights_is_exported_as_it_was_scored():
+    model, recipe = network("swift"), recipe_of("swift")
+    weights = model.state_dict()
+    means = {name: one.detach() + 1 for name, one in model.named_parameters()}
+    state, rng = {"recipe": as_tables(recipe), "loader": {}}, {"cpu": torch.zeros(1, 8)}
+    kept = Checkpoint(step=3, model=weights, optimizer={}, rng=rng, state=state, extra={"ema": means})
+    exported = export.trained_network(kept, settings={})[0].state_dict()
+    assert all(torch.equal(exported[name], mean) for name, mean in means.items())
+
+
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(tmp_path, capsys):
     run = as_run(tmp_path / "run", network("swift"), recipe_of("swift"))
     weights = run / "checkpoints" / "step-7" / "model.safetensors"

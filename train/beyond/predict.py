@@ -233,10 +233,15 @@ def scored_subjects(opened: Opened, scores: WindowScores, objective: Objective) 
 
 
 def frozen_thresholds(trained: Trained) -> dict[str, float]:
-    """By target: above which score a subject is told positive, as validation subjects of the run decided."""
+    """By target: above which score a subject is told positive, as validation subjects of the run decided.
+
+    None where another checkpoint than the one that was asked for is the one that they decided for.
+    """
     if trained.folder is None or not (trained.folder / "report.json").is_file():
         return {}
     report = json.loads((trained.folder / "report.json").read_text(encoding="utf-8"))
+    if f"step-{report.get('step')}" != trained.name:
+        return {}
     several = {name: part["threshold"] for name, part in report.get("targets", {}).items() if "threshold" in part}
     only = {trained.targets[0]: report["threshold"]} if len(trained.targets) == 1 and "threshold" in report else {}
     return {name: float(value) for name, value in (several | only).items()}

@@ -18,9 +18,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from fmristream.errors import CorruptDataError, UsageError
+from fmristream.storage.urls import display_url
 from train import build
 from train.beyond.facts import parcel_places
-from train.checkpoint import Checkpoint, load_checkpoint, newest_whole
+from train.checkpoint import Checkpoint, evaluated_weights, load_checkpoint, newest_whole, place_of_run
 from train.config import Recipe, load_recipe, recipe_from
 from train.data import Signal, frozen_statistics
 from train.extras import NO_EXTRAS, Column, Extras
@@ -155,11 +156,11 @@ def load_trained(source: str, overrides: Sequence[str] = ()) -> Trained:
         return _imported(source, overrides)
     if overrides:
         raise UsageError(f"{source}: the recipe of a trained run is frozen; leave --set {overrides[0]} out")
-    if (folder / "checkpoints").is_dir():
-        found, notes = _scored_or_newest(folder)
-        return _of_run(source, found, folder=folder, notes=notes)
     if (folder / "manifest.json").is_file():
         return _of_run(source, load_checkpoint(folder), folder=folder.absolute().parent.parent)
+    if (folder / "checkpoints").is_dir() or (folder / "recipe.toml").is_file():
+        found, notes = _scored_or_newest(folder)
+        return _of_run(source, found, folder=folder, notes=notes)
     raise UsageError(
         f"{source}: expected the folder of a run, of a checkpoint or of an import; there is "
         f"{'none of these in it' if folder.is_dir() else 'no such folder'}"
@@ -168,17 +169,17 @@ def load_trained(source: str, overrides: Sequence[str] = ()) -> Trained:
 
 def _scored_or_newest(folder: Path) -> tuple[Checkpoint, tuple[str, ...]]:
     """The checkpoint that a run's report is of, where that is whole, else the newest whole one; and what is to be said."""
-    checkpoints = folder / "checkpoints"
+    checkpoints = place_of_run(folder)
     newest, damaged = newest_whole(checkpoints)
     if newest is None:
-        raise CorruptDataError(f"{folder}: no checkpoint in it is whole; {len(damaged)} are damaged")
+        raise CorruptDataError(f"{display_url(checkpoints)}: no checkpoint in it is whole; {len(damaged)} are damaged")
     notes = tuple(f"{one.folder.name} is damaged and passed over: {one.reason}" for one in damaged)
     report = folder / "report.json"
     step = json.loads(report.read_text(encoding="utf-8")).get("step") if report.is_file() else None
     if step is None or step == newest.step:
         return newest, notes
     try:
-        scored = load_checkpoint(checkpoints / f"step-{step}")
+        scored = load_checkpoint(f"{checkpoints}/step-{step}")
     except CorruptDataError as error:
         return newest, (
             *notes,
@@ -208,7 +209,7 @@ def _of_run(source: str, found: Checkpoint, *, folder: Path, notes: tuple[str, .
         source=source,
         name=f"step-{found.step}",
         recipe=recipe,
-        weights=_weights(found),
+        weights=evaluated_weights(found),
         objectives=_objectives(state) if recipe.objective.is_supervised else (),
         extras=extras,
         facts=facts,
@@ -217,13 +218,8 @@ def _of_run(source: str, found: Checkpoint, *, folder: Path, notes: tuple[str, .
         notes=notes
         if facts is not None
         else (*notes, f"{_IMPORTED_LATER}; whether these data are alike is not looked at"),
+        content_digest=str(found.state.get("dataset", {}).get("content_digest", "")),
     )
-
-
-def _weights(found: Checkpoint) -> Mapping[str, Tensor]:
-    """Those that evaluation uses: the running mean of those that learn, where the run keeps one."""
-    means = getattr(found, "extra", {}).get("ema", {})
-    return {**found.model, **{name: mean.to(found.model[name].dtype) for name, mean in means.items()}}
 
 
 def _imported(source: str, overrides: Sequence[str]) -> Trained:

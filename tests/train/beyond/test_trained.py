@@ -15,7 +15,7 @@ from fmristream.errors import CorruptDataError, SpaceError, UsageError
 from tests.train.models.test_imported import prepared
 from train.beyond.facts import data_facts, differences
 from train.beyond.opened import open_for
-from train.beyond.predict import joined_scores, score_windows, scored_subjects
+from train.beyond.predict import frozen_thresholds, joined_scores, score_windows, scored_subjects
 from train.beyond.trained import load_trained, remap
 from train.launch import World
 from train.main import main
@@ -172,3 +172,27 @@ def test_an_import_embeds_and_gives_its_own_outputs(cohort, tmp_path):
     about = json.loads((tmp_path / "scores" / "about.json").read_text())
     assert "the network's own outputs" in about["notes"][0]
     assert read_rows(tmp_path / "scores" / "predictions.parquet")[0]["score_age"].shape == (36,)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_run_that_scores_its_best_look_is_applied_with_those_weights(cohort, trained_sex, tmp_path, elsewhere):
+    out, place = tmp_path / "run", tmp_path / "kept" if elsewhere else tmp_path / "run" / "checkpoints"
+    changed = ["train.eval_every=1", "train.ema=0.5", "eval.use=best", "optim.lr=0.05", "eval.baselines=false"]
+    changed += [f"train.checkpoints={place}"] if elsewhere else []
+    given = [part for one in changed for part in ("--set", one)]
+    assert main([str(trained_sex.parent / "small.toml"), *given, "--out", str(out)]) == 0
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    (best,) = [entry["step"] for entry in log if entry.get("event") == "best"]
+    assert best < 8, "the best look must not be the last one here; take another rate"
+    report = json.loads((out / "report.json").read_text())
+    trained = load_trained(str(out))
+    assert (report["step"], trained.name) == (best, f"step-{best}")
+    with ExitStack() as stack:
+        here = opened(trained, cohort, stack, split="test")
+        found = scored_subjects(here, score_windows(here), trained.objectives[0])
+    assert found.score.tolist() == [row["score"] for row in report["test"]["subjects"]]
+    assert frozen_thresholds(trained) == {"sex": report["threshold"]}
+    assert f"| checkpoint | step-{best} |" in (out / "MODEL_CARD.md").read_text()
+    if not elsewhere:
+        other = load_trained(str(place / "step-8"))
+        assert frozen_thresholds(other) == {}, "the threshold was chosen for other weights"
