@@ -37,7 +37,7 @@ _CALLED = {
 LEAST_OF_SITE = 10
 # What of the data's section leaves every sample as it is.
 _HOW = ("threads", "prefetch_batches", "audit")
-_FORMAT = 1
+_FORMAT = 2
 
 
 def stand_beside(recipe: Recipe, *, out: Path) -> None:
@@ -166,8 +166,6 @@ def _people(found: Sequence[Baseline]) -> list[dict[str, Any]]:
     """Everybody who was scored, with family and site where they are known."""
     labels = sorted({label for one in found for part in one.parts.values() for label in part.label})
     family, site = found[0].family, found[0].site
-    if all(site.get(label) == group for label, group in family.items()):
-        family = {}  # what a split was told to keep whole is the site
     return [{"subject": label, "family": family.get(label), "site": site.get(label)} for label in labels]
 
 
@@ -206,7 +204,7 @@ def _target(
         first = verdict_metric(view.baseline_kind, classes=len(view.classes))
         (chosen,) = [difference for difference in found if difference.metric == first]
         told.append(
-            sentence(chosen, target=str(view.target), baseline=_CALLED[one["baseline"]], subjects=network.count)
+            sentence(chosen, target=str(view.target), baseline=_CALLED[one["baseline"]], subjects=len(test.label))
         )
     return {"verdict": told, "baselines": rows, "sites": _sites(view, network, own, site=site)}
 
