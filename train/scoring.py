@@ -55,8 +55,8 @@ def outcome_of(run: Run, *, was_finished: bool) -> Outcome:
     parts = {name: part for name, part in (("val", run.val), ("test", run.test)) if part is not None}
     if not parts:
         return Outcome(step=run.step, task=run.task, val=None, test=None)
-    now = _about(run, parts)
-    now = dataclasses.replace(now, made_of={**now.made_of, "checkpoint": _checkpoint(run)})
+    now, step = _about(run, parts), _scored_step(run)
+    now = dataclasses.replace(now, step=step, made_of={**now.made_of, "checkpoint": _checkpoint(run, step)})
     table, before = _kept(run, now, was_finished=was_finished)
     if table is None:
         table = predictions(run, parts, about=dataclasses.replace(now, scorings=before + 1))
@@ -69,14 +69,17 @@ def _about(run: Run, parts: Mapping[str, Part]) -> About:
     return evaluate.about_of(run.recipe, task=run.task, step=run.step, clips=clips)
 
 
-def _checkpoint(run: Run) -> str:
+def _scored_step(run: Run) -> int:
+    """After how many steps the weights that are scored were what they are: those who load them go by it."""
+    return run.best.step if run.best is not None and uses_best(run.recipe) else run.step
+
+
+def _checkpoint(run: Run, step: int) -> str:
     """A digest of the weights that are scored, as their checkpoint lists them.
 
     The number of a step does not tell them: a folder whose checkpoints were taken away, or are kept elsewhere by now, may
     hold the table of another run.
     """
-    is_best = run.best is not None and uses_best(run.recipe)
-    step = run.best.step if is_best and run.best is not None else run.step
     shelf = run.saver.shelf
     manifest = together(
         lambda: read_manifest(shelf.folder(f"step-{step}")), run.world, what=f"{shelf.where}: reading step {step}"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fmristream.errors import CorruptDataError, UsageError
 from train import build
 from train.beyond.facts import parcel_places
-from train.checkpoint import Checkpoint, load_checkpoint, newest_whole
+from train.checkpoint import Checkpoint, checkpoints_elsewhere, load_checkpoint, newest_whole
 from train.config import Recipe, load_recipe, recipe_from
 from train.data import Signal, frozen_statistics
 from train.extras import NO_EXTRAS, Column, Extras
@@ -155,8 +155,9 @@ def load_trained(source: str, overrides: Sequence[str] = ()) -> Trained:
         return _imported(source, overrides)
     if overrides:
         raise UsageError(f"{source}: the recipe of a trained run is frozen; leave --set {overrides[0]} out")
-    if (folder / "checkpoints").is_dir():
-        found, notes = _scored_or_newest(folder)
+    elsewhere = checkpoints_elsewhere(source)
+    if elsewhere or (folder / "checkpoints").is_dir():
+        found, notes = _scored_or_newest(folder, elsewhere or str(folder / "checkpoints"))
         return _of_run(source, found, folder=folder, notes=notes)
     if (folder / "manifest.json").is_file():
         return _of_run(source, load_checkpoint(folder), folder=folder.absolute().parent.parent)
@@ -166,9 +167,8 @@ def load_trained(source: str, overrides: Sequence[str] = ()) -> Trained:
     )
 
 
-def _scored_or_newest(folder: Path) -> tuple[Checkpoint, tuple[str, ...]]:
+def _scored_or_newest(folder: Path, checkpoints: str) -> tuple[Checkpoint, tuple[str, ...]]:
     """The checkpoint that a run's report is of, where that is whole, else the newest whole one; and what is to be said."""
-    checkpoints = folder / "checkpoints"
     newest, damaged = newest_whole(checkpoints)
     if newest is None:
         raise CorruptDataError(f"{folder}: no checkpoint in it is whole; {len(damaged)} are damaged")
@@ -178,7 +178,7 @@ def _scored_or_newest(folder: Path) -> tuple[Checkpoint, tuple[str, ...]]:
     if step is None or step == newest.step:
         return newest, notes
     try:
-        scored = load_checkpoint(checkpoints / f"step-{step}")
+        scored = load_checkpoint(f"{checkpoints}/step-{step}")
     except CorruptDataError as error:
         return newest, (
             *notes,
