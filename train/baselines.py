@@ -23,7 +23,7 @@ from fmristream.errors import FmriStreamError, UsageError
 from train.baselines_connectivity import block_for, connectivity_features
 from train.baselines_fit import Features, Kind, Reader, fit_reader, require_scikit_learn
 from train.baselines_nuisance import nuisance_of, run_facts
-from train.baselines_paired import Difference, paired_differences
+from train.baselines_paired import Difference, clusters, paired_differences
 from train.config import Recipe, load_recipe
 from train.data import Part, fitted_of, open_part
 from train.evaluate import Subjects
@@ -154,19 +154,42 @@ def recipe_baselines(
         dataset = parts["train"].clips.dataset
         sites, families = words_of(dataset, SITE_COLUMNS), words_of(dataset, FAMILY_COLUMNS)
         scans = {run.name: (run, run_facts(dataset, run)) for part in parts.values() for run in part.clips.runs}
-        connectivity = {name: connectivity_features(part, block=block) for name, part in seen.items()}
+        connectivity = {
+            name: _kept_together(connectivity_features(part, block=block), families) for name, part in seen.items()
+        }
         found = []
         for objective in objectives:
             truth = {
                 label: value for part in parts.values() for label, value in coded_truth(part.clips, objective).items()
             }
-            scan = nuisance_of(dataset, scans.values(), target=objective.target, columns=columns)
+            scan = _kept_together(
+                nuisance_of(dataset, scans.values(), target=objective.target, columns=columns), families
+            )
             beside = {name: scan.of(part.subject) for name, part in connectivity.items()}
             for name, features in ((CONNECTIVITY, connectivity), (NUISANCE, beside)):
                 fitted = fit_baseline(name, features, truth, kind=objective.kind, seed=recipe.train.seed)
-                family = fitted.family or families
-                found.append(dataclasses.replace(fitted, objective=objective, site=sites, family=family))
+                found.append(_drawn_whole(dataclasses.replace(fitted, objective=objective, site=sites)))
     return found
+
+
+def _kept_together(features: Features, families: Mapping[str, str]) -> Features:
+    """With the families of the participants table where the conversion kept nobody together: no fold may part them."""
+    group = tuple(
+        families.get(subject, group) if group == subject else group
+        for subject, group in zip(features.subject, features.group, strict=True)
+    )
+    return dataclasses.replace(features, group=group)
+
+
+def _drawn_whole(baseline: Baseline) -> Baseline:
+    """With its scored subjects drawn by family, as those of a network are."""
+    family = baseline.family
+    if all(baseline.site.get(label) == group for label, group in family.items()):
+        family = {}  # what a split was told to keep whole is the site
+    parts = {
+        name: dataclasses.replace(part, cluster=clusters(part.label, family)) for name, part in baseline.parts.items()
+    }
+    return dataclasses.replace(baseline, family=family, parts=parts)
 
 
 def summary(baseline: Baseline, recipe: Recipe) -> dict[str, Any]:
@@ -175,8 +198,7 @@ def summary(baseline: Baseline, recipe: Recipe) -> dict[str, Any]:
     from train.report import summarise
     from train.tasks import Inputs, Supervised
 
-    families = families_of(baseline)
-    parts = {name: _drawn_with_families(part, families) for name, part in baseline.parts.items()}
+    parts = baseline.parts
     assert baseline.objective is not None, "baselines of a recipe have its objective"
     # A report asks for the objective alone: no batch comes.
     task = Supervised(objectives=(baseline.objective,), inputs=Inputs(takes="volume", names=frozenset()))
@@ -184,19 +206,6 @@ def summary(baseline: Baseline, recipe: Recipe) -> dict[str, Any]:
     facts = {"baseline": baseline.name, "penalty": baseline.reader.penalty, "features": len(baseline.reader.centre)}
     own = {"target": baseline.objective.target, "objective": baseline.objective.kind}
     return facts | {key: value for key, value in report.items() if key != "step"} | own
-
-
-def families_of(baseline: Baseline) -> Mapping[str, str]:
-    """The family of each subject that has one; of nobody where what a split was told to keep whole is the site."""
-    if all(baseline.site.get(label) == group for label, group in baseline.family.items()):
-        return {}
-    return baseline.family
-
-
-def _drawn_with_families(part: Subjects, families: Mapping[str, str]) -> Subjects:
-    """The same subjects, who are drawn as the network's are (`units_of`): else their intervals would be narrower."""
-    cluster = tuple(f"family {families[one]}" if one in families else f"subject {one}" for one in part.label)
-    return dataclasses.replace(part, cluster=cluster if len(set(cluster)) < len(cluster) else ())
 
 
 def _cost(parts: Mapping[str, Part]) -> str:
@@ -208,15 +217,20 @@ def _cost(parts: Mapping[str, Part]) -> str:
 
 
 def beside_network(
-    report: Mapping[str, Any], network: Mapping[str, Any], *, kind: Kind, draws: int
+    report: Mapping[str, Any],
+    network: Mapping[str, Any],
+    *,
+    kind: Kind,
+    draws: int,
+    family: Mapping[str, str] | None = None,
 ) -> list[Difference]:
-    """The paired differences of test subjects between two reports: a network's and a baseline's `summary`."""
+    """The paired differences of test subjects between two reports, a network's and a baseline's `summary`; families whole."""
     for one in (report, network):
         if "test" not in one:
             raise UsageError("a report has no test subjects to compare on; give data.test_split")
     subjects = [_subjects_of(one["test"]["subjects"]) for one in (network, report)]
     thresholds = (float(network.get("threshold", 0.0)), float(report.get("threshold", 0.0)))
-    return paired_differences(*subjects, kind=kind, thresholds=thresholds, draws=draws)
+    return paired_differences(*subjects, kind=kind, thresholds=thresholds, draws=draws, family=family)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -246,7 +260,7 @@ def _write(found: Sequence[Baseline], recipe: Recipe, *, network: Mapping[str, A
         for part in ("val", "test"):
             _print_numbers(part, report)
         if network is not None:
-            rows = beside_network(report, network, kind=baseline.reader.kind, draws=draws)
+            rows = beside_network(report, network, kind=baseline.reader.kind, draws=draws, family=baseline.family)
             report["network_minus_baseline"] = [dataclasses.asdict(row) for row in rows]
             for row in rows:
                 low, high = row.interval

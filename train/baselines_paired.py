@@ -63,7 +63,7 @@ def paired_differences(
     """The network against a baseline on the same subjects.
 
     Args:
-        network: its scored subjects.
+        network: its scored subjects; of one with several sessions the mean, as baselines say one thing of a subject.
         baseline: the same subjects, in any order.
         kind: of the target.
         thresholds: of the network and the baseline, above which a subject of two classes is told positive.
@@ -73,6 +73,7 @@ def paired_differences(
     Raises:
         UsageError: the subjects or their truths are not the same.
     """
+    network = _by_subject(network)
     place = {label: row for row, label in enumerate(baseline.label)}
     if set(place) != set(network.label):
         raise UsageError(
@@ -85,11 +86,34 @@ def paired_differences(
         raise UsageError("network and baseline were scored against different truths; give the same target and coding")
     pairs = (network.score, baseline.score[rows])
     measured = _measured(pairs, kind=kind, thresholds=thresholds)
-    clusters = None if family is None else [family.get(label, label) for label in network.label]
+    drawn = None if family is None else clusters(network.label, family) or network.label
     return [
-        _difference(name, metric, truth, *both, draws=draws, stratify=kind == "classification", clusters=clusters)
+        _difference(name, metric, truth, *both, draws=draws, stratify=kind == "classification", clusters=drawn)
         for name, (metric, both) in measured.items()
     ]
+
+
+def clusters(labels: Sequence[str], family: Mapping[str, str]) -> tuple[str, ...]:
+    """What each subject is drawn with; empty where everybody is drawn alone."""
+    found = tuple(f"family {family[label]}" if label in family else f"subject {label}" for label in labels)
+    return found if len(set(found)) < len(found) else ()
+
+
+def _by_subject(units: Subjects) -> Subjects:
+    """Means over sessions, where those are the units.
+
+    Raises:
+        UsageError: the truth differs between a subject's sessions.
+    """
+    labels, first, of = np.unique(np.array(units.label), return_index=True, return_inverse=True)
+    if len(labels) == len(units.label):
+        return units
+    if (units.truth != units.truth[first][of]).any():
+        raise UsageError("the network's truths differ between sessions of a subject, of whom a baseline says one thing")
+    scores = np.zeros((len(labels), *units.score.shape[1:]))
+    np.add.at(scores, of, units.score)
+    counts = np.bincount(of).reshape(-1, *[1] * (units.score.ndim - 1))
+    return Subjects(label=tuple(labels.tolist()), truth=units.truth[first], score=scores / counts)
 
 
 def numbers_of(subjects: Subjects, *, kind: Kind, threshold: float) -> dict[str, float]:

@@ -18,7 +18,7 @@ from typing import Any
 import fmristream
 from fmristream.errors import CorruptDataError, FmriStreamError, MissingExtraError, UsageError
 from fmristream.storage.urls import redacted
-from train.baselines import CONNECTIVITY, NUISANCE, Baseline, families_of, recipe_baselines, summary
+from train.baselines import CONNECTIVITY, NUISANCE, Baseline, recipe_baselines, summary
 from train.baselines_paired import as_row, numbers_of, paired_differences, sentence, verdict_metric
 from train.config import Recipe, as_tables, load_recipe
 from train.evaluate import Subjects
@@ -165,7 +165,7 @@ def _fit(recipe: Recipe, *, key: str | None, content_digest: str | None, out: Pa
 def _people(found: Sequence[Baseline]) -> list[dict[str, Any]]:
     """Everybody who was scored, with family and site where they are known."""
     labels = sorted({label for one in found for part in one.parts.values() for label in part.label})
-    family, site = families_of(found[0]), found[0].site
+    family, site = found[0].family, found[0].site
     return [{"subject": label, "family": family.get(label), "site": site.get(label)} for label in labels]
 
 
@@ -204,7 +204,7 @@ def _target(
         first = verdict_metric(view.baseline_kind, classes=len(view.classes))
         (chosen,) = [difference for difference in found if difference.metric == first]
         told.append(
-            sentence(chosen, target=str(view.target), baseline=_CALLED[one["baseline"]], subjects=network.count)
+            sentence(chosen, target=str(view.target), baseline=_CALLED[one["baseline"]], subjects=len(test.label))
         )
     return {"verdict": told, "baselines": rows, "sites": _sites(view, network, own, site=site)}
 

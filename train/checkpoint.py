@@ -217,7 +217,7 @@ def find_checkpoint(place: Place) -> tuple[Stored | None, list[Damaged]]:
         return found, []
     is_best = last == BEST and bool(base)
     text = base if is_best else text
-    for root in (_elsewhere(text), f"{text}/checkpoints", text):
+    for root in (checkpoints_elsewhere(text), f"{text}/checkpoints", text):
         shelf = _shelf_or_none(root)
         if shelf is not None and shelf.steps():
             return newest_verified(shelf, best=is_best)
@@ -233,7 +233,7 @@ def evaluated_weights(found: Checkpoint) -> dict[str, Tensor]:
 def place_of_run(run: Place) -> str:
     """Where the run of a folder keeps its checkpoints: in it, or where its recipe says."""
     text = os.fspath(run).rstrip("/")
-    return (_elsewhere(text) or f"{text}/checkpoints").rstrip("/")
+    return (checkpoints_elsewhere(text) or f"{text}/checkpoints").rstrip("/")
 
 
 def _folder_of(place: Place) -> Folder:
@@ -252,7 +252,7 @@ def _has_manifest(text: str) -> bool:
     return _is_local(text) and os.path.isfile(os.path.join(text, MANIFEST))
 
 
-def _elsewhere(run: str) -> str:
+def checkpoints_elsewhere(run: str) -> str:
     """Where a run that is here keeps its checkpoints; empty where they are beside it."""
     recipe = os.path.join(run, "recipe.toml")
     if not _is_local(run) or not os.path.isfile(recipe):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
@@ -79,6 +80,7 @@ def predict(model: nn.Module, part: Part, *, task: Task, world: World, bf16: boo
     keys, values = [torch.zeros((0, 4), dtype=torch.int64)], []
     was_training = model.training
     model.eval()
+    share_statistics(model, world)
     network = under_autocast(model, device=world.device, bf16=bf16)
     for packed in part.loader:
         with torch.no_grad():  # not inference_mode, whose tensors FSDP could not fill again in training
@@ -93,6 +95,19 @@ def predict(model: nn.Module, part: Part, *, task: Task, world: World, bf16: boo
     model.train(was_training)
     found = world.gather(torch.cat(keys)), world.gather(torch.cat(values))
     return _sorted_predictions(*found, targets=len(names), expected=part.clips.num_windows)
+
+
+def share_statistics(model: nn.Module, world: World) -> None:
+    """Give every rank the running statistics of rank 0's batch normalisations, which are those that a checkpoint has.
+
+    Each rank's have followed its own windows: scores would depend on who computed them, and differ after a restart.
+    """
+    if world.size == 1:
+        return
+    for part in model.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            for buffer in part.buffers(recurse=False):
+                dist.broadcast(buffer, src=0)
 
 
 def under_autocast(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fmristream.errors import UsageError
 from train import build
 from train.averaging import Ema
 from train.config import Recipe, as_toml
@@ -22,7 +23,7 @@ from train.profiling import CHECKPOINT, COPY, LOG, OPTIMISER, VALIDATION, NoProf
 from train.provenance import note_start
 from train.resuming import begin, go_to, make_saver, resume, resume_rest, save, settle
 from train.scaling import LossScale
-from train.scoring import look, outcome_of, score, scored_step
+from train.scoring import look, outcome_of, score
 from train.state import Keeper, Outcome, Run, StepFacts
 from train.steps import require_divisible, take_gradients, take_step, weighted_backward
 from train.stopping import make_best, uses_best
@@ -122,9 +123,15 @@ def weights_to_score(run: Run) -> Iterator[None]:
 
     Raises:
         CorruptDataError: the best checkpoint is damaged.
+        UsageError: no look told which is the best, because the run was over before looks decided by this metric.
     """
-    if run.best is not None and run.best.step and uses_best(run.recipe):
-        go_to(run, scored_step(run))
+    if run.best is not None and uses_best(run.recipe):
+        if not run.best.step:
+            raise UsageError(
+                f"eval.use = 'best': no look of this run was compared by {run.best.metric!r}, which it was over without; set "
+                "eval.use = 'last', the eval.metric of then, or more train.steps"
+            )
+        go_to(run, run.best.step)
         if run.world.is_main:
             run.log.event("best", {"step": run.best.step, run.best.metric: run.best.value})
     with averaged(run):

@@ -1,11 +1,14 @@
 """From a run to its scores: on the way, and once at the end, where test subjects are looked at a single time."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 
 from fmristream.errors import CorruptDataError
 from train import evaluate
+from train.checkpoint_async import together
+from train.checkpoint_manifest import read_manifest
 from train.data import Part
 from train.evaluate import Subjects, Windows
 from train.predictions import FILE, About, PredictionTable, read_predictions
@@ -29,10 +32,10 @@ def score(run: Run, part: Part) -> Subjects | Windows:
     return found
 
 
-def predictions(run: Run, parts: Mapping[str, Part], *, scorings: int = 1) -> PredictionTable:
+def predictions(run: Run, parts: Mapping[str, Part], *, about: About | None = None) -> PredictionTable:
     """Every window of some splits once, on all ranks together."""
-    clips = {name: part.clips for name, part in parts.items()}
-    about = evaluate.about_of(run.recipe, task=run.task, step=run.step, clips=clips, scorings=scorings)
+    if about is None:
+        about = _about(run, parts)
     found = {
         name: (evaluate.predict(run.model, part, task=run.task, world=run.world, bf16=run.bf16), part.clips)
         for name, part in parts.items()
@@ -53,12 +56,11 @@ def outcome_of(run: Run, *, was_finished: bool) -> Outcome:
     parts = {name: part for name, part in (("val", run.val), ("test", run.test)) if part is not None}
     if not parts:
         return Outcome(step=step, task=run.task, val=None, test=None)
-    clips = {name: part.clips for name, part in parts.items()}
-    now = evaluate.about_of(run.recipe, task=run.task, step=step, clips=clips)
+    now = _about(run, parts)
+    now = dataclasses.replace(now, step=step, made_of={**now.made_of, "checkpoint": _checkpoint(run, step)})
     table, before = _kept(run, now, was_finished=was_finished)
     if table is None:
-        table = predictions(run, parts, scorings=before + 1)
-        table = dataclasses.replace(table, about=dataclasses.replace(table.about, step=step))
+        table = predictions(run, parts, about=dataclasses.replace(now, scorings=before + 1))
     val, test = (evaluate.scores_of(table, split) for split in ("val", "test"))
     return Outcome(step=step, task=run.task, val=val, test=test, table=table)
 
@@ -71,6 +73,25 @@ def scored_step(run: Run) -> int:
     if run.best is not None and run.best.step and uses_best(run.recipe):
         return run.best.step
     return run.step
+
+
+def _about(run: Run, parts: Mapping[str, Part]) -> About:
+    clips = {name: part.clips for name, part in parts.items()}
+    return evaluate.about_of(run.recipe, task=run.task, step=run.step, clips=clips)
+
+
+def _checkpoint(run: Run, step: int) -> str:
+    """A digest of the weights that are scored, as their checkpoint lists them.
+
+    The number of a step does not tell them: a folder whose checkpoints were taken away, or are kept elsewhere by now, may
+    hold the table of another run.
+    """
+    shelf = run.saver.shelf
+    manifest = together(
+        lambda: read_manifest(shelf.folder(f"step-{step}")), run.world, what=f"{shelf.where}: reading step {step}"
+    )
+    weights = {name: listed.sha256 for name, listed in manifest.files.items() if name.startswith(("model", "ema"))}
+    return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
 
 
 def _kept(run: Run, now: About, *, was_finished: bool) -> tuple[PredictionTable | None, int]:

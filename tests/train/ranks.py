@@ -157,6 +157,15 @@ def several(world: World) -> object:
     return found
 
 
+def twice(world: World) -> object:
+    """Scores of each recipe's network at the end of its training, and again from its last checkpoint."""
+    found = {}
+    for path in sorted(Path(os.environ["RECIPES"]).glob("*.toml")):
+        recipe, out = load_recipe(str(path)), Path(sys.argv[2]) / "ranks" / path.stem
+        found[path.stem] = [told(train(recipe, out=out, world=world), out, world)["val"] for _ in range(2)]
+    return found
+
+
 def told(outcome, out, world):
     """Losses and norms of the steps that led to the end, and its scores."""
     world.wait_for_all()  # until rank 0 has written its log
@@ -224,7 +233,7 @@ def deal(world: World) -> object:
 
 DUTIES = {
     duty.__name__: duty
-    for duty in (exchange, gradient, contrast, several, several_targets, norm, learn, hang, die_once, deal)
+    for duty in (exchange, gradient, contrast, several, several_targets, twice, norm, learn, hang, die_once, deal)
 }
 
 

@@ -6,7 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from fmristream import convert
 from fmristream.errors import UsageError
+from fmristream.ingest.options import ConvertOptions
+from fmristream.ingest.sources.phenotypes import Phenotypes
+from fmristream.synth.cohort import parse_url
 from train import metrics
 from train.baselines import (
     CONNECTIVITY,
@@ -19,6 +23,8 @@ from train.baselines import (
     summary,
 )
 from train.baselines_fit import Features
+from train.baselines_paired import clusters
+from train.config import recipe_from
 from train.evaluate import Subjects
 from train.launch import World
 from train.loop import train
@@ -27,8 +33,6 @@ from train.report import write_report
 
 @pytest.fixture(scope="module")
 def recipe(cohort):
-    from train.config import recipe_from
-
     tables = {
         "data": {"url": cohort, "window": 8, "stride": 7},
         "model": {
@@ -189,13 +193,51 @@ def test_what_is_missing_is_wrong_usage(tmp_path, capsys):
     assert "finished run" in said
 
 
-def test_a_baselines_intervals_draw_families_whole_as_the_networks_do(found, recipe):
-    nuisance = found[1]
-    labels = nuisance.parts["test"].label
-    family = {label: f"f{place // 2}" for place, label in enumerate(labels)}
-    alone = summary(nuisance, recipe)["test"]["bootstrap"]
-    whole = summary(dataclasses.replace(nuisance, family=family), recipe)["test"]["bootstrap"]
-    assert (alone["clusters"], whole["clusters"]) == (len(labels), len(labels) / 2)
-    assert "3 families and single subjects" in whole["says"]
-    sites = dataclasses.replace(nuisance, family=family, site=family)
-    assert summary(sites, recipe)["test"]["bootstrap"] == alone, "a site is no family"
+def test_families_of_the_participants_table_are_kept_whole_in_tuning_and_in_intervals(tmp_path):
+    """Where the conversion knew nothing of them: each subject was a group of its own."""
+    source = parse_url("synth://?subjects=16&shape=8x8x8&frames=20")
+    people = source.participants()
+    rows = [f"{row['subject']},{row['sex']},{place // 4}" for place, row in enumerate(people)]
+    (tmp_path / "people.csv").write_text("\n".join(["participant_id,sex,family_id", *rows]) + "\n")
+    url = str(tmp_path / "dataset")
+    phenotypes = Phenotypes(url=str(tmp_path / "people.csv"))
+    convert(
+        source.url(), url, options=ConvertOptions(split="exact", split_ratios=(0.5, 0.0, 0.5), phenotypes=phenotypes)
+    )
+    recipe = recipe_from(
+        {
+            "data": {"url": url, "window": 8, "stride": 8, "val_split": ""},
+            "model": {"name": "swift"},
+            "eval": {"bootstrap_draws": 20},
+        }
+    )
+    expected = {row["subject"]: str(place // 4) for place, row in enumerate(people)}
+    for baseline in recipe_baselines(recipe, block=4):
+        test = baseline.parts["test"]
+        assert test.cluster == tuple(f"family {expected[label]}" for label in test.label)
+        assert summary(baseline, recipe)["test"]["bootstrap"]["clusters"] == len(set(test.cluster)) < len(test.label)
+        assert baseline.family == expected
+
+
+def test_a_network_scored_by_session_is_compared_by_its_subjects_means():
+    truth = {"a": 0.0, "b": 1.0, "c": 0.0, "d": 1.0}
+    rows = [("a", 0.5), ("a", -2.5), ("b", 3.0), ("c", -1.0), ("c", 2.0), ("d", 0.0)]
+    network = Subjects(
+        label=tuple(label for label, _ in rows),
+        session=("1", "2", "1", "1", "2", "1"),
+        truth=np.array([truth[label] for label, _ in rows]),
+        score=np.array([score for _, score in rows]),
+    )
+    baseline = Subjects(label=tuple(truth), truth=np.array(list(truth.values())), score=np.array([1.0, 0.0, 0.0, 1.0]))
+    rows = paired_differences(network, baseline, kind="classification", draws=50)
+    auroc = {row.metric: row for row in rows}["auroc"]
+    assert auroc.network == metrics.auroc(baseline.truth, np.array([-1.0, 3.0, 0.5, 0.0])) == 0.75
+    assert auroc.interval == paired_differences(
+        Subjects(label=tuple(truth), truth=baseline.truth, score=np.array([-1.0, 3.0, 0.5, 0.0])),
+        baseline, kind="classification", draws=50,
+    )[0].interval  # fmt: skip
+
+
+def test_a_family_and_a_subject_of_one_name_are_not_drawn_together():
+    assert clusters(("1", "2", "3"), {"2": "1"}) == ()
+    assert clusters(("1", "2", "3"), {"2": "1", "3": "1"}) == ("subject 1", "family 1", "family 1")

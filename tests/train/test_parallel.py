@@ -96,14 +96,14 @@ def alone(make, tmp_path_factory):
     return found
 
 
-def on_ranks(size, recipes, folder):
+def on_ranks(size, recipes, folder, *, duty="several"):
     """What every rank found of each recipe."""
     (folder / "recipes").mkdir()
     for name, recipe in recipes.items():
         (folder / "recipes" / f"{name}.toml").write_text(as_toml(recipe))
-    ended = finish(start_ranks(size, ["several", str(folder)], RECIPES=str(folder / "recipes")), timeout=300)
+    ended = finish(start_ranks(size, [duty, str(folder)], RECIPES=str(folder / "recipes")), timeout=300)
     assert [code for code, _ in ended] == [0] * size, ended
-    return results(folder, "several", size)
+    return results(folder, duty, size)
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +190,16 @@ def test_blocks_are_the_items_of_innermost_lists_or_those_that_a_model_names():
     model.blocks_to_shard = [model.stages[0]]
     assert blocks_of(model) == [model.stages[0]]
     assert isinstance(model.stages[0].blocks[0].weight, torch.nn.Parameter)
+
+
+def test_ranks_score_with_the_running_statistics_that_the_checkpoint_has(cohort, tmp_path):
+    """Each rank's batch normalisation has followed its own windows."""
+    tables = {
+        "data": {"url": cohort, "window": 8, "stride": 14, "test_split": ""},
+        "model": {"name": "cnn_rnn", "channels": [4, 4], "norm": "batch", "hidden": 6},
+        "train": {"steps": 3, "batch_size": 4},
+    }
+    recipes = {way: recipe_from(tables | {"train": tables["train"] | {"parallel": way}}) for way in ("ddp", "fsdp")}
+    for rank in on_ranks(2, recipes, tmp_path, duty="twice"):
+        for trained, restarted in rank.values():
+            assert trained == restarted

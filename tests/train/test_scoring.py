@@ -7,7 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
+from fmristream.errors import UsageError
 from train import loop
+from train.config import recipe_from
 from train.launch import World
 from train.predictions import FILE, encode, read_predictions
 from train.report import report_text, write_report
@@ -19,8 +21,6 @@ ALONE = World()
 @pytest.fixture(scope="module")
 def finished(cohort, tmp_path_factory):
     """(tables of its recipe, where it wrote)"""
-    from train.config import recipe_from
-
     small = {"patch_size": [3, 3, 3, 1], "embed_dim": 6, "depths": [1, 1], "num_heads": [1, 2]}
     windows = {"window_size": [2, 2, 2, 4], "first_window_size": [2, 2, 2, 4]}
     tables = {
@@ -38,8 +38,6 @@ def finished(cohort, tmp_path_factory):
 @pytest.fixture
 def again(finished, tmp_path):
     """Start a copy of the run again, with some changes: where it is, and what it says."""
-    from train.config import recipe_from
-
     tables, out = finished
     shutil.copytree(out, tmp_path / "run")
 
@@ -112,3 +110,25 @@ def test_a_damaged_table_is_scored_anew(again):
     (out / FILE).write_bytes((out / FILE).read_bytes()[:-7])
     assert start()["scorings"] == 2
     assert "damaged" in scored_again(out)[0]
+
+
+def test_a_table_of_other_weights_at_the_same_step_is_not_taken(finished, again):
+    tables, _ = finished
+    out, _ = again
+    before = read_predictions(out / FILE).values["score_sex"]
+    shutil.rmtree(out / "checkpoints")
+    faster = tables | {"optim": {"lr": 0.3}}
+    ended = loop.train(recipe_from(faster), out=out, world=ALONE).table  # and killed before its report
+    assert not np.allclose(ended.values["score_sex"], before, atol=0.1)
+    found = loop.train(recipe_from(faster), out=out, world=ALONE).table
+    np.testing.assert_array_equal(found.values["score_sex"], ended.values["score_sex"])
+    assert scored_again(out) == ["the network was trained further", "changed: checkpoint"]
+
+
+@pytest.mark.parametrize("evaluation", [{"use": "best"}, {"use": "best", "metric": "accuracy"}])
+def test_the_last_weights_of_a_run_that_was_over_are_not_taken_for_the_best(again, evaluation):
+    out, start = again
+    with pytest.raises(UsageError, match=r"no look of this run was compared by '(auroc|accuracy)'"):
+        start(eval=evaluation)
+    assert read_predictions(out / FILE).about.made_of["weights"] == ["last", 0.0]
+    assert start()["scorings"] == 1

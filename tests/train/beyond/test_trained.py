@@ -196,3 +196,27 @@ def test_a_run_that_scores_its_best_look_is_applied_with_those_weights(cohort, t
     if not elsewhere:
         other = load_trained(str(place / "step-8"))
         assert frozen_thresholds(other) == {}, "the threshold was chosen for other weights"
+
+
+@pytest.fixture(scope="module")
+def patient_run(parcelled, train_tables, tmp_path_factory):
+    """A network that was best before its last step, its weights averaged, its checkpoints elsewhere."""
+    data = {"url": parcelled, "target": "age", "window": 8, "normalize": "parcels | voxel-zscore"}
+    train = {"steps": 30, "batch_size": 4, "eval_every": 2, "patience": 2, "ema": 0.5}
+    train["checkpoints"] = str(tmp_path_factory.mktemp("elsewhere") / "kept")
+    tables = {"data": data, "model": LSTM, "objective": {"kind": "regression"}, "train": train, "optim": {"lr": 1.0}}
+    return train_tables(**tables)
+
+
+def test_the_weights_that_a_report_is_of_are_taken_wherever_they_are_kept(patient_run, parcelled):
+    report = json.loads((patient_run / "report.json").read_text())
+    events = [json.loads(line) for line in (patient_run / "log.jsonl").read_text().splitlines()]
+    (ended,) = (event for event in events if event["event"] == "patience")
+    assert report["step"] == ended["at"] == ended["step"] - 4
+    trained = load_trained(str(patient_run))
+    assert trained.name == f"step-{ended['at']}"
+    with ExitStack() as stack:
+        here = opened(trained, parcelled, stack, split="test")
+        found = scored_subjects(here, score_windows(here), trained.objectives[0])
+    assert found.score.tolist() == [row["score"] for row in report["test"]["subjects"]]
+    assert f"| checkpoint | {trained.name} |" in (patient_run / "MODEL_CARD.md").read_text()
