@@ -96,12 +96,12 @@ def alone(make, tmp_path_factory):
     return found
 
 
-def on_ranks(size, recipes, folder, *, duty="several"):
+def on_ranks(size, recipes, folder, *, duty="several", timeout=300):
     """What every rank found of each recipe."""
     (folder / "recipes").mkdir()
     for name, recipe in recipes.items():
         (folder / "recipes" / f"{name}.toml").write_text(as_toml(recipe))
-    ended = finish(start_ranks(size, [duty, str(folder)], RECIPES=str(folder / "recipes")), timeout=300)
+    ended = finish(start_ranks(size, [duty, str(folder)], RECIPES=str(folder / "recipes")), timeout=timeout)
     assert [code for code, _ in ended] == [0] * size, ended
     return results(folder, duty, size)
 
