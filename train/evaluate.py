@@ -184,7 +184,7 @@ def scores_of(table: PredictionTable, split: str, *, target: int = 0) -> Subject
 def _table_of_part(
     split: str, found: Predictions, clips: "StreamingDataset", *, task: Task, about: About
 ) -> PredictionTable:
-    words = {name: column[found.run] for name, column in _words_of_runs(clips).items()}
+    words = {name: column[found.run] for name, column in words_of_runs(clips).items()}
     values: dict[str, NDArray[np.float64]] = {}
     column = 0
     for place, (target, objective) in enumerate(zip(about.targets, task.objectives, strict=True)):
@@ -201,7 +201,7 @@ def _table_of_part(
     return PredictionTable(about=about, words={"split": split_column, **words}, numbers=numbers, values=values)
 
 
-def _words_of_runs(clips: "StreamingDataset") -> dict[str, NDArray[Any]]:
+def words_of_runs(clips: "StreamingDataset") -> dict[str, NDArray[Any]]:
     """What is said of each run, and of its subject."""
     runs = clips.runs
     subjects, groups = runs.column("subject"), runs.column("group")

@@ -257,7 +257,7 @@ def _refusal(pairs: Sequence[PairAudit], url: str) -> str:
             told.append(f"{pair.one} and {pair.other} share {counts}" + (f" ({', '.join(shown[:3])})" if shown else ""))
     return (
         f"{display_url(url)}: the splits leak: {'; '.join(told)}; split anew by subject and family (fmristream.split, or convert "
-        "--split), or leave the runs out of one side with data.where; `fmristream audit` names them, and data.audit = 'warn' "
+        "--group-by), or leave the runs out of one side with data.where; `fmristream audit` names them, and data.audit = 'warn' "
         "goes on all the same and says so in the report"
     )
 

@@ -26,7 +26,7 @@ from train.beyond.numbers import average_of, centre_of, chances, subject_scores
 from train.beyond.opened import ALL, Opened, open_for
 from train.beyond.places import new_folder, require_free, together, write_csv
 from train.beyond.trained import Trained
-from train.evaluate import NonFiniteError, Subjects
+from train.evaluate import NonFiniteError, Subjects, words_of_runs
 from train.launch import World
 from train.models.brainlm_heads import FineTuneOutput
 from train.objectives import Objective
@@ -156,6 +156,7 @@ def window_columns(
 ) -> dict[str, Values]:
     """What windows are: where each comes from and which frames it has; `known` is of `run_columns`."""
     clips = [opened.clips.clip(int(number)) for number in window]
+    known = {**known, "family": words_of_runs(opened.clips)["family"].tolist()}  # as the table of a run has it
     columns: dict[str, Values] = {
         "split": [known["split"][place] for place in run],
         "window": window,
@@ -225,7 +226,13 @@ def scored_subjects(opened: Opened, scores: WindowScores, objective: Objective) 
     truth = np.array([opened.truth[objective.target].get(label, np.nan) for label in labels])
     known = np.flatnonzero(np.isfinite(truth))
     kept = means[objective.target][known]
+    # Drawn as the end of a run draws: families whole.
+    words = words_of_runs(opened.clips)
+    family = dict(zip(words["subject"].tolist(), words["family"].tolist(), strict=True))
+    names = [labels[place] for place in known]
+    cluster = tuple(f"subject {one}" if family[one] is None else f"family {family[one]}" for one in names)
     return Subjects(
+        cluster=cluster if len(set(cluster)) < len(cluster) else (),
         label=tuple(labels[place] for place in known),
         truth=objective.truth(truth[known]),
         score=kept[:, 0] if objective.outputs == 1 else kept,
