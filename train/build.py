@@ -231,6 +231,13 @@ def _freeze(model: nn.Module, beginnings: tuple[str, ...]) -> None:
         if not any(name.startswith(beginning) for name in names):
             tops = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
             raise UsageError(f"start.freeze: no parameter's name begins with {beginning!r}; the network has {tops}")
+    for name, part in model.named_modules():
+        is_moving = isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training and part.track_running_stats
+        if beginnings and is_moving and f"{name}.".startswith(beginnings):
+            raise UsageError(
+                f"start.freeze: {name!r} is a batch normalisation, whose running statistics would follow the windows all the "
+                "same, and with them what is frozen; set model.freeze_cnn of cnn_rnn, take another norm, or freeze less"
+            )
     for name, parameter in model.named_parameters():
         if name.startswith(beginnings):
             parameter.requires_grad_(False)

@@ -109,6 +109,23 @@ def test_what_pieces_would_change_is_refused(small_recipe, parcelled, start):
         start(recipe_from(tables))
 
 
+def test_statistics_that_would_move_under_frozen_weights_are_refused(cohort, start):
+    tables = {
+        "data": {"url": cohort, "window": 8, "stride": 14, "test_split": ""},
+        "model": {"name": "cnn_rnn", "channels": [4, 4], "norm": "batch", "hidden": 6},
+        "train": {"steps": 2, "batch_size": 4},
+    }
+    with pytest.raises(UsageError, match="running statistics would follow the windows"):
+        start(recipe_from(tables | {"start": {"freeze": ["cnn."]}}))
+    run = start(recipe_from(tables | {"model": tables["model"] | {"freeze_cnn": True}}))
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    assert loop.fit(run, run.world.stop)
+    moved = {
+        name.partition(".")[0] for name, tensor in run.model.state_dict().items() if not tensor.equal(before[name])
+    }
+    assert moved == {"rnn", "head"}
+
+
 # Float16.
 
 
