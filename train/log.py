@@ -101,7 +101,7 @@ def read_history(path: Path) -> History:
         except json.JSONDecodeError:
             cut = number
             continue
-        event, by = entry["event"], entry.get("attempt", "")
+        event, by = entry["event"], entry.pop("attempt", "")  # what ran, not who ran it, is history
         if by and by < attempt:
             continue  # it did not know yet that it was superseded
         if cut and event in ("step", "eval"):
