@@ -23,11 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor
 
-from fmristream.errors import CorruptDataError, UsageError
+from fmristream.errors import CorruptDataError, ResumeError, UsageError
 from train.checkpoint_manifest import MANIFEST, Folder, Manifest, check_listed, read_listed, read_manifest
 from train.checkpoint_sharded import distributed_like, read_sharded
 from train.checkpoint_shelf import Shelf, open_shelf, step_of
 from train.checkpoint_writing import LAYOUT, STATE, Keep, new_token, take, write
+from train.fence import attempts_at, counts
 from train.launch import World
 
 # What the end of a path may say in place of a step.
@@ -167,13 +168,21 @@ def checkpoint_steps(root: Place) -> list[int]:
 def newest_verified(shelf: Shelf, *, best: bool = False) -> tuple[Stored | None, list[Damaged]]:
     """The newest checkpoint that is whole, or the newest of the best ones, and the newer ones that are not whole.
 
+    What a superseded attempt wrote after a newer one had begun before it leads nowhere, and is passed over.
+
     Raises:
+        ResumeError: nothing else is left, so that the run would begin anew.
         StorageError: the store cannot be reached; nothing is said of its checkpoints then.
     """
     damaged: list[Damaged] = []
+    undone: list[str] = []
+    attempts = attempts_at(shelf)
     for step in shelf.steps():
         try:
             found = Stored(shelf.folder(f"step-{step}"))
+            if not counts(step=step, attempt=found.manifest.attempt, attempts=attempts):
+                undone.append(found.name)
+                continue
             if best and not found.manifest.is_best:
                 continue
             found.verify()
@@ -181,6 +190,11 @@ def newest_verified(shelf: Shelf, *, best: bool = False) -> tuple[Stored | None,
             damaged.append(Damaged(folder=PurePosixPath(shelf.where) / f"step-{step}", reason=str(error)))
         else:
             return found, damaged
+    if undone and attempts[-1].step and not best:
+        raise ResumeError(
+            f"{shelf.where}: holds {', '.join(undone)} of a superseded attempt only, and the run went on from another one, "
+            f"which is gone; give another --out, or remove {shelf.where}/attempts to go on from {undone[0]}"
+        )
     return None, damaged
 
 

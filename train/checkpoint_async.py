@@ -11,9 +11,10 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 import torch.distributed as dist
 
-from fmristream.errors import StorageError, UsageError
+from fmristream.errors import FmriStreamError, StorageError, UsageError
 from train.checkpoint_shelf import open_shelf
 from train.checkpoint_writing import Keep, Snapshot, alone, mark_best, said, write
+from train.fence import Fence, SupersededError
 from train.launch import World
 
 T = TypeVar("T")
@@ -24,6 +25,10 @@ _BEAT_S = 0.5
 _PATIENCE_S = 3600.0
 # Of one of several ranks, for its own writing, when the run is failing: the others shall be gone within 30 s.
 _LAST_WAIT_S = 10.0
+# How ranks tell each other of this error, which is another one than a failure to write.
+_SUPERSEDED = "superseded: "
+# Between two looks for a newer attempt: a lost world must not train for hours until its next checkpoint is refused.
+_LOOK_S = 15.0
 
 
 class Job(Generic[T]):
@@ -73,6 +78,7 @@ def finish_together(job: Job[T], world: World, *, what: str) -> T:
         what: was being done, for the error of other ranks.
 
     Raises:
+        SupersededError: a rank knows that this attempt is superseded; every rank raises it.
         StorageError: it failed on another rank; who did raises the error itself.
     """
     while True:
@@ -84,6 +90,9 @@ def finish_together(job: Job[T], world: World, *, what: str) -> T:
         reasons = gather_texts("" if job.error is None else _reason(job.error), world)
         if job.error is not None:
             raise job.error
+        for reason in reasons:
+            if reason.startswith(_SUPERSEDED):
+                raise SupersededError(reason.removeprefix(_SUPERSEDED))
         told = "; ".join(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)
         raise StorageError(f"{what} failed: {told}")
     return job.result
@@ -119,6 +128,8 @@ def _all_gather(tensor: torch.Tensor, world: World, group: Any) -> list[torch.Te
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, SupersededError):
+        return f"{_SUPERSEDED}{error}"
     return said(error) if isinstance(error, Exception) else type(error).__name__
 
 
@@ -138,6 +149,9 @@ class Saver:
         self._job: Job[None] | None = None
         self._group: Any = None
         self.saved_step: int | None = None
+        self.seen: list[int] = []  # steps that were there when rank 0 looked for the newest one
+        self.fence: Fence | None = None  # rank 0's, as soon as the attempt has begun
+        self._watch: Watch | None = None
         self._is_best = False
         if world.size > 1 and self.shelf.where.startswith("memory://"):
             raise UsageError(
@@ -146,8 +160,23 @@ class Saver:
 
     @property
     def has_failed(self) -> bool:
-        """Whether this rank knows that writing failed; the others hear of it from `settle`."""
+        """Whether this rank knows that writing failed, or would be wrong; the others hear of it from `settle`."""
+        if self._watch is not None and self._watch.is_superseded:
+            return True
         return self._job is not None and self._job.has_failed
+
+    def begin(self, fence: Fence | None) -> None:
+        """Write as this attempt from now on, and look for newer ones; rank 0 has the fence."""
+        self.fence = fence
+        self._watch = Watch(fence) if fence is not None else None
+
+    def require_current(self) -> None:
+        """Raise SupersededError on every rank where a newer attempt has begun; all ranks call it together."""
+        together(self._look, self._world, what=f"{self.shelf.where}: looking for newer attempts")
+
+    def _look(self) -> None:
+        if self.fence is not None:
+            self.fence.check()
 
     def start(self, snapshot: Snapshot) -> None:
         """Write a snapshot from now on; the one before is settled. All ranks call it together."""
@@ -161,7 +190,7 @@ class Saver:
 
     def _write(self, snapshot: Snapshot) -> None:
         exchange = (lambda text: gather_texts(text, self._world, self._group)) if snapshot.is_shared else alone
-        write(self.shelf, snapshot, keep=self._keep, exchange=exchange)
+        write(self.shelf, snapshot, keep=self._keep, exchange=exchange, fence=self.fence)
 
     def settle(self) -> None:
         """Wait until what was started is there; all ranks call it together.
@@ -169,7 +198,8 @@ class Saver:
         Raises:
             StorageError: it could not be written, on whichever rank.
         """
-        job = self._job or Job(_nothing, name="checkpoint-none")
+        is_superseded = self._watch is not None and self._watch.is_superseded
+        job = self._job or Job(self._look if is_superseded else _nothing, name="checkpoint-none")
         what = f"{self.shelf.where}: writing the checkpoint of step {self.saved_step}"
         try:
             finish_together(job, self._world, what=what)
@@ -185,7 +215,9 @@ class Saver:
         self._is_best = True
         if self._world.is_main:
             step = self.saved_step
-            self._job = Job(lambda: mark_best(self.shelf, step, keep=self._keep), name="checkpoint-writer")
+            self._job = Job(
+                lambda: mark_best(self.shelf, step, keep=self._keep, fence=self.fence), name="checkpoint-writer"
+            )
         self.settle()
 
     def __enter__(self) -> Self:
@@ -194,12 +226,37 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        if self._watch is not None:
+            self._watch.close()
         if self._job is None:
             return
         if kind is None:
             self.settle()
         else:  # what went wrong first is what people have to know
             self._job.wait(_LAST_WAIT_S if self._world.size > 1 else None)
+
+
+class Watch:
+    """Looks now and then, in a thread of its own, whether an attempt is superseded."""
+
+    def __init__(self, fence: Fence) -> None:
+        self._fence = fence
+        self._closed = threading.Event()
+        self.is_superseded = False
+        threading.Thread(target=self._run, name="checkpoint-watch", daemon=True).start()
+
+    def _run(self) -> None:
+        while not self._closed.wait(_LOOK_S) and not self.is_superseded:
+            try:
+                self._fence.check()
+            except SupersededError:
+                self.is_superseded = True
+            except (FmriStreamError, OSError):  # a look that fails says nothing; the next checkpoint will
+                continue
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closed.set()
 
 
 def _nothing() -> None:

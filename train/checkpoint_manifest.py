@@ -44,6 +44,7 @@ class Manifest:
     step: int
     files: Mapping[str, Listed]
     is_best: bool = False
+    attempt: str = ""  # that wrote it (train/fence.py); empty where none is said
     digest: str = ""  # the sha256 that it is signed with, of one that was read
 
     def encoded(self) -> bytes:
@@ -52,7 +53,9 @@ class Manifest:
             name: {"bytes": listed.size, "sha256": listed.sha256} | ({"at": listed.at} if listed.at != name else {})
             for name, listed in self.files.items()
         }
-        return json_bytes(_signed({"format": FORMAT, "step": self.step, "is_best": self.is_best, "files": files}))
+        by = {"attempt": self.attempt} if self.attempt else {}
+        facts = {"format": FORMAT, "step": self.step, "is_best": self.is_best, **by, "files": files}
+        return json_bytes(_signed(facts))
 
 
 def read_manifest(folder: Folder) -> Manifest:
@@ -73,7 +76,13 @@ def read_manifest(folder: Folder) -> Manifest:
             name: Listed(at=entry.get("at", name), size=entry["bytes"], sha256=entry["sha256"])
             for name, entry in found["files"].items()
         }
-        return Manifest(step=found["step"], files=files, is_best=found.get("is_best", False), digest=found["sha256"])
+        return Manifest(
+            step=found["step"],
+            files=files,
+            is_best=found.get("is_best", False),
+            attempt=str(found.get("attempt", "")),
+            digest=found["sha256"],
+        )
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise CorruptDataError(f"{path}: is not the JSON that was written: {error}") from error
 

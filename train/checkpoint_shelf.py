@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -21,8 +21,13 @@ from train.checkpoint_manifest import MANIFEST, Folder, read_manifest
 
 _NAME = re.compile(r"step-(0|[1-9][0-9]*)")
 _UNFINISHED = ".unfinished-"
+_NOTES = "attempts"
 # Of a file, read or written at once.
 _PIECE_BYTES = 8 * 2**20
+
+
+def _anybody() -> None:
+    """Nobody else writes here."""
 
 
 class Shelf(Protocol):
@@ -47,8 +52,11 @@ class Shelf(Protocol):
     def unfinished(self, step: int, token: str) -> Folder:
         """What was written under a token, to be read back."""
 
-    def publish(self, step: int, token: str, manifest: bytes) -> None:
-        """Make what was written under the token the checkpoint of that step, in place of one that is there."""
+    def publish(self, step: int, token: str, manifest: bytes, *, may: Callable[[], None] = _anybody) -> None:
+        """Make what was written under the token the checkpoint of that step, in place of one that is there.
+
+        `may` is asked at the last moment, and raises where it must not be.
+        """
 
     def replace_manifest(self, step: int, manifest: bytes) -> None:
         """Put another manifest in place of a checkpoint's; one of the two is there at any time."""
@@ -58,6 +66,12 @@ class Shelf(Protocol):
 
     def remove_unfinished(self, *, keep: str = "") -> None:
         """Remove what killed writers left, but not what is written under the token `keep`."""
+
+    def notes(self) -> list[str]:
+        """Names of the notes that attempts left (train/fence.py)."""
+
+    def leave_note(self, name: str) -> None:
+        """Add a note; it is durable on return."""
 
 
 def open_shelf(place: str | os.PathLike[str]) -> Shelf:
@@ -144,11 +158,12 @@ class LocalShelf:
     def unfinished(self, step: int, token: str) -> LocalFolder:
         return LocalFolder(self._unfinished(step, token))
 
-    def publish(self, step: int, token: str, manifest: bytes) -> None:
+    def publish(self, step: int, token: str, manifest: bytes, *, may: Callable[[], None] = _anybody) -> None:
         unfinished, final = self._unfinished(step, token), self._root / f"step-{step}"
-        self.write(step, token, name=MANIFEST, data=manifest)
+        _write(unfinished / MANIFEST, manifest)  # into the folder of the files: if somebody removed it, there is none
         _require_same(self.unfinished(step, token).read(MANIFEST), manifest, f"{unfinished}/{MANIFEST}")
         _flush_folder(unfinished)
+        may()
         if final.exists():  # a damaged one that this run fell back from and has now reached again
             self._set_aside(final)
         unfinished.rename(final)
@@ -171,6 +186,17 @@ class LocalShelf:
         for path in self._root.glob(f"{_UNFINISHED}*"):
             if not keep or not path.name.endswith(keep):
                 shutil.rmtree(path)
+
+    def notes(self) -> list[str]:
+        folder = self._root / _NOTES
+        return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+    def leave_note(self, name: str) -> None:
+        folder = self._root / _NOTES
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / name, b"")
+        _flush_folder(folder)
+        _flush_folder(self._root)
 
     def _unfinished(self, step: int, token: str) -> Path:
         return self._root / f"{_UNFINISHED}step-{step}-{token}"
@@ -241,7 +267,8 @@ class ObjectShelf:
     def unfinished(self, step: int, token: str) -> StoredFolder:
         return self.folder(f"step-{step}")
 
-    def publish(self, step: int, token: str, manifest: bytes) -> None:
+    def publish(self, step: int, token: str, manifest: bytes, *, may: Callable[[], None] = _anybody) -> None:
+        may()
         try:
             self._store.put_new(self._key(step, MANIFEST), manifest)
         except ObjectExistsError:  # of a damaged one that this run fell back from and has now reached again
@@ -268,6 +295,12 @@ class ObjectShelf:
         for upload in self._store.unfinished():
             if upload.key.startswith(f"{self._prefix}/step-") and (not keep or keep not in upload.key.split("/")):
                 self._store.discard_unfinished(upload)
+
+    def notes(self) -> list[str]:
+        return [key.rpartition("/")[2] for key in self._store.list(f"{self._prefix}/{_NOTES}")]
+
+    def leave_note(self, name: str) -> None:
+        self._store.put_new(f"{self._prefix}/{_NOTES}/{name}", b"")
 
     def _found(self) -> dict[int, list[str]]:
         """Names of every step's files, as far as they look like ours."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from fmristream.errors import CorruptDataError, StorageError
 from train.checkpoint_manifest import FORMAT, Listed, Manifest, check_listed, json_bytes, read_manifest
 from train.checkpoint_sharded import Piece, describe, is_sharded, joined, pieces_of
 from train.checkpoint_shelf import Shelf
+from train.fence import Attempt, Fence, SupersededError, attempts_at, counts
 
 LAYOUT = "layout.json"
 STATE = "state.json"
@@ -82,33 +83,50 @@ def alone(text: str) -> list[str]:
     return [text]
 
 
-def write(shelf: Shelf, snapshot: Snapshot, *, keep: Keep, exchange: Exchange = alone) -> None:
+def write(
+    shelf: Shelf, snapshot: Snapshot, *, keep: Keep, exchange: Exchange = alone, fence: Fence | None = None
+) -> None:
     """Write this rank's files and read them back; when all ranks have done so, the first one publishes the manifest.
 
+    Args:
+        shelf: where to.
+        snapshot: this rank's part.
+        keep: which ones stay.
+        exchange: with the other ranks.
+        fence: rank 0's, where other attempts may be at it.
+
     Raises:
+        SupersededError: a newer attempt has begun; nothing of it, and nothing of what it needs, is touched.
         StorageError: a file cannot be written, on any rank. What was visible before still is.
         CorruptDataError: what was written reads back as something else.
     """
     try:
+        if fence is not None:
+            fence.check()
         share = _write_own(shelf, snapshot)
         answer: dict[str, Any] = {"share": share}
-    except (OSError, CorruptDataError) as error:
+    except SupersededError as error:
         failure: Exception | None = error
+        answer = {"superseded": str(error)}
+    except (OSError, CorruptDataError) as error:
+        failure = error
         answer = {"failed": said(error)}
     else:
         failure = None
     answers = [json.loads(text) for text in exchange(json.dumps(answer))]
+    if "superseded" in answers[0]:
+        raise SupersededError(answers[0]["superseded"]) from failure
     failed = [f"rank {rank}: {found['failed']}" for rank, found in enumerate(answers) if "failed" in found]
     if failed:
         if snapshot.rank == 0:
-            _clear(shelf)
+            _clear(shelf, fence)
         reason = "; ".join(failed) if snapshot.ranks > 1 else answers[0]["failed"]
         raise StorageError(
             f"{shelf.where}: the checkpoint of step {snapshot.step} could not be written: {reason}; the one before it is "
             "still there: make room or look at the store, and give the same command again"
         ) from failure
     if snapshot.rank == 0:
-        _finish(shelf, snapshot, [found["share"] for found in answers], keep)
+        _finish(shelf, snapshot, [found["share"] for found in answers], keep, fence)
 
 
 def said(error: Exception) -> str:
@@ -149,7 +167,7 @@ def _put(shelf: Shelf, snapshot: Snapshot, name: str, data: bytes) -> dict[str, 
     return {"at": listed.at, "size": listed.size, "sha256": listed.sha256}
 
 
-def _finish(shelf: Shelf, snapshot: Snapshot, shares: list[dict[str, Any]], keep: Keep) -> None:
+def _finish(shelf: Shelf, snapshot: Snapshot, shares: list[dict[str, Any]], keep: Keep, fence: Fence | None) -> None:
     files = {name: Listed(**entry) for share in shares for name, entry in share["files"].items()}
     where = f"{shelf.where}/step-{snapshot.step}"
     if snapshot.sharded:
@@ -159,8 +177,13 @@ def _finish(shelf: Shelf, snapshot: Snapshot, shares: list[dict[str, Any]], keep
         }
         files[LAYOUT] = Listed(**_put(shelf, snapshot, LAYOUT, json_bytes(layout)))
         _require_seen(shelf, snapshot, files)
-    manifest = Manifest(step=snapshot.step, files=files, is_best=snapshot.is_best)
-    shelf.publish(snapshot.step, snapshot.token, manifest.encoded())
+    by = "" if fence is None else fence.attempt.id
+    manifest = Manifest(step=snapshot.step, files=files, is_best=snapshot.is_best, attempt=by)
+    if fence is None:
+        shelf.publish(snapshot.step, snapshot.token, manifest.encoded())
+    else:
+        shelf.publish(snapshot.step, snapshot.token, manifest.encoded(), may=fence.check)
+        fence.check()
     prune(shelf, snapshot.step, keep=keep)
 
 
@@ -183,6 +206,11 @@ def prune(shelf: Shelf, step: int, *, keep: Keep) -> None:
     """
     shelf.remove_unfinished()
     steps = [found for found in shelf.steps() if found <= step]
+    attempts = attempts_at(shelf)
+    undone = [found for found in steps if is_undone(shelf, found, attempts)]
+    for found in undone:
+        shelf.remove(found)
+    steps = [found for found in steps if found not in undone]
     spare = steps[keep.last :]
     best = [found for found in steps if _is_best(shelf, found)][: keep.best] if spare and keep.best else []
     for found in spare:
@@ -190,8 +218,21 @@ def prune(shelf: Shelf, step: int, *, keep: Keep) -> None:
             shelf.remove(found)
 
 
-def mark_best(shelf: Shelf, step: int, *, keep: Keep) -> None:
+def is_undone(shelf: Shelf, step: int, attempts: Sequence[Attempt]) -> bool:
+    """Whether a superseded attempt wrote a checkpoint that the run did not go on from."""
+    if all(attempt.step >= step for attempt in attempts):
+        return False  # whoever wrote it
+    try:
+        by = read_manifest(shelf.folder(f"step-{step}")).attempt
+    except CorruptDataError:
+        return False  # its own trouble
+    return not counts(step=step, attempt=by, attempts=attempts)
+
+
+def mark_best(shelf: Shelf, step: int, *, keep: Keep, fence: Fence | None = None) -> None:
     """Say afterwards that a checkpoint is the best one so far."""
+    if fence is not None:
+        fence.check()
     manifest = read_manifest(shelf.folder(f"step-{step}"))
     shelf.replace_manifest(step, replace(manifest, is_best=True).encoded())
     prune(shelf, step, keep=keep)
@@ -204,9 +245,11 @@ def _is_best(shelf: Shelf, step: int) -> bool:
         return False
 
 
-def _clear(shelf: Shelf) -> None:
-    """Make room again after a failure, where that is possible."""
+def _clear(shelf: Shelf, fence: Fence | None) -> None:
+    """Make room again after a failure, where that is possible, and nobody else's room."""
     try:
+        if fence is not None:
+            fence.check()
         shelf.remove_unfinished()
     except OSError:  # the failure itself is what people have to know; the next checkpoint cleans up
         return

@@ -28,6 +28,7 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from train.fence import SUPERSEDED
 from train.launch import LaunchError, source_address
 from train.launching import Nodes
 
@@ -198,14 +199,20 @@ class Agent(LocalElasticAgent):
         if result.is_failed():
             if time.monotonic() - self._began > _LASTING_S:
                 self._remaining_restarts = worker_group.spec.max_restarts
-            if any(failure.exitcode == _WRONG_USAGE for failure in result.failures.values()):
+            statuses = {failure.exitcode for failure in result.failures.values()}
+            if SUPERSEDED in statuses and self._is_forgotten(worker_group):
+                return self._join_anew()
+            if statuses & {_WRONG_USAGE, SUPERSEDED}:
                 self._remaining_restarts = 0
             self._tell(result)
         elif result.state == WorkerState.HEALTHY and self._is_forgotten(worker_group):
-            print("train: the others took this machine for dead; its ranks join them anew", file=sys.stderr, flush=True)
-            self._remaining_restarts += 1  # which this is not to cost
-            return RunResult(state=WorkerState.UNHEALTHY)
+            return self._join_anew()
         return result
+
+    def _join_anew(self) -> RunResult:
+        print("train: the others took this machine for dead; its ranks join them anew", file=sys.stderr, flush=True)
+        self._remaining_restarts += 1  # which this is not to cost
+        return RunResult(state=WorkerState.UNHEALTHY)
 
     def _is_forgotten(self, worker_group: WorkerGroup) -> bool:
         """Whether the others meet without this machine, whose sign of life came late: two worlds must not train on."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import IO, Any
 from fmristream.errors import CorruptDataError
 from train.progress import Watcher, screen
 
+# What a history is made of.
+_COUNTED = ("start", "step", "eval")
+
 
 class Log:
     """One JSON object per line, each flushed as it is written, and told to whoever watches; without a file, nothing."""
@@ -18,6 +22,7 @@ class Log:
     def __init__(self, file: IO[str] | None, watchers: Sequence[Watcher] = ()) -> None:
         self._file = file
         self.watchers = list(watchers)
+        self.attempt = ""  # whose steps these are (train/fence.py)
 
     def join(self, watcher: Watcher) -> None:
         """Tell somebody more, from now on; the log closes it."""
@@ -25,13 +30,13 @@ class Log:
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         """Something that happens now and then."""
-        self._write({"event": kind, **facts})
+        self._write({"event": kind, **(self._by if kind in _COUNTED else {}), **facts})
         for watcher in self.watchers:
             watcher.event(kind, facts)
 
     def step(self, facts: Mapping[str, Any], *, total: int, show_every: int) -> None:
         """One optimiser step of `total`; every `show_every`-th is shown."""
-        self._write({"event": "step", **facts})
+        self._write({"event": "step", **self._by, **facts})
         for watcher in self.watchers:
             watcher.step(facts, total=total, show_every=show_every)
 
@@ -39,6 +44,15 @@ class Log:
         """Let those who watch finish."""
         for watcher in self.watchers:
             watcher.close()
+
+    def flush_to_disk(self) -> None:
+        """Have the lines until now survive this machine."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    @property
+    def _by(self) -> dict[str, str]:
+        return {"attempt": self.attempt} if self.attempt else {}
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is not None:
@@ -73,25 +87,28 @@ class History:
 
 
 def read_history(path: Path) -> History:
-    """Read a run's log; a start at step k undoes what was logged after k.
+    """Read a run's log; a start at step k undoes what was logged after k, and what older attempts log after it counts nothing.
 
     Raises:
         CorruptDataError: a line is damaged in another way than by a kill, after which a new attempt begins.
     """
     steps: list[Mapping[str, Any]] = []
     evals: list[Mapping[str, Any]] = []
-    cut = 0
+    cut, attempt = 0, ""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             cut = number
             continue
-        event = entry["event"]
+        event, by = entry["event"], entry.pop("attempt", "")  # what ran, not who ran it, is history
+        if by and by < attempt:
+            continue  # it did not know yet that it was superseded
         if cut and event in ("step", "eval"):
             raise CorruptDataError(f"{path}: line {cut} is not the JSON that was written, and the run went on after it")
         cut = 0
         if event == "start":
+            attempt = by
             steps = [done for done in steps if done["step"] <= entry["step"]]
             evals = [done for done in evals if done["step"] <= entry["step"]]
         elif event == "step":
@@ -112,6 +129,17 @@ def last_logged_step(path: Path) -> int:
             if entry["event"] == "step":
                 steps.append(entry["step"])
     return max(steps)
+
+
+def newest_attempt(path: Path) -> str:
+    """The newest attempt that logged its start; empty where there is none."""
+    newest = ""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            if entry["event"] == "start":
+                newest = max(newest, entry.get("attempt", ""))
+    return newest
 
 
 def for_json(value: Any) -> Any:

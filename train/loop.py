@@ -21,7 +21,7 @@ from train.optim import learning_rate, make_optimizer, set_learning_rate
 from train.parallel import spread
 from train.profiling import CHECKPOINT, COPY, LOG, OPTIMISER, VALIDATION, NoProfile, profiling
 from train.provenance import note_start
-from train.resuming import begin, go_to, make_saver, resume, resume_rest, save, settle
+from train.resuming import begin, begin_attempt, go_to, make_saver, resume, resume_rest, save, settle
 from train.scaling import LossScale
 from train.scoring import look, outcome_of, score
 from train.state import Keeper, Outcome, Run, StepFacts
@@ -49,7 +49,9 @@ def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
         if not fit(run, stop):
             return None
         with weights_to_score(run):
-            return outcome_of(run, was_finished=run.step == began_at)
+            outcome = outcome_of(run, was_finished=run.step == began_at)
+        run.saver.require_current()  # whoever took over meanwhile writes the report
+        return outcome
 
 
 def fit(run: Run, stop: StopRequest) -> bool:
@@ -215,6 +217,7 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     run.extra |= keepers(run)
     if checkpoint is not None:
         resume_rest(run, checkpoint)
+    begin_attempt(run, checkpoint)
     resumed_from = None if checkpoint is None else f"step-{checkpoint.step}"
     note_start(run, resumed_from=resumed_from)
     if world.is_main:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fmristream.errors import FmriStreamError, UsageError
 from train.beyond.commands import asks_for_task, run_task
 from train.config import Recipe, as_toml, load_recipe, recipe_path
+from train.fence import SUPERSEDED, SupersededError
 from train.launching import add_options, launched, positive
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 # How long the other ranks wait for the report, with the baselines that stand in it: a day.
 _REPORTING_S = 86400.0
 
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130  # and 3: a newer attempt took over (train/fence.py)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train as the arguments say; the exit status is 0 (done, or stopped by SIGTERM after a checkpoint), 1 or 2."""
+    """Train as the arguments say; the exit status is 0 (done, or stopped by SIGTERM after a checkpoint), 1, 2 or 3."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     out = None
     try:
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FmriStreamError as error:
         rank = f" [rank {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         print(f"train{rank}: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, SupersededError):
+            return SUPERSEDED
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except OSError as error:
         print(f"train: {error.filename or out or 'results'}: {error.strerror or error}", file=sys.stderr, flush=True)

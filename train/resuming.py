@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from fmristream.errors import ResumeError
+from fmristream.errors import ConflictError, ResumeError
 from train import build
 from train.beyond.facts import data_facts
 from train.checkpoint import Stored, gather_rng, newest_verified, restore_rng
 from train.checkpoint_async import Saver, gather_texts, shared_token, together
+from train.checkpoint_manifest import read_manifest
 from train.checkpoint_shelf import Shelf, open_shelf
 from train.checkpoint_writing import Keep, take
 from train.config import Recipe, as_tables
 from train.data import Part
+from train.fence import Fence, take_over
 from train.launch import World
-from train.log import Log
+from train.log import Log, newest_attempt
 from train.objectives import Objective
 from train.optim import optimizer_tensors, restore_optimizer
 from train.state import Run
@@ -78,6 +80,8 @@ def resume(run: Run) -> Stored | None:
         ResumeError: it was made by another network, for another objective, or from other data.
         StorageError: the store, or another rank, fails.
     """
+    if run.world.is_main:
+        run.saver.seen = run.saver.shelf.steps()
     found = find_newest(run.recipe, out=run.out, world=run.world, log=run.log)
     if found is None:
         return None
@@ -88,6 +92,35 @@ def resume(run: Run) -> Stored | None:
     if run.world.is_main and (changed := changes(found.state["recipe"], as_tables(run.recipe))):
         run.log.event("changed", changed)
     return found
+
+
+def begin_attempt(run: Run, found: Stored | None) -> None:
+    """Take over from the attempts before, which are over or believed to be; all ranks call it together, ready to train.
+
+    Only an attempt that has all it needs does so: one whose recipe is refused disturbs nobody.
+
+    Raises:
+        SupersededError: this run was taken over by another job while it was started again.
+        ConflictError: an attempt that is alive wrote a checkpoint since this one looked for the newest.
+    """
+    shelf, log = run.saver.shelf, run.out / "log.jsonl"
+
+    def take() -> Fence | None:
+        if not run.world.is_main:
+            return None
+        is_as_found = found is None or read_manifest(shelf.folder(found.name)).digest == found.manifest.digest
+        if shelf.steps() != run.saver.seen or not is_as_found:
+            raise ConflictError(
+                f"{shelf.where}: another attempt at this run wrote there while this one was starting, so it is alive; end it, "
+                "or give the same command again to go on in its place"
+            )
+        return take_over(
+            shelf, step=run.step, newer_than=[newest_attempt(log), found.manifest.attempt if found else ""]
+        )
+
+    run.saver.begin(together(take, run.world, what=f"{shelf.where}: beginning"))
+    if run.saver.fence is not None:
+        run.log.attempt = run.saver.fence.attempt.id
 
 
 def restore_place(found: Stored, part: Part) -> None:
@@ -194,6 +227,7 @@ def save(run: Run, *, is_best: bool = False) -> None:
         StorageError: the checkpoint before could not be written, on whichever rank.
     """
     saver, world = run.saver, run.world
+    run.log.flush_to_disk()  # a checkpoint must not know of steps that the log forgets with its machine
     saver.settle()
     if saver.saved_step == run.step:
         if is_best:
