@@ -217,11 +217,16 @@ def find_checkpoint(place: Place) -> tuple[Stored | None, list[Damaged]]:
         return found, []
     is_best = last == BEST and bool(base)
     text = base if is_best else text
-    for root in (_elsewhere(text), f"{text}/checkpoints", text):
+    for root in checkpoint_roots(text):
         shelf = _shelf_or_none(root)
         if shelf is not None and shelf.steps():
             return newest_verified(shelf, best=is_best)
     return None, []
+
+
+def checkpoint_roots(run: str) -> tuple[str, ...]:
+    """Where the checkpoints of a run may lie: where its recipe says, beside it, or there itself."""
+    return tuple(root for root in (_elsewhere(run), f"{run}/checkpoints", run) if root)
 
 
 def _folder_of(place: Place) -> Folder:
@@ -252,7 +257,7 @@ def _elsewhere(run: str) -> str:
 
 def _shelf_or_none(root: str) -> Shelf | None:
     try:
-        return open_shelf(root) if root else None
+        return open_shelf(root)
     except UsageError:
         return None
 

@@ -1,7 +1,6 @@
 """What a run writes down as it goes, and what of it led to where it stands."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fmristream.errors import CorruptDataError
+from train.files import for_json
 from train.progress import Watcher, screen
 
 
@@ -112,12 +112,3 @@ def last_logged_step(path: Path) -> int:
             if entry["event"] == "step":
                 steps.append(entry["step"])
     return max(steps)
-
-
-def for_json(value: Any) -> Any:
-    """The same with null for numbers that JSON lacks."""
-    if isinstance(value, Mapping):
-        return {key: for_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [for_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

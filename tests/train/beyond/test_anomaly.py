@@ -92,7 +92,7 @@ def test_a_run_has_the_mean_over_its_windows_whatever_the_batches(opened):
     for kind, values in rows.items():
         by_run = np.stack(values).reshape(3, 3, -1).mean(1)
         assert np.allclose(found.errors[kind], by_run, rtol=1e-4)
-    assert len(found.about_runs["name"]) == 3
+    assert len(found.about_runs["run"]) == 3
 
 
 def test_z_is_that_of_the_analysis():

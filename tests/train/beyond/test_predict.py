@@ -34,5 +34,6 @@ def test_the_table_has_every_window_once_in_order_with_where_it_comes_from(predi
     assert table["start_frame"].tolist() == [0, 7, 14, 21, 28] * 6
     assert set(table["frames"].tolist()) == {8}
     assert set(table["split"]) == {"test"}
-    assert facts["class_names"] == {"sex": ["F", "M"]}
+    (target,) = facts["predictions"]["targets"]
+    assert (target["name"], target["classes"]) == ("sex", ["F", "M"])
     assert set(np.unique(table["truth_sex"])) == {0.0, 1.0}

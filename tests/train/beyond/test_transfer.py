@@ -25,7 +25,7 @@ def test_classes_agree_by_word_and_numbers_are_those_of_the_table(elsewhere):
     entry = json.loads((run / "report.json").read_text())["transfer"][0]
     assert entry["url"] == two
     table, facts = read_rows(run / "transfer" / "0" / "predictions.parquet")
-    assert facts["class_names"] == {"hand": ["both", "left", "right"]}
+    assert facts["predictions"]["targets"][0]["classes"] == ["both", "left", "right"]
     names = [f"score_hand_{name}" for name in ("both", "left", "right")]
     logits = np.stack([table[name] for name in names], axis=1)
     subjects = np.array(table["subject"])
