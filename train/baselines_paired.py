@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fmristream.errors import UsageError
 from train import metrics
 from train.baselines_fit import Floats, Kind
-from train.evaluate import Subjects
+from train.units import Subjects, clusters_of, codes
 
 # The number that a verdict is told by; the others stand beside it. The error of a number is always known, where a
 # correlation is not.
@@ -26,7 +27,6 @@ _NAMES = {
     "mae": "mean absolute error",
     "r": "Pearson r",
 }
-_SEED = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +63,12 @@ def paired_differences(
     """The network against a baseline on the same subjects.
 
     Args:
-        network: its scored subjects.
-        baseline: the same subjects, in any order.
+        network: its scored subjects, or their sessions.
+        baseline: the same subjects, in any order; each stands against all of a subject's sessions.
         kind: of the target.
         thresholds: of the network and the baseline, above which a subject of two classes is told positive.
         draws: of the bootstrap.
-        family: of each subject where any is known: families are drawn whole.
+        family: of each subject where any is known: families, and sessions of a subject, are drawn whole.
 
     Raises:
         UsageError: the subjects or their truths are not the same.
@@ -85,7 +85,8 @@ def paired_differences(
         raise UsageError("network and baseline were scored against different truths; give the same target and coding")
     pairs = (network.score, baseline.score[rows])
     measured = _measured(pairs, kind=kind, thresholds=thresholds)
-    clusters = None if family is None else [family.get(label, label) for label in network.label]
+    of_label = clusters_of(((family or {}).get(label) for label in network.label), network.label)
+    clusters = codes(of_label)[1] if of_label else None
     return [
         _difference(name, metric, truth, *both, draws=draws, stratify=kind == "classification", clusters=clusters)
         for name, (metric, both) in measured.items()
@@ -98,27 +99,6 @@ def numbers_of(subjects: Subjects, *, kind: Kind, threshold: float) -> dict[str,
     return {name: metric(subjects.truth, columns[0]) for name, (metric, columns) in measured.items()}
 
 
-def cluster_interval(
-    metric: metrics.Metric, truth: Floats, scores: Floats, *, clusters: Sequence[str], draws: int
-) -> tuple[float, float]:
-    """The middle 95 % of a metric over resampled clusters of subjects, each taken whole.
-
-    Draws of one class only, which have no number, are left out.
-    """
-    _, of = np.unique(np.asarray(clusters), return_inverse=True)
-    members = [np.flatnonzero(of == number) for number in range(int(of.max()) + 1)]
-    rng = np.random.default_rng(_SEED)
-    values = np.empty(draws)
-    for draw in range(draws):
-        chosen = np.concatenate([members[number] for number in rng.integers(0, len(members), len(members))])
-        values[draw] = metric(truth[chosen], scores[chosen])
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return float("nan"), float("nan")
-    low, high = np.quantile(known, (0.025, 0.975))
-    return float(low), float(high)
-
-
 def verdict_metric(kind: Kind, *, classes: int) -> str:
     """Which difference is told first."""
     if kind == "regression":
@@ -126,12 +106,12 @@ def verdict_metric(kind: Kind, *, classes: int) -> str:
     return VERDICT_METRIC["classes" if classes > 2 else "two classes"]
 
 
-def sentence(difference: Difference, *, target: str, baseline: str, subjects: int) -> str:
+def sentence(difference: Difference, *, target: str, baseline: str, subjects: int, unit: str = "subject") -> str:
     """What a difference says, and what it does not."""
     low, high = difference.interval
     told = (
         f"difference in {_NAMES[difference.metric]} {difference.difference:+.3f} [{low:+.3f}, {high:+.3f}] on {subjects} test "
-        "subjects"
+        f"{unit}s"
     )
     says = difference.says
     if says == "better":
@@ -167,16 +147,9 @@ def _difference(
     *,
     draws: int,
     stratify: bool,
-    clusters: Sequence[str] | None,
+    clusters: NDArray[np.int64] | None,
 ) -> Difference:
-    def minus(truth: Floats, both: Floats) -> float:
-        return metric(truth, both[:, 0]) - metric(truth, both[:, 1])
-
-    both = np.stack([one, other], axis=1)
-    if clusters is None or len(set(clusters)) == len(clusters):
-        interval = metrics.bootstrap_interval(minus, truth, both, draws=draws, stratify=stratify)
-    else:
-        interval = cluster_interval(minus, truth, both, clusters=clusters, draws=draws)
+    interval = metrics.paired_interval(metric, truth, one, other, draws=draws, stratify=stratify, clusters=clusters)
     measured = metric(truth, one), metric(truth, other)
     return Difference(
         metric=name,

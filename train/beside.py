@@ -206,7 +206,13 @@ def _target(
         first = verdict_metric(view.baseline_kind, classes=len(view.classes))
         (chosen,) = [difference for difference in found if difference.metric == first]
         told.append(
-            sentence(chosen, target=str(view.target), baseline=_CALLED[one["baseline"]], subjects=network.count)
+            sentence(
+                chosen,
+                target=str(view.target),
+                baseline=_CALLED[one["baseline"]],
+                subjects=network.count,
+                unit=view.unit,
+            )
         )
     return {"verdict": told, "baselines": rows, "sites": _sites(view, network, own, site=site)}
 

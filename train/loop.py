@@ -47,8 +47,8 @@ def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
         began_at = run.step
         if not fit(run, stop):
             return None
-        with weights_to_score(run):
-            return outcome_of(run, was_finished=run.step == began_at)
+        with weights_to_score(run) as step:
+            return outcome_of(run, step=step, was_finished=run.step == began_at)
 
 
 def fit(run: Run, stop: StopRequest) -> bool:
@@ -117,18 +117,20 @@ def averaged(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def weights_to_score(run: Run) -> Iterator[None]:
-    """The model as the end of the run scores it: at its best look or as it is, averaged where the run averages.
+def weights_to_score(run: Run) -> Iterator[int]:
+    """The model as the end of the run scores it: at its best look or as it is, averaged where the run averages; of which step.
 
     Raises:
         CorruptDataError: the best checkpoint is damaged.
     """
+    step = run.step
     if run.best is not None and run.best.step and uses_best(run.recipe):
-        go_to(run, run.best.step)
+        step = run.best.step
+        go_to(run, step)
         if run.world.is_main:
             run.log.event("best", {"step": run.best.step, run.best.metric: run.best.value})
     with averaged(run):
-        yield
+        yield step
 
 
 def endless(part: Part) -> Iterator["Batch"]:

@@ -28,10 +28,11 @@ def score(run: Run, part: Part) -> Subjects | Windows:
     return found
 
 
-def predictions(run: Run, parts: Mapping[str, Part], *, scorings: int = 1) -> PredictionTable:
-    """Every window of some splits once, on all ranks together."""
+def predictions(run: Run, parts: Mapping[str, Part], *, scorings: int = 1, step: int | None = None) -> PredictionTable:
+    """Every window of some splits once, on all ranks together; `step` of the weights, where they are not the last."""
+    step = run.step if step is None else step
     clips = {name: part.clips for name, part in parts.items()}
-    about = evaluate.about_of(run.recipe, task=run.task, step=run.step, clips=clips, scorings=scorings)
+    about = evaluate.about_of(run.recipe, task=run.task, step=step, clips=clips, scorings=scorings)
     found = {
         name: (evaluate.predict(run.model, part, task=run.task, world=run.world, bf16=run.bf16), part.clips)
         for name, part in parts.items()
@@ -39,25 +40,26 @@ def predictions(run: Run, parts: Mapping[str, Part], *, scorings: int = 1) -> Pr
     return evaluate.table_of(found, task=run.task, about=about)
 
 
-def outcome_of(run: Run, *, was_finished: bool) -> Outcome:
+def outcome_of(run: Run, *, step: int, was_finished: bool) -> Outcome:
     """The end of a run: every validation and test window, scored once.
 
     Args:
-        run: at its last step.
+        run: with the weights that are scored.
+        step: of those; the best ones may be older than the last.
         was_finished: whether it was so when it was started. Then the table of its folder is taken, where it was written by
             this very network; where data or recipe would give other rows they are made anew, which the log says and table
             and report count.
     """
     parts = {name: part for name, part in (("val", run.val), ("test", run.test)) if part is not None}
     if not parts:
-        return Outcome(step=run.step, task=run.task, val=None, test=None)
+        return Outcome(step=step, task=run.task, val=None, test=None)
     clips = {name: part.clips for name, part in parts.items()}
-    now = evaluate.about_of(run.recipe, task=run.task, step=run.step, clips=clips)
+    now = evaluate.about_of(run.recipe, task=run.task, step=step, clips=clips)
     table, before = _kept(run, now, was_finished=was_finished)
     if table is None:
-        table = predictions(run, parts, scorings=before + 1)
+        table = predictions(run, parts, scorings=before + 1, step=step)
     val, test = (evaluate.scores_of(table, split) for split in ("val", "test"))
-    return Outcome(step=run.step, task=run.task, val=val, test=test, table=table)
+    return Outcome(step=step, task=run.task, val=val, test=test, table=table)
 
 
 def _kept(run: Run, now: About, *, was_finished: bool) -> tuple[PredictionTable | None, int]:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from train import beside, metrics
+from train import beside
 from train.baselines import CONNECTIVITY, NUISANCE
-from train.baselines_paired import Difference, cluster_interval, paired_differences, sentence
+from train.baselines_paired import Difference, paired_differences, sentence
 from train.beside import compared, stand_beside
 from train.config import load_recipe
 from train.evaluate import Subjects
@@ -220,13 +220,6 @@ def test_families_are_drawn_whole():
     shared = np.repeat(rng.normal(size=30), 4)  # what four siblings have in common
     truth = np.zeros(120)
     family = [f"f{row // 4}" for row in range(120)]
-    low, high = cluster_interval(lambda t, s: float(s.mean()), truth, shared, clusters=family, draws=2000)
-    draws = np.random.default_rng(5).integers(0, 30, size=(20_000, 30))
-    expected = np.quantile(shared[::4][draws].mean(axis=1), (0.025, 0.975))
-    spread = shared[::4].std() / np.sqrt(30)
-    np.testing.assert_allclose((low, high), expected, atol=0.15 * spread)
-    alone = metrics.bootstrap_interval(lambda t, s: float(s.mean()), truth, shared, draws=2000)
-    assert high - low > 1.6 * (alone[1] - alone[0])
     labels = tuple(map(str, range(120)))
     one = Subjects(label=labels, truth=truth, score=shared)
     other = Subjects(label=labels, truth=truth, score=np.zeros(120))
@@ -235,6 +228,26 @@ def test_families_are_drawn_whole():
         paired_differences(one, other, kind="regression", draws=500, family=known)[0] for known in (of, None)
     )
     assert np.ptp(wide.interval) > 1.4 * np.ptp(narrow.interval)
+    draws = np.random.default_rng(5).integers(0, 30, size=(20_000, 30))
+    errors = np.abs(shared[::4])
+    expected = np.quantile(errors[draws].mean(axis=1), (0.025, 0.975))
+    np.testing.assert_allclose(wide.interval, expected, atol=0.2 * errors.std() / np.sqrt(30))
+
+
+def test_sessions_stand_against_their_subjects_baseline_and_are_drawn_with_their_subject():
+    rng = np.random.default_rng(3)
+    labels = tuple(f"s{row // 3:02d}" for row in range(90))
+    sessions = tuple(str(row % 3) for row in range(90))
+    truth = np.repeat(rng.normal(size=30), 3)
+    error = np.repeat(rng.normal(size=30), 3)  # a subject's sessions err alike
+    network = Subjects(label=labels, session=sessions, truth=truth, score=truth + error)
+    baseline = Subjects(label=labels[::3], truth=truth[::3], score=truth[::3])
+    mae = paired_differences(network, baseline, kind="regression", draws=2000)[0]
+    assert mae.difference == pytest.approx(np.abs(error).mean(), abs=1e-12)
+    draws = np.random.default_rng(7).integers(0, 30, size=(20_000, 30))
+    expected = np.quantile(np.abs(error[::3])[draws].mean(axis=1), (0.025, 0.975))
+    np.testing.assert_allclose(mae.interval, expected, atol=0.2 * np.abs(error).std() / np.sqrt(30))
+    assert "on 90 test sessions" in sentence(mae, target="t", baseline="b", subjects=90, unit="session")
 
 
 @pytest.mark.parametrize(

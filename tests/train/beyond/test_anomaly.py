@@ -111,7 +111,7 @@ def test_a_planted_run_and_place_come_first():
     known = np.exp(0.1 * rng.normal(size=(30, 6)))
     errors = np.exp(0.1 * rng.normal(size=(8, 6)))
     errors[5, 2] *= 9
-    runs = {"name": [f"run-{number}" for number in range(8)]}
+    runs = {"run": [f"run-{number}" for number in range(8)]}
     found = RunErrors(places=tuple("abcdef"), errors={"reconstruction": errors}, about_runs=runs)
     rows = ranked(found, {"reconstruction": Reference.of(known)})
     assert rows[0]["run"] == "run-5"
