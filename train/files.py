@@ -34,6 +34,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
         scratch.unlink(missing_ok=True)
 
 
+def flush(path: Path) -> None:
+    """Put a file's bytes, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """A document; None where there is none.
 

@@ -9,6 +9,7 @@ from fmristream._version import __version__
 from fmristream.storage.urls import display_url
 from train.beyond.facts import parcel_places
 from train.beyond.trained import Trained, load_trained
+from train.files import read_json, write_whole
 
 CARD = "MODEL_CARD.md"
 
@@ -19,24 +20,18 @@ def write_card(out: Path) -> Path:
     Raises:
         FmriStreamError: the run has no whole checkpoint.
     """
-    trained = load_trained(str(out))
-    report = _json(out / "report.json")
-    text = card(trained, report, baselines=_json(out / "baselines.json"))
-    unfinished = out / f".unfinished-{CARD}"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(out / CARD)
+    write_whole(out / CARD, card(load_trained(str(out)), read_json(out / "report.json")))
     return out / CARD
 
 
-def card(trained: Trained, report: Any, *, baselines: Any = None) -> str:
+def card(trained: Trained, report: Mapping[str, Any] | None) -> str:
     """The text.
 
     Args:
         trained: the network.
         report: report.json of its run, where there is one.
-        baselines: baselines.json, where there is one.
     """
-    sections = [_what(trained), _data(trained), _targets(trained), _numbers(report), _beside(report, baselines)]
+    sections = [_what(trained), _data(trained), _targets(trained), _numbers(report or {}), _beside(report or {})]
     return "\n\n".join("\n".join(lines) for lines in [*sections, _use(trained), _loading(trained)]) + "\n"
 
 
@@ -50,7 +45,7 @@ def _what(trained: Trained) -> list[str]:
         "",
         "| | |",
         "| --- | --- |",
-        f"| checkpoint | {trained.name} |",
+        f"| checkpoint | {trained.name}, weights {trained.weights_are} |",
         f"| numbers in it | {values:,} in {len(weights)} tensors |",
         f"| options | {options or 'the defaults'} |",
         f"| objective | {recipe.objective.kind} |",
@@ -94,9 +89,9 @@ def _targets(trained: Trained) -> list[str]:
     return [*lines, *([] if trained.objectives else ["- features of windows (`--task embed`); it has no target"])]
 
 
-def _numbers(report: Any) -> list[str]:
+def _numbers(report: Mapping[str, Any]) -> list[str]:
     lines = ["## Numbers", ""]
-    tables = list(_tables(report or {}))
+    tables = list(_tables(report))
     if not tables:
         return [*lines, "No validation or test split was scored."]
     lines += ["| split | target | n | metric | value | 95 % |", "| --- | --- | --- | --- | --- | --- |"]
@@ -107,8 +102,15 @@ def _numbers(report: Any) -> list[str]:
             interval = "" if not bounds or None in bounds else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
             shown = "" if value is None else f"{value:.3f}"
             lines.append(f"| {split} | {target} | {count} | {name} | {shown} | {interval} |")
-    thresholds = [report["threshold"]] if isinstance(report.get("threshold"), float | int) else []
-    return [*lines, *(f"\nThreshold {value:.4g}, chosen on {report['threshold_chosen_on']}." for value in thresholds)]
+    told = {"": report, **{f" of {name}": part for name, part in report.get("targets", {}).items()}}
+    return [
+        *lines,
+        *(
+            f"\nThreshold{name} {part['threshold']:.4g}, chosen on {part['threshold_chosen_on']}."
+            for name, part in told.items()
+            if isinstance(part.get("threshold"), float | int)
+        ),
+    ]
 
 
 def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -126,22 +128,17 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, 
                 yield f"elsewhere: {entry['url']}", target, part
 
 
-def _beside(report: Any, baselines: Any) -> list[str]:
-    lines = ["## Beside baselines", ""]
-    verdict = (report or {}).get("verdict")
-    if verdict:
-        lines.append(verdict if isinstance(verdict, str) else f"```json\n{json.dumps(verdict, indent=1)}\n```")
-    for one in baselines if isinstance(baselines, list) else []:
-        for row in one.get("network_minus_baseline", ()):
-            low, high = row["interval"]
-            lines.append(
-                f"- {row['metric']}: {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}] against {one['baseline']}"
-            )
-    if len(lines) == 2:
-        lines.append(
-            "No baseline was computed: nothing says that the network knows more than connectivity or motion does."
-        )
-    return lines
+def _beside(report: Mapping[str, Any]) -> list[str]:
+    """What was said of the net beside baselines, or why nothing was."""
+    lines, found = ["## Beside baselines", ""], report.get("beside", {})
+    told = [sentence for one in found.get("targets", {}).values() for sentence in one["verdict"]]
+    if told:
+        return [*lines, *(f"- {sentence}" for sentence in told)]
+    why = f" ({found['why']})" if "why" in found else ""
+    return [
+        *lines,
+        f"No baseline was computed{why}: nothing says that the network knows more than connectivity or motion does.",
+    ]
 
 
 def _use(trained: Trained) -> list[str]:
@@ -175,7 +172,3 @@ def _loading(trained: Trained) -> list[str]:
 
 def _by(values: Any) -> str:
     return " x ".join(f"{value:g}" for value in values) if values else "unknown"
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

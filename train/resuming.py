@@ -11,6 +11,7 @@ from torch import nn
 from fmristream.errors import ResumeError
 from fmristream.storage.urls import display_url
 from train import build
+from train.averaging import Ema
 from train.beyond.facts import data_facts
 from train.checkpoint import Stored, gather_rng, newest_verified, restore_rng
 from train.checkpoint_async import Saver, gather_texts, shared_token, together
@@ -148,6 +149,9 @@ def go_to(run: Run, step: int) -> None:
     )
     restore_weights(found, run.model, world=run.world)
     _restore_kept(run, found, ["ema"])
+    if run.ema is not None and "ema" not in found.state.get("extra", {}):
+        # Of a time when the recipe had none: the mean of later weights is not that of these.
+        run.extra["ema"] = Ema(run.model, decay=run.ema.decay)
 
 
 def _section(

@@ -97,7 +97,7 @@ def run_folder(source: str) -> Path | None:
 
 def _scored(source: str, folder: Path | None) -> tuple[Stored | None, tuple[str, ...]]:
     """The checkpoint that a run's report is of, where the run itself was named; and what is to be said."""
-    report = read_json(folder / "report.json") if folder is not None and str(folder) == source else None
+    report = read_json(folder / "report.json") if folder is not None and folder == Path(source) else None
     step = None if report is None else report.get("step")
     if step is None:
         return None, ()

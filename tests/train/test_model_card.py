@@ -38,6 +38,10 @@ def test_a_finished_run_has_a_card_of_its_numbers_that_names_nobody(cohort, tmp_
     assert load_trained(str(out)).content_digest in text
     assert "grid 12 x 12 x 12 voxels of 16 x 16 x 16 mm" in text
     assert not any(row["subject"] in text for row in report["test"]["subjects"])
-    again = card(load_trained(str(out)), report | {"verdict": "no better than motion"})
-    assert "no better than motion" in again
+    told = [sentence for one in report["beside"]["targets"].values() for sentence in one["verdict"]]
+    assert told
+    assert all(f"- {sentence}" in text for sentence in told)
+    without = card(load_trained(str(out)), report | {"beside": {"status": "not done", "why": "no scikit-learn"}})
+    assert "No baseline was computed (no scikit-learn)" in without
+    assert "weights as the last step left them" in text
     assert card(load_trained(str(out)), None).count("No validation or test split was scored.") == 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fmristream.errors import CorruptDataError
-from tests.train.checkpoint_places import checkpoint_at
+from tests.train.checkpoint_places import checkpoint_at, save_sharded
 from train.checkpoint import save_checkpoint
 from train.files import write_json
 from train.scored import find_weights
@@ -34,6 +34,7 @@ def run(tmp_path):
 
 def test_a_run_is_the_checkpoint_of_its_report_and_other_names_mean_what_they_say(run):
     assert find_weights(run).step == 1
+    assert find_weights(f"{run.parent}/./run/").step == 1
     assert find_weights(run / "checkpoints").step == 3
     assert find_weights(run / "best").step == 1
     assert find_weights(run / "checkpoints" / "step-2").step == 2
@@ -70,3 +71,21 @@ def test_where_the_scored_one_is_gone_the_newest_is_taken_and_that_is_said(run):
         (run / "checkpoints" / f"step-{step}" / "model.safetensors").write_bytes(b"")
     with pytest.raises(CorruptDataError, match="2 are damaged"):
         find_weights(run)
+
+
+def test_weights_that_ranks_wrote_in_parts_are_put_together(tmp_path, memory_url):
+    made = checkpoint_at(3)
+    for place in (tmp_path / "run" / "checkpoints", f"{memory_url}/run/checkpoints"):
+        save_sharded(str(place), made)
+    for source in (tmp_path / "run", f"{memory_url}/run", f"{memory_url}/run/checkpoints/step-3"):
+        found = find_weights(source)
+        assert found.name == "step-3"
+        assert all(torch.equal(found.tensors[key], tensor) for key, tensor in made.model.items())
+
+
+def test_the_folder_of_the_run_is_known_by_every_name_of_its_checkpoints(run, memory_url):
+    (run / "recipe.toml").write_text("")
+    for name in ("", "best", "checkpoints", "checkpoints/best", "checkpoints/step-2"):
+        assert find_weights(run / name).folder == run
+    save_checkpoint(f"{memory_url}/run", checkpoint_at(1), keep_last=1)
+    assert find_weights(f"{memory_url}/run").folder is None
