@@ -37,7 +37,7 @@ def test_classes_agree_by_word_and_numbers_are_those_of_the_table(elsewhere):
     found = entry["targets"]["hand"]
     assert (found["unit"], found["num_subjects"], found["bootstrap"]["clusters"]) == ("subject", 6, 6)
     # Both cohorts count their subjects from 0: the same label of two datasets says little, and is said.
-    assert "6 subjects are called like training subjects" in entry["notes"][-1]
+    assert "3 subjects are called like training subjects" in entry["notes"][-1]
     assert found["metrics"]["accuracy"] == pytest.approx(accuracy_score(truth, told), abs=1e-12)
     expected = (
         balanced_accuracy_score(truth, told) if set(told) <= set(truth) else found["metrics"]["balanced_accuracy"]
