@@ -3,12 +3,11 @@
     python -m train.attribution runs/age                          test subjects of its own data, integrated gradients
     python -m train.attribution runs/age URL --method occlusion --block 6 --runs 20
 
-It reads a run of the trainer: its recipe.toml and its newest whole checkpoint.
+It reads a run of the trainer: its recipe.toml and the weights that its report scored (train/scored.py).
 """
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -26,9 +25,10 @@ from fmristream.report.pictures import require_matplotlib
 from train.attribution_maps import write_map, write_picture
 from train.attribution_methods import BASELINES
 from train.attribution_runs import Method, RunMap, SubjectMean, attribute_runs, cube_regions, parcel_regions
-from train.checkpoint import newest_whole
 from train.config import Recipe, load_recipe
 from train.data import Part, fitted_of, open_part, signal_of
+from train.files import write_json
+from train.scored import find_weights
 from train.targets import saved_outputs
 
 if TYPE_CHECKING:
@@ -43,12 +43,13 @@ class TrainedRun:
 
     recipe: Recipe
     step: int
+    weights: str  # which, in words
     network: nn.Module
     part: Part
 
 
 def open_trained(folder: Path, *, url: str, split: str, device: torch.device, stack: ExitStack) -> TrainedRun:
-    """The network of the newest whole checkpoint of a run, and one split of a dataset as it scores it.
+    """The network of a run as it was scored, and one split of a dataset as it scores it.
 
     Args:
         folder: of the run (`--out` of the trainer).
@@ -66,11 +67,11 @@ def open_trained(folder: Path, *, url: str, split: str, device: torch.device, st
     if not (folder / "recipe.toml").is_file():
         raise UsageError(f"{folder}: holds no recipe.toml; give the --out folder of a training run")
     recipe = load_recipe(str(folder / "recipe.toml"))
-    checkpoint, damaged = newest_whole(folder / "checkpoints")
-    for fault in damaged:
-        print(f"damaged: {fault.folder.name}: {fault.reason}", file=sys.stderr)
-    if checkpoint is None:
+    found = find_weights(folder)
+    if found is None:
         raise UsageError(f"{folder}: has no whole checkpoint; train longer, or give another folder")
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, url=url or recipe.data.url))
     every: Any = None
     world = World(device=device)
@@ -84,10 +85,10 @@ def open_trained(folder: Path, *, url: str, split: str, device: torch.device, st
         )
     if not recipe.objective.is_supervised:
         raise UsageError(f"{folder}: was trained without a target, its outputs score nothing; give a run that has one")
-    outputs = saved_outputs(checkpoint.state["objective"])
+    outputs = saved_outputs(found.state["objective"])
     network = make_model(recipe, signal, outputs=outputs).to(device)
-    network.load_state_dict(dict(checkpoint.model))
-    return TrainedRun(recipe=recipe, step=checkpoint.step, network=network, part=part)
+    network.load_state_dict(dict(found.tensors))
+    return TrainedRun(recipe=recipe, step=found.step, weights=found.which, network=network, part=part)
 
 
 def write_maps(
@@ -121,6 +122,7 @@ def write_maps(
         "model": trained.recipe.model.name,
         "target": trained.recipe.data.target,
         "step": trained.step,
+        "weights": trained.weights,
         "subjects": mean.subjects,
         "content_digest": clips.content_digest,
         "runs": rows,
@@ -132,7 +134,7 @@ def write_maps(
     )
     colours = "fall of the output" if method.name == "occlusion" else "part of the output's change"
     write_picture(clips, first, mean.value, out / f"mean_{method.name}.png", title=title, colours=colours)
-    (out / "attribution.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "attribution.json", facts)
     return facts
 
 

@@ -3,17 +3,17 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fmristream.errors import UsageError
+from fmristream.errors import CorruptDataError, UsageError
 from fmristream.signal.recipes import expand
 from fmristream.signal.steps import Global, Range, Temporal, TwoChannels, Voxelwise
 from fmristream.storage import display_url
-from train.checkpoint import find_checkpoint
 from train.config import Recipe
 from train.data import Signal, signal_of_recipe
 from train.extras import NO_EXTRAS, Extras
@@ -27,6 +27,7 @@ from train.models.tff_config import TffConfig
 from train.objectives import Objective
 from train.perceptual import feature_net
 from train.reconstruction import SLICE_SHARES, FeatureNet
+from train.scored import Weights, find_weights
 from train.sections import StartConfig
 from train.targets import blank_objectives, num_outputs
 from train.tasks import Contrastive, Hiding, Inputs, JointlySupervised, Masked, Rebuilding, Supervised, Task
@@ -153,7 +154,16 @@ def make_task(
     )
 
 
-def begin(recipe: Recipe, model: nn.Module) -> Loaded | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What a run began with: how many tensors, which were left out and why, and the run they are of, where they are of one."""
+
+    tensors: int
+    ignored: Mapping[str, str]
+    origin: Weights | None
+
+
+def begin(recipe: Recipe, model: nn.Module) -> Begun | None:
     """Put the weights that the recipe begins with into the network; None where it begins with none.
 
     Raises:
@@ -171,7 +181,7 @@ def begin(recipe: Recipe, model: nn.Module) -> Loaded | None:
             if not name.startswith(family):
                 raise UsageError(f"start.{option} is of {family}, got model.name {name!r}; leave it out")
             options[option] = value
-    weights, trained = _weights_of(source)
+    weights, trained, origin = _weights_of(source)
     wrong = differing(trained, unseen_options(model))
     if wrong:
         raise WeightsError(
@@ -179,7 +189,7 @@ def begin(recipe: Recipe, model: nn.Module) -> Loaded | None:
             "compute something else; set the recipe's model section to what they were trained with"
         )
     loaded: Loaded = function(model, weights, source=source, **options)
-    return loaded
+    return Begun(tensors=loaded.tensors, ignored=loaded.ignored, origin=origin)
 
 
 def unseen_options(model: nn.Module) -> dict[str, Any]:
@@ -200,22 +210,25 @@ def differing(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({trained[name]}, the recipe's network has {now[name]})" for name in names)
 
 
-def _weights_of(source: str) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-    """A network's state and its unseen options: of a run's checkpoint (`find_checkpoint`), an import, or a file."""
+def _weights_of(source: str) -> tuple[Mapping[str, Tensor], Mapping[str, Any], Weights | None]:
+    """A network's state, its unseen options, and the run it is of: as that was scored (`find_weights`), an import, or a file."""
     path = Path(source)
     if (path / ABOUT).is_file():
-        return imported_weights(path), read_about(path)["options"]
+        return imported_weights(path), read_about(path)["options"], None
     if path.suffix == ".safetensors" and path.is_file():
-        return read_weights(path), trained_options(path)
-    found, damaged = find_checkpoint(source)
+        return read_weights(path), trained_options(path), None
+    reasons = ""
+    try:
+        found = find_weights(source)
+    except CorruptDataError as error:
+        found, reasons = None, f"; {error}"
     if found is not None:
-        return found.section("model"), found.state.get("network", {})
+        return found.tensors, found.state.get("network", {}), found
     if (path / "model.safetensors").is_file():
-        return read_weights(path / "model.safetensors"), trained_options(path / "model.safetensors")
-    reasons = "".join(f"; {fault.reason}" for fault in damaged)
+        return read_weights(path / "model.safetensors"), trained_options(path / "model.safetensors"), None
     raise UsageError(
         f"start.from {display_url(source)!r}: expected a run, a checkpoint, or a .safetensors file, here or in a bucket; there "
-        f"is {'no whole checkpoint in it' if damaged or path.is_dir() else 'no such folder'}{reasons}"
+        f"is {'no whole checkpoint in it' if reasons or path.is_dir() else 'no such folder'}{reasons}"
     )
 
 

@@ -231,23 +231,16 @@ def find_checkpoint(place: Place) -> tuple[Stored | None, list[Damaged]]:
         return found, []
     is_best = last == BEST and bool(base)
     text = base if is_best else text
-    for root in (checkpoints_elsewhere(text), f"{text}/checkpoints", text):
+    for root in checkpoint_roots(text):
         shelf = _shelf_or_none(root)
         if shelf is not None and shelf.steps():
             return newest_verified(shelf, best=is_best)
     return None, []
 
 
-def evaluated_weights(found: Checkpoint) -> dict[str, Tensor]:
-    """Those that evaluation uses: the running mean of those that learn, where the run keeps one."""
-    means = found.extra.get("ema", {})
-    return {**found.model, **{name: mean.to(found.model[name].dtype) for name, mean in means.items()}}
-
-
-def place_of_run(run: Place) -> str:
-    """Where the run of a folder keeps its checkpoints: in it, or where its recipe says."""
-    text = os.fspath(run).rstrip("/")
-    return (checkpoints_elsewhere(text) or f"{text}/checkpoints").rstrip("/")
+def checkpoint_roots(run: str) -> tuple[str, ...]:
+    """Where the checkpoints of a run may lie: where its recipe says, beside it, or there itself."""
+    return tuple(root for root in (checkpoints_elsewhere(run), f"{run}/checkpoints", run) if root)
 
 
 def _folder_of(place: Place) -> Folder:
@@ -278,7 +271,7 @@ def checkpoints_elsewhere(run: str) -> str:
 
 def _shelf_or_none(root: str) -> Shelf | None:
     try:
-        return open_shelf(root) if root else None
+        return open_shelf(root)
     except UsageError:
         return None
 

@@ -18,6 +18,7 @@ from fmristream.storage import Store, display_url
 from fmristream.storage.store import is_key, open_replacing_store
 from fmristream.storage.urls import local_path, scheme_of, without_credentials
 from train.checkpoint_manifest import MANIFEST, Folder, read_manifest
+from train.files import flush
 
 _NAME = re.compile(r"step-(0|[1-9][0-9]*)")
 _UNFINISHED = ".unfinished-"
@@ -162,12 +163,12 @@ class LocalShelf:
         unfinished, final = self._unfinished(step, token), self._root / f"step-{step}"
         _write(unfinished / MANIFEST, manifest)  # into the folder of the files: if somebody removed it, there is none
         _require_same(self.unfinished(step, token).read(MANIFEST), manifest, f"{unfinished}/{MANIFEST}")
-        _flush_folder(unfinished)
+        flush(unfinished)
         may()
         if final.exists():  # a damaged one that this run fell back from and has now reached again
             self._set_aside(final)
         unfinished.rename(final)
-        _flush_folder(self._root)
+        flush(self._root)
 
     def replace_manifest(self, step: int, manifest: bytes) -> None:
         folder = self._root / f"step-{step}"
@@ -177,7 +178,7 @@ class LocalShelf:
             beside.replace(folder / MANIFEST)
         finally:
             beside.unlink(missing_ok=True)
-        _flush_folder(folder)
+        flush(folder)
 
     def remove(self, step: int) -> None:
         shutil.rmtree(self._set_aside(self._root / f"step-{step}"))
@@ -195,8 +196,8 @@ class LocalShelf:
         folder = self._root / _NOTES
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / name, b"")
-        _flush_folder(folder)
-        _flush_folder(self._root)
+        flush(folder)
+        flush(self._root)
 
     def _unfinished(self, step: int, token: str) -> Path:
         return self._root / f"{_UNFINISHED}step-{step}-{token}"
@@ -343,11 +344,3 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

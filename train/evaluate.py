@@ -146,7 +146,7 @@ def about_of(
 ) -> About:
     """What the table of these splits says of itself."""
     labels = next(iter(clips.values())).target_labels if clips else {}
-    targets = tuple(_target_of(objective, labels.get(objective.target, ())) for objective in task.objectives)
+    targets = tuple(target_of(objective, labels.get(objective.target, ())) for objective in task.objectives)
     require_own_columns(targets)
     tables = as_tables(recipe)
     data = {name: value for name, value in tables["data"].items() if name not in _FREE}
@@ -220,13 +220,19 @@ def _are_sites(groups: Sequence[str], subjects: Sequence[str], sites: Sequence[s
     return any(site is not None for _, site in pairs) and all(site in (None, group) for group, site in pairs)
 
 
-def _target_of(objective: Objective, labels: Sequence[str]) -> Target:
-    classes = objective.names or tuple(labels[int(v)] if labels else f"{v:g}" for v in objective.values)
+def target_of(objective: Objective, labels: Sequence[str]) -> Target:
+    """What the columns of a target hold; `labels` are the words behind its codes, where it has words."""
+    classes = class_names(objective, labels)
     truth, scores = target_columns(objective.target, classes, several=objective.outputs > 1)
     offset = 0.0 if objective.kind == "classification" else objective.offset
     return Target(
         name=objective.target, kind=objective.kind, offset=offset, classes=classes, truth=truth, scores=scores
     )
+
+
+def class_names(objective: Objective, labels: Sequence[str]) -> tuple[str, ...]:
+    """What the classes of a target are called, in the order of the scores; numbers where they have no words."""
+    return objective.names or tuple(labels[int(v)] if labels else f"{v:g}" for v in objective.values)
 
 
 def _coded(objective: Objective, values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from fmristream.errors import CorruptDataError, FmriStreamError, UsageError
 from fmristream.storage import display_url
 from train.build import unseen_options
-from train.checkpoint import Checkpoint, evaluated_weights, find_checkpoint
 from train.config import Recipe, recipe_from
 from train.models.checkpoint_files import OWN_METADATA
 from train.models.imported import alone
 from train.models.importing import Told, build_fitted, fit_weights, setting
 from train.models.load import WeightsError, load_named, unwrapped
 from train.models.published import FAMILIES, family_of
+from train.scored import Weights, find_weights
 from train.targets import saved_outputs
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -180,18 +180,18 @@ def _put_whole(path: Path, *, replace: bool) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def trained_network(checkpoint: Checkpoint, *, settings: Mapping[str, Any]) -> tuple[nn.Module, Recipe]:
+def trained_network(found: Weights, *, settings: Mapping[str, Any]) -> tuple[nn.Module, Recipe]:
     """The network of a run with the weights of a checkpoint, and a recipe that holds all of its options.
 
     Args:
-        checkpoint: of `python -m train`.
+        found: of `python -m train`.
         settings: options that the recipe took from the data, such as img_size.
     """
-    recipe = recipe_from(checkpoint.state["recipe"])
-    name, source = recipe.model.name, f"step {checkpoint.step}"
-    weights = unwrapped(evaluated_weights(checkpoint))[0]
+    recipe = recipe_from(found.state["recipe"])
+    name, source = recipe.model.name, f"step {found.step}"
+    weights = unwrapped(found.tensors)[0]
     if family_of(weights) != name:
-        outputs = saved_outputs(checkpoint.state.get("objective") or {})
+        outputs = saved_outputs(found.state.get("objective") or {})
         told_outputs = {} if outputs is None else {"outputs": outputs}
         return _other_network(recipe, weights, settings={**told_outputs, **settings}, source=source)
     family = FAMILIES[name]
@@ -261,7 +261,7 @@ def example_inputs(model: nn.Module, options: Mapping[str, Any], *, batch: int =
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export the newest whole checkpoint of a run; the exit status is 0, 1 or 2."""
+    """Export a run as it was scored; the exit status is 0, 1 or 2."""
     chosen = _parser().parse_args(arguments)
     try:
         return _export(chosen)
@@ -274,17 +274,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(chosen: argparse.Namespace) -> int:
-    found, damaged = find_checkpoint(chosen.run)
-    for fault in damaged:
-        print(f"export: {fault.folder.name} is damaged and left out: {fault.reason}", file=sys.stderr)
+    found = find_weights(chosen.run)
     if found is None:
         raise CorruptDataError(
             f"{display_url(chosen.run)}: has no whole checkpoint; give the --out folder of a run, or one of its checkpoints"
         )
-    checkpoint = found.whole()
-    model, recipe = trained_network(checkpoint, settings=dict(setting(text) for text in chosen.set))
+    for note in found.notes:
+        print(f"export: {note}", file=sys.stderr)
+    model, recipe = trained_network(found, settings=dict(setting(text) for text in chosen.set))
     export_safetensors(model, chosen.to, recipe, replace=chosen.force)
-    print(f"{chosen.to}: {recipe.model.name} after {checkpoint.step} steps, {len(model.state_dict())} tensors")
+    print(
+        f"{chosen.to}: {recipe.model.name} after {found.step} steps, {len(model.state_dict())} tensors, {found.which}"
+    )
     if chosen.program:
         example = example_inputs(model, options_of(recipe), batch=chosen.batch)
         model.eval()
@@ -297,7 +298,7 @@ def _export(chosen: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train.export",
-        description="Write the newest (or best) whole checkpoint of a run for others to use.",
+        description="Write the weights of a run for others to use: those that its report scored (train/scored.py).",
     )
     parser.add_argument(
         "run", metavar="RUN", help="the --out folder of a run, RUN/best, a checkpoint, or the URL of one of them"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fmristream.errors import UsageError
 from fmristream.sampling.clip import Clip
+from train.files import write_whole
 from train.launch import World, main_first
 
 if TYPE_CHECKING:
@@ -115,8 +116,7 @@ def _side_statistics(clips: "StreamingDataset", path: Path) -> tuple[tuple[float
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if kept.get("of") != asked:
         kept = {"of": asked, **_measured(clips)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(kept, indent=1) + "\n")
     return tuple(kept["mean"]), tuple(kept["sd"])
 
 

@@ -12,21 +12,35 @@ from fmristream.errors import CorruptDataError
 
 def write_json(path: Path, document: Any) -> None:
     """Write a document beside its place, flush it and rename it: a kill leaves the one before, or this one."""
-    write_whole(path, json.dumps(for_json(document), indent=1, allow_nan=False) + "\n")
+    write_whole(path, json_text(document))
 
 
-def write_whole(path: Path, text: str) -> None:
-    """The same for any text."""
+def json_text(document: Any) -> str:
+    """As documents are written."""
+    return json.dumps(for_json(document), indent=1, allow_nan=False) + "\n"
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """The same for any text, or bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(scratch, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(scratch, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Put a file's bytes, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -38,6 +38,10 @@ def headline(run: RunFacts) -> Html:
     """What was found, in sentences, before everything else."""
     told = [sentence for view in run.views for sentence in _verdict(run, view)]
     is_bad = _certain_leaks(run.audit) > 0
+    if start := _certain_leaks((run.audit or {}).get("start")):
+        told.insert(
+            0, f"The weights that it began with were trained on people of validation or test ({start} in common)."
+        )
     if is_bad:
         told.insert(0, "The splits of this run leak (see the audit below): no number of it is evidence.")
     return tag("section", *(tag("p", text(one)) for one in told), class_="verdict bad" if is_bad else "verdict")

@@ -69,7 +69,9 @@ def leaks_section(run: RunFacts) -> Html:
         table([text(name) for name in ("between", "what", "run", "run", "correlation")], named) if named else NOTHING
     )
     found = table(header, rows) if rows else tag("p", text("There is one split only, and nothing to compare it with."))
-    return tag("section", heading, tag("p", text(told)), found, pairs)
+    start = audit.get("start")
+    of_start = NOTHING if start is None else tag("p", text(f"Of start.from: {start['says']}."))
+    return tag("section", heading, tag("p", text(told)), found, pairs, of_start)
 
 
 def data_section(run: RunFacts) -> Html:

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fmristream.errors import CorruptDataError, SplitError
+from fmristream.errors import CorruptDataError, FmriStreamError, SplitError
 from fmristream.report.leaks import ALIKE, CERTAIN, SAME_LABEL, SAME_RUN, SAME_SUBJECT, Leak, find_leaks
 from fmristream.storage.urls import display_url
+from train.config import Recipe, recipe_from
+from train.data import open_clips, training_part
 from train.files import read_json, write_json
 from train.launch import main_first
 from train.participants import FAMILY_COLUMNS, words_of
@@ -137,6 +139,62 @@ def audit_run(run: "Run") -> None:
         raise SplitError(_refusal(pairs, run.recipe.data.url) if run.world.is_main else _refusal_elsewhere(certain))
 
 
+def audit_start(run: "Run", origin: Mapping[str, Any] | None) -> None:
+    """Ask whether the weights that a run begins with were trained on its validation or test subjects; it goes on all the same.
+
+    Learning without labels from people who are tested later is no certain leak, but readers must know of it: `start` in the
+    file, a line in the log, a sentence in the report.
+
+    Args:
+        run: that begins.
+        origin: what the checkpoint says of the run that trained them; None for an import or a bare file.
+    """
+    if run.recipe.data.audit == "off":
+        return
+    with main_first(run.world, timeout_s=_AUDIT_S):
+        if run.world.is_main:
+            found = _start_facts(run, origin)
+            write_json(run.out / LEAKS_FILE, {**(read_json(run.out / LEAKS_FILE) or {}), "start": found})
+            run.log.event("audit of start.from", {"known": found["known"], "says": found["says"]})
+
+
+def _start_facts(run: "Run", origin: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is known of the data behind the weights, and what these share with validation and test."""
+    unknown = "whether the weights that it began with saw validation or test subjects is not known: "
+    if origin is None:
+        return {"known": False, "says": f"{unknown}they do not say what they were trained on", "pairs": []}
+    dataset, clips = origin.get("dataset", {}), run.train.clips
+    here = (clips.content_digest, clips.generation_digest)
+    if (dataset.get("content_digest"), dataset.get("generation_digest")) != here:
+        return {
+            "known": False,
+            "says": f"{unknown}they were trained on other data, or another state of them",
+            "pairs": [],
+        }
+    try:
+        before = _training_of(recipe_from(origin["recipe"]), run.recipe.data.url)
+        parts = {name: part.clips for name, part in (("val", run.val), ("test", run.test)) if part is not None}
+        pairs = [audit_pair(before, part, names=("start.from", name)) for name, part in parts.items()]
+    except (FmriStreamError, KeyError) as error:
+        return {
+            "known": False,
+            "says": f"{unknown}their selection cannot be made again ({type(error).__name__})",
+            "pairs": [],
+        }
+    shared = [f"{pair.certain} runs, subjects or families of {pair.other}" for pair in pairs if pair.certain]
+    says = f"the weights that it began with were trained on {' and '.join(shared) or 'nobody of validation and test'}"
+    if origin["recipe"].get("start", {}).get("from"):
+        says += "; those began with other weights, whose data are not looked at"
+    return {"known": True, "says": says, "pairs": [dataclasses.asdict(pair) for pair in pairs]}
+
+
+def _training_of(recipe: Recipe, url: str) -> "StreamingDataset":
+    """The runs that a recipe learns from, read where the data lie now."""
+    here = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, url=url))
+    source, chosen = training_part(here)
+    return open_clips(here, source=source, split=chosen, normalize="none", window=None)
+
+
 def read_audit(out: Path) -> Mapping[str, Any] | None:
     """What a run's folder says of its audit; None where there was none."""
     return read_json(out / LEAKS_FILE)
@@ -159,7 +217,12 @@ def _audited(run: "Run") -> list[PairAudit]:
         for other in names[place + 1 :]
     ]
     seconds = round(time.perf_counter() - began, 3)
+    try:
+        before = read_json(run.out / LEAKS_FILE) or {}
+    except CorruptDataError:
+        before = {}
     document = {
+        **{name: before[name] for name in ("start",) if name in before},  # of the first start, which alone asks it
         "format": _FORMAT,
         "audit": run.recipe.data.audit,
         "key": key,

@@ -1,7 +1,6 @@
 """What a run writes down as it goes, and what of it led to where it stands."""
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fmristream.errors import CorruptDataError
+from train.files import for_json
 from train.progress import Watcher, screen
 
 # What a history is made of.
@@ -140,12 +140,3 @@ def newest_attempt(path: Path) -> str:
             if entry["event"] == "start":
                 newest = max(newest, entry.get("attempt", ""))
     return newest
-
-
-def for_json(value: Any) -> Any:
-    """The same with null for numbers that JSON lacks."""
-    if isinstance(value, Mapping):
-        return {key: for_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [for_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

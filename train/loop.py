@@ -48,8 +48,8 @@ def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
         began_at = run.step
         if not fit(run, stop):
             return None
-        with weights_to_score(run):
-            outcome = outcome_of(run, was_finished=run.step == began_at)
+        with weights_to_score(run) as step:
+            outcome = outcome_of(run, step=step, was_finished=run.step == began_at)
         run.saver.require_current()  # whoever took over meanwhile writes the report
         return outcome
 
@@ -120,24 +120,26 @@ def averaged(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def weights_to_score(run: Run) -> Iterator[None]:
-    """The model as the end of the run scores it: at its best look or as it is, averaged where the run averages.
+def weights_to_score(run: Run) -> Iterator[int]:
+    """The model as the end of the run scores it: at its best look or as it is, averaged where the run averages; of which step.
 
     Raises:
         CorruptDataError: the best checkpoint is damaged.
         UsageError: no look told which is the best, because the run was over before looks decided by this metric.
     """
+    step = run.step
     if run.best is not None and uses_best(run.recipe):
         if not run.best.step:
             raise UsageError(
                 f"eval.use = 'best': no look of this run was compared by {run.best.metric!r}, which it was over without; set "
                 "eval.use = 'last', the eval.metric of then, or more train.steps"
             )
-        go_to(run, run.best.step)
+        step = run.best.step
+        go_to(run, step)
         if run.world.is_main:
             run.log.event("best", {"step": run.best.step, run.best.metric: run.best.value})
     with averaged(run):
-        yield
+        yield step
 
 
 def endless(part: Part) -> Iterator["Batch"]:

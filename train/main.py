@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmristream.errors import FmriStreamError, UsageError
+from fmristream.storage.urls import display_url
 from train.beyond.commands import asks_for_task, run_task
 from train.config import Recipe, as_toml, load_recipe, recipe_path
 from train.fence import SUPERSEDED, SupersededError
@@ -64,13 +65,15 @@ def _train(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]
 
     from train.launch import join_world
     from train.loop import train
+    from train.resuming import checkpoints_of
 
     out = options.out or Path("runs") / recipe_path(options.recipe).stem
     with join_world(timeout_s=recipe.train.timeout_s) as world:
         outcome = train(recipe, out=out, world=world)
         if outcome is None:
             if world.is_main:
-                print(f"stopped after a checkpoint; the same command goes on from {out / 'checkpoints'}", flush=True)
+                place = display_url(checkpoints_of(recipe, out))
+                print(f"stopped after a checkpoint; the same command goes on from {place}", flush=True)
             return DONE
         _finish(outcome, recipe, out=out, world=world)
     return DONE

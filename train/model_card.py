@@ -9,6 +9,7 @@ from fmristream._version import __version__
 from fmristream.storage.urls import display_url
 from train.beyond.facts import parcel_places
 from train.beyond.trained import Trained, load_trained
+from train.files import read_json, write_whole
 
 CARD = "MODEL_CARD.md"
 
@@ -19,22 +20,18 @@ def write_card(out: Path) -> Path:
     Raises:
         FmriStreamError: the run has no whole checkpoint.
     """
-    trained = load_trained(str(out))
-    text = card(trained, _json(out / "report.json"))
-    unfinished = out / f".unfinished-{CARD}"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(out / CARD)
+    write_whole(out / CARD, card(load_trained(str(out)), read_json(out / "report.json")))
     return out / CARD
 
 
-def card(trained: Trained, report: Any) -> str:
+def card(trained: Trained, report: Mapping[str, Any] | None) -> str:
     """The text.
 
     Args:
         trained: the network.
         report: report.json of its run, where there is one.
     """
-    sections = [_what(trained), _data(trained), _targets(trained), _numbers(report), _beside(report)]
+    sections = [_what(trained), _data(trained), _targets(trained), _numbers(report or {}), _beside(report or {})]
     return "\n\n".join("\n".join(lines) for lines in [*sections, _use(trained), _loading(trained)]) + "\n"
 
 
@@ -49,7 +46,7 @@ def _what(trained: Trained) -> list[str]:
         "",
         "| | |",
         "| --- | --- |",
-        f"| checkpoint | {trained.name} |",
+        f"| checkpoint | {trained.name}, weights {trained.weights_are} |",
         f"| numbers in it | {values:,} in {len(weights)} tensors |",
         f"| options | {options or 'the defaults'} |",
         f"| objective | {recipe.objective.kind} |",
@@ -93,9 +90,9 @@ def _targets(trained: Trained) -> list[str]:
     return [*lines, *([] if trained.objectives else ["- features of windows (`--task embed`); it has no target"])]
 
 
-def _numbers(report: Any) -> list[str]:
+def _numbers(report: Mapping[str, Any]) -> list[str]:
     lines = ["## Numbers", ""]
-    tables = list(_tables(report or {}))
+    tables = list(_tables(report))
     if not tables:
         return [*lines, "No validation or test split was scored."]
     lines += ["| split | target | n | metric | value | 95 % |", "| --- | --- | --- | --- | --- | --- |"]
@@ -128,9 +125,9 @@ def _targets_of(report: Mapping[str, Any]) -> Mapping[str, Any]:
     return {str(report.get("target") or report.get("objective")): report, **report.get("targets", {})}
 
 
-def _beside(report: Any) -> list[str]:
+def _beside(report: Mapping[str, Any]) -> list[str]:
     """The verdict and every paired difference, as report.json has them."""
-    lines, beside = ["## Beside baselines", ""], (report or {}).get("beside") or {}
+    lines, beside = ["## Beside baselines", ""], report.get("beside") or {}
     for target, one in beside.get("targets", {}).items():
         lines += [f"- {said}" for said in one["verdict"]]
         rows = [(baseline["name"], row) for baseline in one["baselines"] for row in baseline["differences"]]
@@ -184,7 +181,3 @@ def _loading(trained: Trained) -> list[str]:
 
 def _by(values: Any) -> str:
     return " x ".join(f"{value:g}" for value in values) if values else "unknown"
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,12 +1,9 @@
-"""The table of all predictions of a finished run, one row a window, from which every number of its report comes.
+"""The table of all predictions of a finished run, or of `--task predict`, one row a window: every number comes from it.
 
 `OUT/predictions.parquet` names the user's participants, with their truths: it is to be treated as their data are.
 """
 
 import dataclasses
-import json
-import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fmristream.catalog.flat_tables import decode_flat, encode_flat
+from fmristream.catalog.row_tables import Values, decode_rows, encode_rows
 from fmristream.errors import CorruptDataError, UsageError
+from train.files import write_whole
 
 FILE = "predictions.parquet"
 FORMAT = 1
-# Where the schema's metadata say what the columns are.
-_KEY = "fmristream-predictions"
+# Under which the table's facts say what the columns are.
+_KEY = "predictions"
 _WORDS = ("split", "run", "subject", "session", "family", "site")
 _NUMBERS = ("window", "start_frame", "frames")
 LOSS = "loss"
@@ -64,6 +62,7 @@ class About:
         draws: of the bootstrap.
         made_of: what decides about the rows: recipe and digests of the data.
         scorings: how often the rows of this folder were computed anew, this time included.
+        thresholds: by target, where they were chosen before: on validation units of the run, for data that it has not seen.
     """
 
     step: int
@@ -74,15 +73,16 @@ class About:
     draws: int = 2000
     made_of: Mapping[str, Any] = field(default_factory=dict)
     scorings: int = 1
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
-    def to_json(self) -> str:
-        """Text that `about_from_json` reads back."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
+    def facts(self) -> dict[str, Any]:
+        """JSON that `about_from` reads back."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PredictionTable:
-    """One row per window of validation and test, sorted by split and window.
+    """One row per window of validation and test, sorted by split and window; of other data, in stored order.
 
     Attributes:
         about: what the columns mean.
@@ -138,18 +138,8 @@ def write_predictions(table: PredictionTable, path: Path) -> None:
         OSError: the disk is full, or the folder cannot be written.
     """
     data = encode(table)
-    if path.is_file() and path.read_bytes() == data:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished-{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        with open(unfinished, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    if not path.is_file() or path.read_bytes() != data:
+        write_whole(path, data)
 
 
 def read_predictions(path: Path) -> PredictionTable:
@@ -177,9 +167,9 @@ def encode(table: PredictionTable) -> bytes:
     values = {
         name: column.astype(np.float32 if name in scores else np.float64) for name, column in table.values.items()
     }
-    words = {name: list(table.words[name]) for name in _WORDS}
-    columns: dict[str, Any] = {"split": words["split"], "window": table.numbers["window"], **words, **table.numbers}
-    return encode_flat(columns | values, {_KEY: table.about.to_json()})
+    words: dict[str, Values] = {name: list(table.words[name]) for name in _WORDS}
+    columns: dict[str, Values] = {"split": words["split"], "window": table.numbers["window"], **words, **table.numbers}
+    return encode_rows(columns | values, facts={_KEY: table.about.facts()})
 
 
 def decode(data: bytes) -> PredictionTable:
@@ -188,10 +178,10 @@ def decode(data: bytes) -> PredictionTable:
     Raises:
         CorruptDataError: they are not such a table, a window is there twice, or a score is not finite.
     """
-    columns, texts = decode_flat(data)
-    if _KEY not in texts:
+    columns, facts = decode_rows(data)
+    if _KEY not in facts:
         raise CorruptDataError("it is no table of predictions; it does not say what its columns are")
-    about = about_from_json(texts[_KEY])
+    about = about_from(facts[_KEY])
     scored = [name for target in about.targets for name in (target.truth, *target.scores)] or [LOSS]
     lacking = [name for name in (*_WORDS, *_NUMBERS, *scored) if name not in columns]
     if lacking:
@@ -207,13 +197,14 @@ def decode(data: bytes) -> PredictionTable:
 
 
 def require_sound(table: PredictionTable) -> None:
-    """Raise CorruptDataError unless each split has the windows 0, 1, ... in order, and every score is finite.
+    """Raise CorruptDataError unless the windows are 0, 1, ... in order, and every score is finite.
 
-    A loss may be missing: windows that are all scrubbed have none.
+    They are numbered in each split; of other data, whose rows are in stored order, through all of them. A loss may be missing:
+    windows that are all scrubbed have none.
     """
-    for split in table.splits:
-        part = table.of_split(split)
-        windows = part.numbers["window"]
+    every = table.numbers["window"]
+    for split in table.splits if not np.array_equal(every, np.arange(len(every))) else ():
+        windows = every[table.words["split"] == split]
         if not np.array_equal(windows, np.arange(len(windows))):
             raise CorruptDataError(
                 f"split {split!r}: expected the windows 0 to {len(windows) - 1} once each in this order, and some are "
@@ -225,14 +216,14 @@ def require_sound(table: PredictionTable) -> None:
         raise CorruptDataError(f"column {bad[0]} holds values that are not finite")
 
 
-def about_from_json(text: str) -> About:
-    """What `About.to_json` wrote.
+def about_from(facts: Any) -> About:
+    """What `About.facts` gave.
 
     Raises:
         CorruptDataError: it is something else, or of a later release.
     """
     try:
-        facts = json.loads(text)
+        facts = dict(facts)
         found = facts.pop("format")
         if found != FORMAT:
             raise CorruptDataError(f"the table of predictions has format {found}, this release reads {FORMAT}")

@@ -1,14 +1,14 @@
 """What a run tells people when it is done: one table, one JSON file and one picture."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.config import Recipe
-from train.log import History, for_json, read_history
+from train.files import json_text, write_whole
+from train.log import History, read_history
 from train.predictions import FILE, Target, read_predictions, write_predictions
-from train.summary import PARTS, report_of, target_report
+from train.summary import report_of, target_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +42,7 @@ def write_report(outcome: "Outcome", recipe: Recipe, *, out: Path) -> None:
     else:
         write_predictions(outcome.table, out / FILE)
         report = report_of(read_predictions(out / FILE))
-    (out / "report.json").write_text(report_text(report), encoding="utf-8")
+    write_whole(out / "report.json", report_text(report))
     print_table(report)
     title = f"{recipe.model.name}: {recipe.data.target or recipe.objective.kind}"
     save_curves(read_history(out / "log.jsonl"), out / "curves.png", title=title)
@@ -52,7 +52,7 @@ def write_report(outcome: "Outcome", recipe: Recipe, *, out: Path) -> None:
 
 def report_text(report: Mapping[str, Any]) -> str:
     """What report.json holds."""
-    return json.dumps(for_json(report), indent=1, allow_nan=False) + "\n"
+    return json_text(report)
 
 
 def summarise(outcome: "Outcome", recipe: Recipe) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def print_table(report: Mapping[str, Any]) -> None:
     console = Console()
     targets = report.get("targets", {report.get("target"): report})
     for name, found in targets.items():
-        if not any(part in found for part in PARTS):
+        if not _parts_of(found):
             console.print(f"{name or report['objective']}: no validation or test split was scored")
             continue
         _print_target(console, name, found, step=report["step"])
@@ -94,7 +94,7 @@ def print_table(report: Mapping[str, Any]) -> None:
 def _print_target(console: "Console", target: str | None, found: Mapping[str, Any], *, step: int) -> None:
     from rich.table import Table
 
-    parts = [name for name in PARTS if name in found]
+    parts = _parts_of(found)
     if target is None:
         table = Table(title=f"{found['objective']} after {step} steps, every window once")
     else:
@@ -111,6 +111,11 @@ def _print_target(console: "Console", target: str | None, found: Mapping[str, An
     for name in parts:
         if "bootstrap" in found[name]:
             console.print(f"{name}: {found[name]['bootstrap']['says']}")
+
+
+def _parts_of(found: Mapping[str, Any]) -> list[str]:
+    """The splits that were scored."""
+    return [name for name, part in found.items() if isinstance(part, Mapping) and "metrics" in part]
 
 
 def save_curves(history: History, path: Path, *, title: str) -> None:

@@ -130,6 +130,7 @@ def _subjects(rows: Sequence[Mapping[str, Any]]) -> Subjects:
         label=tuple(str(row["subject"]) for row in rows),
         truth=_numbers([row["truth"] for row in rows]),
         score=_numbers([row["score"] for row in rows]),
+        session=tuple(str(row["session"]) for row in rows if "session" in row),
     )
 
 

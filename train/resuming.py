@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from fmristream.errors import ConflictError, ResumeError
+from fmristream.storage.urls import display_url
 from train import build
+from train.averaging import Ema
 from train.beyond.facts import data_facts
 from train.checkpoint import Stored, gather_rng, newest_verified, restore_rng
 from train.checkpoint_async import Saver, gather_texts, shared_token, together
@@ -20,6 +22,7 @@ from train.config import Recipe, as_tables
 from train.data import Part
 from train.fence import Fence, take_over
 from train.launch import World
+from train.leaks import audit_start
 from train.log import Log, newest_attempt
 from train.objectives import Objective
 from train.optim import optimizer_tensors, restore_optimizer
@@ -29,10 +32,15 @@ from train.tasks import Supervised
 
 def begin(run: Run) -> None:
     """Begin with another run's weights, where the recipe says so."""
-    loaded = build.begin(run.recipe, run.model)
-    if loaded is not None and run.world.is_main:
-        facts = {"from": run.recipe.start.from_, "tensors": loaded.tensors, "left_out": len(loaded.ignored)}
-        run.log.event("begin", facts)
+    begun = build.begin(run.recipe, run.model)
+    if begun is None:
+        return
+    origin = begun.origin
+    which = {} if origin is None else {"checkpoint": origin.name, "weights": origin.which}
+    if run.world.is_main:
+        facts = {"from": display_url(run.recipe.start.from_), "tensors": begun.tensors, "left_out": len(begun.ignored)}
+        run.log.event("begin", facts | which)
+    audit_start(run, None if origin is None else origin.state)
 
 
 def checkpoints_of(recipe: Recipe, out: Path) -> str:
@@ -174,6 +182,9 @@ def go_to(run: Run, step: int) -> None:
     )
     restore_weights(found, run.model, world=run.world)
     _restore_kept(run, found, ["ema"])
+    if run.ema is not None and "ema" not in found.state.get("extra", {}):
+        # Of a time when the recipe had none: the mean of later weights is not that of these.
+        run.extra["ema"] = Ema(run.model, decay=run.ema.decay)
 
 
 def _section(

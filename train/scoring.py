@@ -13,7 +13,6 @@ from train.data import Part
 from train.evaluate import Subjects, Windows
 from train.predictions import FILE, About, PredictionTable, read_predictions
 from train.state import Outcome, Run
-from train.stopping import uses_best
 
 
 def look(run: Run, part: Part) -> Mapping[str, float]:
@@ -43,16 +42,16 @@ def predictions(run: Run, parts: Mapping[str, Part], *, about: About | None = No
     return evaluate.table_of(found, task=run.task, about=about)
 
 
-def outcome_of(run: Run, *, was_finished: bool) -> Outcome:
+def outcome_of(run: Run, *, step: int, was_finished: bool) -> Outcome:
     """The end of a run: every validation and test window, scored once.
 
     Args:
-        run: at its last step.
+        run: with the weights that are scored.
+        step: of those; the best ones may be older than the last.
         was_finished: whether it was so when it was started. Then the table of its folder is taken, where it was written by
             this very network; where data or recipe would give other rows they are made anew, which the log says and table
             and report count.
     """
-    step = scored_step(run)
     parts = {name: part for name, part in (("val", run.val), ("test", run.test)) if part is not None}
     if not parts:
         return Outcome(step=step, task=run.task, val=None, test=None)
@@ -63,16 +62,6 @@ def outcome_of(run: Run, *, was_finished: bool) -> Outcome:
         table = predictions(run, parts, about=dataclasses.replace(now, scorings=before + 1))
     val, test = (evaluate.scores_of(table, split) for split in ("val", "test"))
     return Outcome(step=step, task=run.task, val=val, test=test, table=table)
-
-
-def scored_step(run: Run) -> int:
-    """After which step the weights are that the end of a run scores: the best look's, or the last.
-
-    Table and report say this one, by which prediction and the model card find the checkpoint that was scored.
-    """
-    if run.best is not None and run.best.step and uses_best(run.recipe):
-        return run.best.step
-    return run.step
 
 
 def _about(run: Run, parts: Mapping[str, Part]) -> About:

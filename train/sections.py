@@ -210,8 +210,8 @@ class StartConfig:
     """What a run begins with, where it does not go on from a checkpoint of its own.
 
     Attributes:
-        from_: written `from`: the folder of another run or of a checkpoint, or a .safetensors file; weights by name, the
-            head of another task left out.
+        from_: written `from`: another run or a checkpoint, here or in a bucket, or a .safetensors file; weights by name, the
+            head of another task left out. Of a run those that it scored: last or best, averaged where it averages.
         keep_cls: TFF: take over the embedding of the window's own vector too, which published phases make anew.
         brain: 4-D masked autoencoder: whose mask holds where it differs, that of the `weights` or the `model`'s own.
         freeze: parameters whose names begin so do not learn.

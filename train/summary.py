@@ -74,17 +74,20 @@ def target_report(
     draws: int,
     average: Average = "logit",
     unit: str = "subject",
+    frozen_threshold: float | None = None,
 ) -> dict[str, Any]:
     """The numbers of one target.
 
     Args:
         target: what it is.
-        parts: scored units of `val` and `test`; None, or nobody: there is no such part.
+        parts: scored units by split; None, or nobody: there is no such part.
         draws: of the bootstrap.
         average: what of classes was averaged.
         unit: what was scored.
+        frozen_threshold: chosen before, when nothing may be chosen on these parts.
     """
-    val = parts.get("val")
+    is_frozen = frozen_threshold is not None
+    val = None if is_frozen else parts.get("val")
     report: dict[str, Any] = {"objective": target.kind, "unit": unit}
     threshold, corrected = centre_of(average), None
     if target.classes:
@@ -95,11 +98,12 @@ def target_report(
             report["bias_correction"] = corrected
     else:
         report["average"] = average
-        if not _is_multiclass(val, parts.get("test")):
+        if not _is_multiclass(*parts.values()):
             threshold, chosen_on = _threshold(val, unit, average)
+            if frozen_threshold is not None:
+                threshold, chosen_on = frozen_threshold, "validation by the run that trained the network"
             report |= {"threshold": threshold, "threshold_chosen_on": chosen_on}
-    for name in PARTS:
-        found = parts.get(name)
+    for name, found in parts.items():
         if found is not None and found.label:
             report[name] = _part_report(found, target, threshold=threshold, draws=draws, average=average, unit=unit)
             if corrected is not None and name == "test":
@@ -141,7 +145,14 @@ def _report_of_target(table: PredictionTable, target: Target) -> dict[str, Any]:
     unit = unit_of(table, target)
     parts = {name: units_of(table.of_split(name), target, unit=unit) for name in table.splits}
     about = table.about
-    return target_report(target, parts, draws=about.draws, average=about.average, unit=unit)
+    return target_report(
+        target,
+        parts,
+        draws=about.draws,
+        average=about.average,
+        unit=unit,
+        frozen_threshold=about.thresholds.get(target.name),
+    )
 
 
 def _part_report(

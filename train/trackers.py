@@ -26,6 +26,7 @@ from fmristream.errors import UsageError
 from fmristream.storage.urls import redacted
 from train.config import Recipe, as_tables
 from train.event_files import EventFile
+from train.files import write_json
 
 if TYPE_CHECKING:
     from train.log import Log
@@ -239,9 +240,7 @@ def _kept_keys(out: Path) -> dict[str, str]:
 
 
 def _keep_keys(out: Path, keys: Mapping[str, str]) -> None:
-    unfinished = out / ".trackers.json"
-    unfinished.write_text(json.dumps(keys, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(out / "trackers.json")
+    write_json(out / "trackers.json", keys)
 
 
 class Tracking:

@@ -1,6 +1,6 @@
 """From windows to what is scored: the mean of a run's windows, then of a unit's runs; units are subjects or sessions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,32 +60,50 @@ def units_of(table: PredictionTable, target: Target, *, unit: Unit) -> Subjects:
         UsageError: a unit has no single label.
     """
     known = table.at(np.isfinite(table.values[target.truth]))
-    names = list(
-        zip(known.words["subject"], known.words["session"] if unit == "session" else [""] * len(known), strict=True)
-    )
-    units, of_row = codes(names)
-    _, run = codes(known.words["run"])
+    names, of_row = _units(known, unit)
     truth = known.values[target.truth]
     if _varies(truth, of_row):
-        wrong = units[int(of_row[np.flatnonzero(truth != _first_of(truth, of_row))[0]])]
+        wrong = names[int(of_row[np.flatnonzero(truth != _first_of(truth, of_row))[0]])]
         raise UsageError(
             f"{target.name}: {unit} {' '.join(part for part in wrong if part)} has no single value of it; set eval.unit, or "
             "choose another data.target"
         )
-    scores = window_scores(
-        np.stack([known.values[name] for name in target.scores], axis=1), target, known.about.average
-    )
-    means = [metrics.subject_means(column, runs=run, subjects=of_row)[1] for column in scores.T]
     first = np.unique(of_row, return_index=True)[1]
-    family, subject = known.words["family"][first], known.words["subject"][first]
-    cluster = tuple(f"subject {one}" if of is None else f"family {of}" for of, one in zip(family, subject, strict=True))
     return Subjects(
-        label=tuple(label for label, _ in units),
+        label=tuple(label for label, _ in names),
         truth=truth[first],
-        score=np.stack(means, axis=1) if len(target.scores) > 1 else means[0],
-        session=tuple(session for _, session in units) if unit == "session" else (),
-        cluster=cluster if len(set(cluster)) < len(cluster) else (),
+        score=_mean_scores(known, target, of_row),
+        session=tuple(session for _, session in names) if unit == "session" else (),
+        cluster=clusters_of(known.words["family"][first], known.words["subject"][first]),
     )
+
+
+def all_units(table: PredictionTable, target: Target, *, unit: Unit) -> tuple[list[tuple[str, str]], Floats]:
+    """((subject, session or "") of each unit, labelled or not; their mean scores, as `Subjects` has them)."""
+    names, of_row = _units(table, unit)
+    return names, _mean_scores(table, target, of_row)
+
+
+def clusters_of(families: Iterable[str | None], subjects: Iterable[str]) -> tuple[str, ...]:
+    """What units are drawn with: their family, or else their subject; empty where every unit is alone."""
+    pairs = zip(families, subjects, strict=True)
+    found = tuple(f"subject {one}" if family is None else f"family {family}" for family, one in pairs)
+    return found if len(set(found)) < len(found) else ()
+
+
+def _units(table: PredictionTable, unit: Unit) -> tuple[list[tuple[str, str]], NDArray[np.int64]]:
+    """(subject and session of each unit; the unit of each row)."""
+    session = [one or "" for one in table.words["session"]] if unit == "session" else [""] * len(table)
+    return codes(list(zip(table.words["subject"], session, strict=True)))
+
+
+def _mean_scores(table: PredictionTable, target: Target, of_row: NDArray[np.int64]) -> Floats:
+    """(n,) or (n, k): the mean over a unit's runs of the mean over a run's windows."""
+    _, run = codes(table.words["run"])
+    scores = np.stack([table.values[name] for name in target.scores], axis=1)
+    rows = window_scores(scores, target, table.about.average)
+    means = [metrics.subject_means(column, runs=run, subjects=of_row)[1] for column in rows.T]
+    return np.stack(means, axis=1) if len(target.scores) > 1 else means[0]
 
 
 def window_scores(scores: Floats, target: Target, average: str) -> Floats:

@@ -1,8 +1,10 @@
 """Tables of results as Parquet files: written some rows at a time, whole or not there, and read back.
 
-A column is text, whole numbers, float64 numbers (NaN where nothing is known), or vectors of float32 of one width.
+A column is text, whole numbers, numbers in float64 or float32 (null where nothing is known), or vectors of float32 of one
+width. What a table says of itself is JSON in its metadata.
 """
 
+import io
 import json
 import os
 import uuid
@@ -17,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from fmristream.catalog.tables import to_numbers
 from fmristream.errors import CorruptDataError
 
 # Under which the facts stand in the file's metadata.
@@ -31,7 +32,7 @@ Values = NDArray[Any] | list[str | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnKind:
-    """What a column holds: `text`, `int`, `float`, or `vector` of so many float32."""
+    """What a column holds: `text`, `int`, `float` (64 bits), `narrow` (32 bits), or `vector` of so many float32."""
 
     kind: str
     width: int = 0
@@ -41,20 +42,21 @@ class ColumnKind:
         """Its type in the file."""
         if self.kind == "vector":
             return pa.list_(pa.float32(), self.width)
-        return {"text": pa.string(), "int": pa.int64(), "float": pa.float64()}[self.kind]
+        return {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "narrow": pa.float32()}[self.kind]
 
 
 TEXT, INT, FLOAT = ColumnKind(kind="text"), ColumnKind(kind="int"), ColumnKind(kind="float")
+NARROW = ColumnKind(kind="narrow")
 
 
 class RowWriter:
     """A table that is open for more rows; `write_rows` makes one."""
 
-    def __init__(self, path: Path, columns: Mapping[str, ColumnKind], facts: Mapping[str, Any]) -> None:
+    def __init__(self, place: Path | io.BytesIO, columns: Mapping[str, ColumnKind], facts: Mapping[str, Any]) -> None:
         fields = [pa.field(name, column.arrow) for name, column in columns.items()]
         told = {_FACTS: json.dumps(facts, sort_keys=True, allow_nan=False).encode()}
         self._columns, self._schema = columns, pa.schema(fields, metadata=told)
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._writer = pq.ParquetWriter(place, self._schema, compression="zstd", write_statistics=False)
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
 
@@ -105,18 +107,61 @@ def write_rows(path: Path, columns: Mapping[str, ColumnKind], *, facts: Mapping[
         unfinished.unlink(missing_ok=True)
 
 
+def encode_rows(columns: Mapping[str, Values], *, facts: Mapping[str, Any]) -> bytes:
+    """A whole table as bytes; equal tables give equal bytes."""
+    sink = io.BytesIO()
+    writer = RowWriter(sink, kinds_of(columns), facts)
+    writer.add(columns)
+    writer.close()
+    return sink.getvalue()
+
+
+def kinds_of(columns: Mapping[str, Values]) -> dict[str, ColumnKind]:
+    """What these columns hold: words, or arrays of whole numbers, of float32, of float64 or of vectors."""
+    return {name: _kind_of(values) for name, values in columns.items()}
+
+
 def read_rows(path: Path) -> tuple[dict[str, Values], dict[str, Any]]:
-    """(columns, facts) of such a table; vectors come as (rows, width).
+    """(columns, facts) of such a table; vectors come as (rows, width), what is not known as NaN.
 
     Raises:
-        CorruptDataError: it is no Parquet, or was not written by `write_rows`.
+        CorruptDataError: it is no Parquet, or was not written here.
+        OSError: it cannot be read.
     """
     try:
-        table = pq.ParquetFile(path).read(use_threads=False)
+        return _decoded(path)
+    except CorruptDataError as error:
+        raise CorruptDataError(f"{path}: {error}") from error
+
+
+def decode_rows(data: bytes) -> tuple[dict[str, Values], dict[str, Any]]:
+    """The same of its bytes.
+
+    Raises:
+        CorruptDataError: as `read_rows`.
+    """
+    return _decoded(pa.BufferReader(data))
+
+
+def _decoded(source: Any) -> tuple[dict[str, Values], dict[str, Any]]:
+    try:
+        table = pq.ParquetFile(source).read(use_threads=False)
         facts = json.loads((table.schema.metadata or {})[_FACTS])
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise CorruptDataError(f"{path}: is not a table that fmristream wrote: {error}") from error
-    return {name: _values(table.column(name)) for name in table.column_names}, facts
+        if not isinstance(facts, dict):
+            raise ValueError("what it says of itself is no JSON object")
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise CorruptDataError(f"is not a table that fmristream wrote: {error}") from error
+    return {name: _values(name, table.column(name)) for name in table.column_names}, facts
+
+
+def _kind_of(values: Values) -> ColumnKind:
+    if isinstance(values, list):
+        return TEXT
+    if values.ndim == 2:
+        return ColumnKind(kind="vector", width=values.shape[1])
+    return INT if values.dtype.kind == "i" else NARROW if values.dtype == np.float32 else FLOAT
 
 
 def _array(values: Values, column: ColumnKind) -> pa.Array:
@@ -124,17 +169,21 @@ def _array(values: Values, column: ColumnKind) -> pa.Array:
         rows = np.ascontiguousarray(values, dtype=np.float32)
         assert rows.shape[1:] == (column.width,), f"vectors of {column.width}, got {rows.shape}"
         return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), column.width)
+    if column.kind in ("float", "narrow"):
+        numbers = np.asarray(values, dtype=column.arrow.to_pandas_dtype())
+        return pa.array(numbers, mask=np.isnan(numbers))
     return pa.array(values, column.arrow)
 
 
-def _values(column: pa.ChunkedArray) -> Values:
+def _values(name: str, column: pa.ChunkedArray) -> Values:
     kind = column.type
     if pa.types.is_fixed_size_list(kind):
         flat = column.combine_chunks().flatten() if len(column) else pa.array([], pa.float32())
         rows: NDArray[np.float32] = flat.to_numpy(zero_copy_only=False).reshape(len(column), kind.list_size)
         return rows
-    words: list[str | None] = []
     if pa.types.is_string(kind):
-        words = column.to_pylist()
+        words: list[str | None] = column.to_pylist()
         return words
-    return to_numbers(column)
+    if kind not in (pa.int64(), pa.float32(), pa.float64()) or (kind == pa.int64() and column.null_count):
+        raise CorruptDataError(f"column {name} holds {kind}; expected numbers, words or vectors")
+    return np.array(column.to_numpy())

@@ -1,9 +1,11 @@
 """Tables of results come back as they went in, and are whole or not there."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from fmristream.catalog.row_tables import FLOAT, INT, TEXT, ColumnKind, read_rows, write_rows
+from fmristream.catalog.row_tables import FLOAT, INT, TEXT, ColumnKind, decode_rows, encode_rows, read_rows, write_rows
 from fmristream.errors import CorruptDataError
 
 KINDS = {"who": TEXT, "window": INT, "score": FLOAT, "features": ColumnKind(kind="vector", width=3)}
@@ -59,3 +61,44 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"no table")
     with pytest.raises(CorruptDataError, match="is not a table that fmristream wrote"):
         read_rows(tmp_path / "x.parquet")
+
+
+WHOLE = {
+    "word": ["a", None, "é"],
+    "whole": np.array([1, 2**60, -3]),
+    "number": np.array([0.1, np.nan, np.inf]),
+    "narrow": np.array([0.1, np.nan, 3], np.float32),
+    "vector": np.arange(6, dtype=np.float32).reshape(3, 2),
+}
+
+
+@pytest.mark.parametrize("count", [3, 0])
+def test_a_whole_table_comes_back_with_its_types_and_what_is_said_of_it(count):
+    given = {name: column[:count] for name, column in WHOLE.items()}
+    found, facts = decode_rows(encode_rows(given, facts={"key": "what: é"}))
+    assert facts == {"key": "what: é"}
+    assert list(found) == list(given)
+    assert found["word"] == given["word"]
+    for name in ("whole", "number", "narrow", "vector"):
+        assert found[name].dtype == WHOLE[name].dtype
+        np.testing.assert_array_equal(found[name], given[name])
+
+
+def test_what_is_not_known_is_null_to_others(tmp_path):
+    (tmp_path / "t.parquet").write_bytes(encode_rows(WHOLE, facts={}))
+    assert pq.read_table(tmp_path / "t.parquet")["number"].to_pylist() == [0.1, None, np.inf]
+
+
+@pytest.mark.parametrize("column", [pa.array([[1]]), pa.array([None], pa.int64()), pa.array([True])])
+def test_columns_of_other_kinds_are_refused(tmp_path, column):
+    table = pa.table({"x": column}).replace_schema_metadata({"fmristream": "{}"})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(CorruptDataError, match="column x holds"):
+        read_rows(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("facts", ["[]", "no JSON"])
+def test_a_table_that_says_nothing_of_itself_is_not_ours(tmp_path, facts):
+    pq.write_table(pa.table({"x": [1]}).replace_schema_metadata({"fmristream": facts}), tmp_path / "t.parquet")
+    with pytest.raises(CorruptDataError, match="is not a table that fmristream wrote"):
+        read_rows(tmp_path / "t.parquet")

@@ -62,4 +62,4 @@ def test_damage_and_absence_are_told_apart(finished, capsys):
     assert main([str(finished / "nothing")]) == 2
     (finished / FILE).write_bytes(b"PAR1")
     assert main([str(finished)]) == 1
-    assert "not readable as Parquet" in capsys.readouterr().err
+    assert "is not a table that fmristream wrote" in capsys.readouterr().err

@@ -27,6 +27,7 @@ from train.export import (
 )
 from train.models.imported import load_imported
 from train.models.load import WeightsError
+from train.scored import Weights
 
 # What the trainer takes from the data, and a recipe may not say.
 FROM_DATA = ("img_size", "outputs")
@@ -219,7 +220,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(tmp_path, caps
     weights.write_bytes(weights.read_bytes()[:-1])
     assert export.main([str(run), "--to", str(tmp_path / "w.safetensors")]) == 0
     told = capsys.readouterr()
-    assert "step-7 is damaged and left out" in told.err
+    assert "step-7 is damaged and passed over" in told.err
     assert "after 3 steps" in told.out
     shutil.rmtree(run / "checkpoints" / "step-3")
     assert export.main([str(run), "--to", str(tmp_path / "v.safetensors")]) == 1
@@ -272,7 +273,7 @@ def test_the_window_of_a_series_network_is_that_of_its_recipe():
     del tables["model"]["num_timepoints_per_voxel"]
     tables["data"]["window"] = 35
     state = network("brainlm").state_dict()
-    checkpoint = Checkpoint(step=1, model=state, optimizer={}, rng={}, state={"recipe": tables})
+    checkpoint = Weights(step=1, tensors=state, averaged=False, state={"recipe": tables})
     assert export.trained_network(checkpoint, settings={})[0].window == 35
 
 
@@ -284,7 +285,7 @@ def test_a_network_under_names_of_our_own_is_built_by_the_recipe(monkeypatch, cl
         "recipe": as_tables(recipe_of("swift")),
         "objective": {"kind": "classification", "target": "sex", "classes": classes},
     }
-    checkpoint = Checkpoint(step=1, model=model.state_dict(), optimizer={}, rng={}, state=state)
+    checkpoint = Weights(step=1, tensors=model.state_dict(), averaged=False, state=state)
     found, recipe = export.trained_network(checkpoint, settings={})
     assert all(torch.equal(tensor, found.state_dict()[key]) for key, tensor in model.state_dict().items())
     assert recipe.model.options["outputs"] == outputs

@@ -46,4 +46,5 @@ def test_a_finished_run_has_a_card_of_its_numbers_that_names_nobody(cohort, tmp_
     assert all(f"- {said}" in text for said in report["beside"]["targets"]["sex"]["verdict"])
     left_out = card(load_trained(str(out)), report | {"beside": {"status": "left out", "why": "the recipe says so"}})
     assert "No baseline was computed (left out: the recipe says so)" in left_out
+    assert "weights as the last step left them" in text
     assert card(load_trained(str(out)), None).count("No validation or test split was scored.") == 1

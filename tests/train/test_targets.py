@@ -211,14 +211,15 @@ def test_a_run_of_several_targets_begins_with_one_of_a_single_target_but_for_the
 
 def test_weights_of_a_run_with_several_targets_leave_it_as_any_others(several, tmp_path):
     from train.export import trained_network
+    from train.scored import find_weights
 
     recipe = several("lstm")
     loop.train(recipe, out=tmp_path, world=ALONE)
-    checkpoint, _ = newest_whole(tmp_path / "checkpoints")
+    checkpoint = find_weights(tmp_path)
     network, told = trained_network(checkpoint, settings={"parcels": 27, "frames": 8})
     assert told.model.options["outputs"] == 5
     for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, checkpoint.model[name])
+        assert torch.equal(tensor, checkpoint.tensors[name])
 
 
 @pytest.mark.parametrize(

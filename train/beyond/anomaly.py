@@ -9,7 +9,6 @@ z is robust: log errors against the median and MAD over the reference's runs. A 
 so that new runs are a little worse on average; `--reference val` compares with runs that it has not.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from train.beyond.places import new_folder, require_free, together, write_csv
 from train.beyond.predict import about, run_columns
 from train.beyond.streaming import Means, in_order
 from train.beyond.trained import Trained
+from train.files import write_json
 from train.launch import World
 
 if TYPE_CHECKING:
@@ -139,11 +139,11 @@ def anomaly(
             rows = ranked(found, references)
             write_csv(folder / "runs.csv", rows)
             _write_places(folder / "places.parquet", found, references)
-            (folder / "reference.json").write_text(_reference_text(references, found.places, own, known))
+            write_json(folder / "reference.json", _reference_facts(references, found.places, own, known))
             (folder / "report.md").write_text(
                 report(rows, told, url=url, reference=f"{own}, {len(before.clips.runs)} runs")
             )
-            (folder / "about.json").write_text(about(opened, url=url, split=split, where=where), encoding="utf-8")
+            write_json(folder / "about.json", about(opened, url=url, split=split, where=where))
     return told
 
 
@@ -165,7 +165,7 @@ def run_errors(opened: Opened) -> RunErrors:
             _put(table, means.take(place, row))
     _put(table, means.finish())
     seen = ~np.isnan(table).all(axis=(1, 2))
-    columns = {
+    columns: dict[str, Sequence[str | None]] = {
         name: [cell for cell, kept in zip(cells, seen, strict=True) if kept]
         for name, cells in run_columns(opened).items()
     }
@@ -183,7 +183,7 @@ def ranked(found: RunErrors, references: Mapping[str, Reference]) -> list[dict[s
     rows = []
     for rank, run in enumerate(order.tolist(), start=1):
         row: dict[str, Any] = {"rank": rank}
-        row |= {("run" if name == "name" else name): cells[run] for name, cells in found.about_runs.items()}
+        row |= {name: cells[run] for name, cells in found.about_runs.items()}
         for kind in kinds:
             z = np.nan_to_num(places_z[kind][run], nan=-np.inf)
             worst = np.argsort(-z, kind="stable")[:_WORST]
@@ -240,23 +240,24 @@ def _write_places(path: Path, found: RunErrors, references: Mapping[str, Referen
     names = [f"{kind}_{what}" for kind in found.errors for what in ("error", "z")]
     kinds = {"run": TEXT, "subject": TEXT, **dict.fromkeys(names, vector)}
     with write_rows(path, kinds, facts={"places": list(found.places)}) as table:
-        values: dict[str, Any] = {"run": found.about_runs["name"], "subject": found.about_runs["subject"]}
+        values: dict[str, Any] = {"run": found.about_runs["run"], "subject": found.about_runs["subject"]}
         for kind, errors in found.errors.items():
             values |= {f"{kind}_error": errors, f"{kind}_z": references[kind].z(errors)}
         table.add(values)
 
 
-def _reference_text(references: Mapping[str, Reference], places: Sequence[str], split: str, known: RunErrors) -> str:
+def _reference_facts(
+    references: Mapping[str, Reference], places: Sequence[str], split: str, known: RunErrors
+) -> dict[str, Any]:
     kinds = {}
     for kind, one in references.items():
         quantiles = np.quantile(np.exp(one.means), _QUANTILES)
         kinds[kind] = {
             "quantiles_of_mean_error": dict(zip(map(str, _QUANTILES), quantiles.tolist(), strict=True)),
-            "median_log_error": [None if value != value else value for value in one.centre.tolist()],
-            "spread_of_log_error": [None if value != value else value for value in one.spread.tolist()],
+            "median_log_error": one.centre.tolist(),
+            "spread_of_log_error": one.spread.tolist(),
         }
-    document = {"split": split, "runs": len(known.about_runs["name"]), "places": list(places), "kinds": kinds}
-    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+    return {"split": split, "runs": len(known.about_runs["run"]), "places": list(places), "kinds": kinds}
 
 
 def _logs(errors: Floats) -> Floats:

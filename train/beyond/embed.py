@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fmristream.catalog.row_tables import INT, TEXT, ColumnKind, RowWriter, Values, write_rows
+from fmristream.catalog.row_tables import INT, TEXT, ColumnKind, RowWriter, Values, kinds_of, write_rows
 from train.beyond.features import features_of
 from train.beyond.opened import ALL, Opened, open_for
 from train.beyond.places import new_folder, require_free, together
-from train.beyond.predict import about, kinds_of, run_columns, window_columns
+from train.beyond.predict import about, frames_of, network_facts, run_columns
 from train.beyond.streaming import Group, Means, Rows, in_order
 from train.beyond.trained import Trained
+from train.files import write_json
 from train.launch import World
+from train.predictions import Texts
 
 if TYPE_CHECKING:
     from fmristream.stream.batch import Batch
@@ -47,7 +49,7 @@ def embed(trained: Trained, url: str, *, out: Path, world: World, split: str = A
             return opened.told
         with new_folder(out) as folder:
             write_vectors(folder, opened)
-            (folder / "about.json").write_text(about(opened, url=url, split=split, where=where), encoding="utf-8")
+            write_json(folder / "about.json", about(opened, url=url, split=split, where=where))
     return opened.told
 
 
@@ -68,7 +70,8 @@ def write_vectors(folder: Path, opened: Opened) -> None:
     with ExitStack() as stack:
         tables: _Tables | None = None
         for rows in vectors(opened):
-            columns = window_columns(opened, rows.window, rows.run, known)
+            words = {name: column[rows.run].tolist() for name, column in known.items()}
+            columns: dict[str, Values] = {**words, **frames_of(opened, rows.window)}
             if tables is None:
                 tables = _Tables(folder, opened, columns=columns, known=known, width=rows.values.shape[1], stack=stack)
             tables.add(columns, rows)
@@ -85,19 +88,19 @@ class _Tables:
         opened: Opened,
         *,
         columns: Mapping[str, Values],
-        known: Mapping[str, list[str | None]],
+        known: Mapping[str, Texts],
         width: int,
         stack: ExitStack,
     ) -> None:
         self._known, self._runs, self._subjects = known, Means(width), Means(width)
         vector = {"features": ColumnKind(kind="vector", width=width)}
-        facts = {"network": opened.trained.recipe.model.name, "checkpoint": opened.trained.name}
+        facts = {"network": network_facts(opened.trained)}
 
         def table(name: str, kinds: Mapping[str, ColumnKind]) -> RowWriter:
             return stack.enter_context(write_rows(folder / f"{name}.parquet", {**kinds, **vector}, facts=facts))
 
         self._windows_table = table("windows", kinds_of(columns))
-        self._runs_table = table("runs", {"run": TEXT, **dict.fromkeys(_names(known), TEXT), "windows": INT})
+        self._runs_table = table("runs", {**dict.fromkeys(known, TEXT), "windows": INT})
         self._subjects_table = table("subjects", {"subject": TEXT, "runs": INT})
 
     def add(self, columns: Mapping[str, Values], rows: Rows) -> None:
@@ -114,17 +117,11 @@ class _Tables:
     def _close_run(self, done: Group | None) -> None:
         if done is None:
             return
-        row: dict[str, Values] = {name: [self._known[name][done.of]] for name in _names(self._known)}
-        own: dict[str, Values] = {"run": [self._known["name"][done.of]], "windows": np.array([done.rows])}
-        self._runs_table.add({**row, **own, "features": done.mean[None]})
+        row: dict[str, Values] = {name: [column[done.of]] for name, column in self._known.items()}
+        self._runs_table.add({**row, "windows": np.array([done.rows]), "features": done.mean[None]})
         self._close_subject(self._subjects.take(self._known["subject"][done.of], done.mean))
 
     def _close_subject(self, done: Group | None) -> None:
         if done is not None:
             row: dict[str, Values] = {"subject": [done.of], "runs": np.array([done.rows])}
             self._subjects_table.add({**row, "features": done.mean[None]})
-
-
-def _names(known: Mapping[str, list[str | None]]) -> list[str]:
-    """Of the columns about runs beside their name."""
-    return [name for name in known if name != "name"]

@@ -1,6 +1,5 @@
 """Where results go: a new folder, filled beside its place and renamed, so that a kill leaves all of them or none."""
 
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from fmristream.errors import EngineError, FmriStreamError, UsageError
+from train.files import flush
 from train.launch import World
 
 T = TypeVar("T")
@@ -37,14 +37,14 @@ def new_folder(out: Path, *, replaces: bool = False) -> Iterator[Path]:
     try:
         yield unfinished
         for path in unfinished.iterdir():
-            _flush(path)
-        _flush(unfinished)
+            flush(path)
+        flush(unfinished)
         if replaces and out.exists():
             shutil.rmtree(out)
         elif out.exists():
             out.rmdir()  # an empty one; another is not removed
         unfinished.rename(out)
-        _flush(out.parent)
+        flush(out.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -78,11 +78,3 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({name: "" if value is None or value != value else value for name, value in row.items()})
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@
 Tables name subjects: they are for those who may see the data.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,19 +18,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmristream.catalog.row_tables import FLOAT, INT, TEXT, ColumnKind, Values, write_rows
 from fmristream.errors import UsageError
 from fmristream.storage.urls import display_url
-from train.beyond.numbers import average_of, centre_of, chances, subject_scores
 from train.beyond.opened import ALL, Opened, open_for
 from train.beyond.places import new_folder, require_free, together, write_csv
 from train.beyond.trained import Trained
-from train.evaluate import NonFiniteError, Subjects, words_of_runs
+from train.evaluate import NonFiniteError, target_of, words_of_runs
+from train.files import read_json, write_json
 from train.launch import World
 from train.models.brainlm_heads import FineTuneOutput
 from train.objectives import Objective
-
-Floats = NDArray[np.float64]
+from train.predictions import (
+    FILE,
+    About,
+    Floats,
+    PredictionTable,
+    Target,
+    Texts,
+    require_own_columns,
+    require_sound,
+    texts_of,
+    write_predictions,
+)
+from train.summary import centre_of
+from train.units import all_units, unit_of, window_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,10 +83,9 @@ def predict(
         opened = together(world, lambda: open_for(trained, url, split=split, where=where, world=world, stack=stack))
         scores = score_windows(opened)
         if world.is_main:
+            table = table_of(opened, scores, url=url, split=split, where=where)
             with new_folder(out, replaces=replaces) as folder:
-                write_predictions(folder / "predictions.parquet", opened, scores, url=url)
-                write_csv(folder / "subjects.csv", subject_rows(opened, scores))
-                (folder / "about.json").write_text(about(opened, url=url, split=split, where=where), encoding="utf-8")
+                write_tables(folder, table, about(opened, url=url, split=split, where=where))
     return opened.told
 
 
@@ -136,179 +145,155 @@ def joined_scores(objectives: Sequence[Objective], found: Any) -> torch.Tensor:
     return torch.cat([one.view(len(one), -1) for one in scores], dim=1)
 
 
-def run_columns(opened: Opened) -> dict[str, list[str | None]]:
-    """What is known of each run of the selection, by column."""
-    runs = opened.clips.runs
-    columns: dict[str, list[str | None]] = {name: list(runs.column(name)) for name in ("name", "subject", "session")}
-    columns["family"] = list(runs.column("group"))
-    columns["split"] = list(runs.column("split"))
-    table = opened.clips.dataset.participant_columns
-    found = next((name for name in table if name.lower() in ("site", "site_id")), None)
-    if found is not None:
-        sites = {str(subject): cell for subject, cell in zip(table["subject"], table[found], strict=True)}
-        cells = [sites.get(str(subject)) for subject in columns["subject"]]
-        columns["site"] = [None if cell is None or cell != cell else str(cell) for cell in cells]
-    return columns
+def run_columns(opened: Opened) -> dict[str, Texts]:
+    """What is known of each run of the selection: `run`, `subject`, `session`, `family`, `site` and `split`."""
+    return {**words_of_runs(opened.clips), "split": texts_of(opened.clips.runs.column("split"))}
 
 
-def window_columns(
-    opened: Opened, window: NDArray[np.int64], run: NDArray[np.int64], known: Mapping[str, list[str | None]]
-) -> dict[str, Values]:
-    """What windows are: where each comes from and which frames it has; `known` is of `run_columns`."""
+def frames_of(opened: Opened, window: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Which frames windows have: number, first frame, and how many."""
     clips = [opened.clips.clip(int(number)) for number in window]
-    known = {**known, "family": words_of_runs(opened.clips)["family"].tolist()}  # as the table of a run has it
-    columns: dict[str, Values] = {
-        "split": [known["split"][place] for place in run],
-        "window": window,
-        "run": [known["name"][place] for place in run],
-    }
-    for name in ("subject", "session", "family", "site"):
-        if name in known:
-            columns[name] = [known[name][place] for place in run]
-    columns["start_frame"] = np.array([clip.start for clip in clips], dtype=np.int64)
-    columns["frames"] = np.array([clip.length for clip in clips], dtype=np.int64)
-    return columns
+    start, frames = (np.array([getattr(clip, name) for clip in clips], dtype=np.int64) for name in ("start", "length"))
+    return {"window": window, "start_frame": start, "frames": frames}
 
 
-def kinds_of(columns: Mapping[str, Values]) -> dict[str, ColumnKind]:
-    """What these columns hold."""
-    found = {}
-    for name, values in columns.items():
-        is_whole = not isinstance(values, list) and values.dtype.kind == "i"
-        found[name] = TEXT if isinstance(values, list) else INT if is_whole else FLOAT
-    return found
+def table_of(opened: Opened, scores: WindowScores, *, url: str, split: str, where: str = "") -> PredictionTable:
+    """The table of all windows.
+
+    A row's split is what was asked for. Of the whole of the data that the network was trained on it is the run's own, so that
+    nobody takes scores of training subjects for others; of the whole of other data, whose splits mean nothing here, `all`.
+    """
+    trained, clips = opened.trained, opened.clips
+    about = About(
+        step=trained.step,
+        objective=trained.recipe.objective.kind,
+        targets=targets_of(trained),
+        average=trained.recipe.eval.average,
+        unit=trained.recipe.eval.unit,
+        draws=trained.recipe.eval.bootstrap_draws,
+        made_of={"network": network_facts(trained), "data": data_facts(opened, url=url, split=split, where=where)},
+        thresholds=frozen_thresholds(trained),
+    )
+    require_own_columns(about.targets)
+    words = {name: column[scores.run] for name, column in run_columns(opened).items()}
+    if split != ALL or clips.content_digest != trained.content_digest:
+        words["split"] = texts_of([split] * len(scores.run))
+    values: dict[str, Floats] = {}
+    names = [name for target in about.targets for name in target.scores]
+    for target, objective in zip(about.targets, trained.objectives, strict=True):
+        known = opened.truth.get(target.name, {})
+        values[target.truth] = objective.truth(np.array([known.get(one, np.nan) for one in words["subject"]]))
+    values |= {name: np.ascontiguousarray(column) for name, column in zip(names, scores.score.T, strict=True)}
+    table = PredictionTable(about=about, words=words, numbers=frames_of(opened, scores.window), values=values)
+    require_sound(table)
+    return table
 
 
-def write_predictions(path: Path, opened: Opened, scores: WindowScores, *, url: str) -> None:
-    """The table of all windows."""
-    trained = opened.trained
-    columns = window_columns(opened, scores.window, scores.run, run_columns(opened))
-    for target, truth in opened.truth.items():
-        (objective,) = (one for one in trained.objectives if one.target == target)
-        values = np.array([truth[str(subject)] for subject in columns["subject"]])
-        columns[f"truth_{target}"] = objective.truth(values)
-    for name, column in zip(score_names(trained), scores.score.T, strict=True):
-        columns[name] = np.ascontiguousarray(column)
-    facts = {
-        "objectives": [objective.state() for objective in trained.objectives],
-        "class_names": {objective.target: list(trained.class_names(objective)) for objective in trained.objectives},
-    }
-    with write_rows(path, kinds_of(columns), facts={**facts, "url": display_url(url)}) as table:
-        table.add(columns)
+def targets_of(trained: Trained) -> tuple[Target, ...]:
+    """What the network says something of."""
+    return tuple(target_of(objective, trained.labels.get(objective.target, ())) for objective in trained.objectives)
 
 
 def score_names(trained: Trained) -> list[str]:
     """Of the columns of scores: of each target in turn one, or one a class."""
-    found = []
-    for objective in trained.objectives:
-        classes = trained.class_names(objective) if objective.classes else ()
-        found += [f"score_{objective.target}_{name}" for name in classes] or [f"score_{objective.target}"]
-    return found
+    return [name for target in targets_of(trained) for name in target.scores]
 
 
-def subjects_of(opened: Opened, scores: WindowScores) -> tuple[list[str], dict[str, Floats]]:
-    """(labels, by target (subjects, k) mean scores)."""
-    trained, average = opened.trained, average_of(opened.trained.recipe)
-    labels, label_of_run = np.unique(opened.clips.subjects, return_inverse=True)
-    of_window = label_of_run[scores.run]
-    ends = np.cumsum([objective.outputs for objective in trained.objectives])
-    found, places = {}, np.zeros(0, dtype=np.int64)
-    for objective, part in zip(trained.objectives, np.split(scores.score, ends[:-1], axis=1), strict=True):
-        places, found[objective.target] = subject_scores(
-            part, objective, runs=scores.run, subjects=of_window, average=average
-        )
-    return [str(labels[place]) for place in places], found
-
-
-def scored_subjects(opened: Opened, scores: WindowScores, objective: Objective) -> Subjects:
-    """Subjects of whom a target is known, as evaluation has them."""
-    labels, means = subjects_of(opened, scores)
-    truth = np.array([opened.truth[objective.target].get(label, np.nan) for label in labels])
-    known = np.flatnonzero(np.isfinite(truth))
-    kept = means[objective.target][known]
-    # Drawn as the end of a run draws: families whole.
-    words = words_of_runs(opened.clips)
-    family = dict(zip(words["subject"].tolist(), words["family"].tolist(), strict=True))
-    names = [labels[place] for place in known]
-    cluster = tuple(f"subject {one}" if family[one] is None else f"family {family[one]}" for one in names)
-    return Subjects(
-        cluster=cluster if len(set(cluster)) < len(cluster) else (),
-        label=tuple(labels[place] for place in known),
-        truth=objective.truth(truth[known]),
-        score=kept[:, 0] if objective.outputs == 1 else kept,
-    )
+def write_tables(folder: Path, table: PredictionTable, document: Mapping[str, Any]) -> None:
+    """The three files."""
+    write_predictions(table, folder / FILE)
+    write_csv(folder / "subjects.csv", subject_rows(table))
+    write_json(folder / "about.json", document)
 
 
 def frozen_thresholds(trained: Trained) -> dict[str, float]:
-    """By target: above which score a subject is told positive, as validation subjects of the run decided.
+    """By target: above which score a unit is told positive, as validation by the run decided.
 
-    None where another checkpoint than the one that was asked for is the one that they decided for.
+    None where another checkpoint than the one that was asked for is the one that it decided for.
     """
-    if trained.folder is None or not (trained.folder / "report.json").is_file():
-        return {}
-    report = json.loads((trained.folder / "report.json").read_text(encoding="utf-8"))
-    if f"step-{report.get('step')}" != trained.name:
+    report = None if trained.folder is None else read_json(trained.folder / "report.json")
+    if report is None or f"step-{report.get('step')}" != trained.name:
         return {}
     several = {name: part["threshold"] for name, part in report.get("targets", {}).items() if "threshold" in part}
     only = {trained.targets[0]: report["threshold"]} if len(trained.targets) == 1 and "threshold" in report else {}
     return {name: float(value) for name, value in (several | only).items()}
 
 
-def subject_rows(opened: Opened, scores: WindowScores) -> list[dict[str, Any]]:
-    """A row per subject: windows, scores in the target's unit or as logits, probabilities and the class that they tell."""
-    trained = opened.trained
-    labels, means = subjects_of(opened, scores)
-    of_run = opened.clips.subjects
-    count = Counter(of_run[place] for place in scores.run.tolist())
-    thresholds, centre = frozen_thresholds(trained), centre_of(average_of(trained.recipe))
-    rows: list[dict[str, Any]] = []
-    for number, label in enumerate(labels):
-        row: dict[str, Any] = {"subject": label, "windows": count[label]}
-        for objective in trained.objectives:
-            target = objective.target
-            if target in opened.truth:
-                row[f"truth_{target}"] = _named(trained, objective, opened.truth[target][label])
-            row |= _told(trained, objective, means[target][number], threshold=thresholds.get(target, centre))
-        rows.append(row)
-    return rows
+def subject_rows(table: PredictionTable) -> list[dict[str, Any]]:
+    """A row per subject, or session of one where those are scored: windows, and what is told of each target.
+
+    Scores are in the target's unit or logits, with the chances that they mean and the class that they tell.
+    """
+    targets = table.about.targets
+    unit = "session" if any(unit_of(table, target) == "session" for target in targets) else "subject"
+    sessions = [one or "" if unit == "session" else "" for one in table.words["session"]]
+    row_names = list(zip(table.words["subject"], sessions, strict=True))
+    count, first = Counter(row_names), {name: row for row, name in reversed(list(enumerate(row_names)))}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for target in targets:
+        names, means = all_units(table, target, unit="session" if unit == "session" else "subject")
+        for name, mean in zip(names, means.reshape(len(names), -1), strict=True):
+            row = rows.setdefault(name, {"subject": name[0], **({"session": name[1]} if unit == "session" else {})})
+            row.setdefault("windows", count[name])
+            if np.isfinite(table.values[target.truth]).any():
+                row[target.truth] = _named(target, float(table.values[target.truth][first[name]]))
+            row |= _told(table.about, target, mean)
+    return list(rows.values())
 
 
-def _told(trained: Trained, objective: Objective, score: Floats, *, threshold: float) -> dict[str, Any]:
-    """What the scores of a subject say of one target."""
-    target, classes = objective.target, trained.class_names(objective)
-    if not classes:
-        return {f"score_{target}": float(score[0])}
-    names = [f"score_{target}_{name}" for name in classes] if objective.classes else [f"score_{target}"]
-    row: dict[str, Any] = dict(zip(names, score.tolist(), strict=True))
-    likely = score if average_of(trained.recipe) == "sigmoid" else chances(score[None], objective)[0]
-    each = likely if objective.classes else np.array([1 - likely[0], likely[0]])
-    row |= {f"probability_{target}_{name}": float(chance) for name, chance in zip(classes, each, strict=True)}
-    return row | {f"told_{target}": classes[int(score.argmax()) if objective.classes else int(score[0] > threshold)]}
+def _told(about: About, target: Target, score: Floats) -> dict[str, Any]:
+    """What the scores of a unit say of one target."""
+    row: dict[str, Any] = dict(zip(target.scores, score.tolist(), strict=True))
+    if not target.classes:
+        return row
+    several = len(target.scores) > 1
+    likely = score if about.average == "sigmoid" else window_scores(score[None], target, "sigmoid")[0]
+    each = likely if several else np.array([1 - likely[0], likely[0]])
+    row |= {
+        f"probability_{target.name}_{word}": float(chance) for word, chance in zip(target.classes, each, strict=True)
+    }
+    threshold = about.thresholds.get(target.name, centre_of(about.average))
+    place = int(score.argmax()) if several else int(score[0] > threshold)
+    return row | {f"told_{target.name}": target.classes[place]}
 
 
-def about(opened: Opened, *, url: str, split: str, where: str) -> str:
+def about(opened: Opened, *, url: str, split: str, where: str) -> dict[str, Any]:
     """What made the tables, as JSON."""
-    trained, clips = opened.trained, opened.clips
-    document = {
-        "network": {"source": trained.source, "checkpoint": trained.name, "model": trained.recipe.model.name},
-        "data": {
-            "url": display_url(url),
-            "content_digest": clips.content_digest,
-            "split": split,
-            "where": where,
-            "runs": len(clips.runs),
-            "windows": clips.num_windows,
-            "subjects": len(set(clips.subjects)),
-        },
+    trained = opened.trained
+    return {
+        "network": network_facts(trained),
+        "data": data_facts(opened, url=url, split=split, where=where),
         "targets": [objective.state() for objective in trained.objectives],
         "thresholds": frozen_thresholds(trained),
         "notes": list(opened.told),
     }
-    return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def _named(trained: Trained, objective: Objective, value: float) -> Any:
-    """A truth as people read it."""
-    if not objective.values or not np.isfinite(value):
-        return value
-    return trained.class_names(objective)[int(np.abs(np.array(objective.values) - value).argmin())]
+def network_facts(trained: Trained) -> dict[str, Any]:
+    """Which network."""
+    return {
+        "source": display_url(trained.source),
+        "checkpoint": trained.name,
+        "weights": trained.weights_are,
+        "model": trained.recipe.model.name,
+    }
+
+
+def data_facts(opened: Opened, *, url: str, split: str, where: str) -> dict[str, Any]:
+    """Which data."""
+    clips = opened.clips
+    return {
+        "url": display_url(url),
+        "content_digest": clips.content_digest,
+        "selection_digest": clips.selection_digest,
+        "split": split,
+        "where": where,
+        "runs": len(clips.runs),
+        "windows": clips.num_windows,
+        "subjects": len(set(clips.subjects)),
+    }
+
+
+def _named(target: Target, truth: float) -> Any:
+    """A truth as people read it; NaN where it is not known."""
+    return target.classes[int(truth)] if target.classes and np.isfinite(truth) else truth

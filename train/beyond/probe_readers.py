@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from fmristream.errors import UsageError
 from train import metrics
 from train.baselines_fit import Features, Floats, Kind, fit_reader
-from train.beyond.numbers import metrics_of, numbers_of
 from train.evaluate import Subjects
-from train.objectives import Objective
+from train.predictions import Target
+from train.summary import measure, resampled
+from train.units import clusters_of
 
 READERS = ("linear", "k-nn")
 NEIGHBOURS = (1, 3, 5, 9, 15, 25, 41)
@@ -97,20 +98,26 @@ def read(question: Question, parts: dict[str, Features], *, reader: str, draws: 
             for name, rows in known.items()
             if len(rows.subject)
         }
-    objective = _objective(question)
-    test = Subjects(label=known["test"].subject, truth=truth["test"], score=scores["test"])
+    mean = float(truth["train"].mean()) if question.kind == "regression" else 0.0
+    target = Target(name=question.name, kind=question.kind, offset=mean, classes=question.classes, truth="", scores=())
+    test = Subjects(
+        label=known["test"].subject,
+        truth=truth["test"],
+        score=scores["test"],
+        cluster=clusters_of(known["test"].group, known["test"].subject),
+    )
     threshold = 0.0
-    if "val" in scores and question.kind == "classification" and not objective.classes:
+    if "val" in scores and question.kind == "classification" and test.score.ndim == 1:
         threshold = metrics.youden_threshold(truth["val"], scores["val"])
-    numbers, intervals = numbers_of(test, objective, threshold=threshold, draws=draws)
+    drawn = resampled(test, objective=target, threshold=threshold, draws=draws)
     return Found(
         reader=reader,
         setting=setting,
         train=len(known["train"].subject),
         test=test,
-        numbers=numbers,
-        intervals=dict(intervals),
-        chance=_chance(test, objective, threshold, seed),
+        numbers=measure(test, objective=target, threshold=threshold),
+        intervals=metrics.intervals_of(drawn),
+        chance=_chance(test, target, threshold, seed),
         threshold=threshold,
     )
 
@@ -187,20 +194,12 @@ def _loss(scores: Floats, truth: Floats, classes: Floats, kind: Kind) -> float:
     return float((np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(truth)), place]).sum())
 
 
-def _objective(question: Question) -> Objective:
-    """What metrics ask of a target whose classes are numbered from 0."""
-    if question.kind == "regression" or len(question.classes) == 2:
-        return Objective(kind=question.kind, target=question.name)
-    numbers = tuple(float(number) for number in range(len(question.classes)))
-    return Objective(kind="classification", target=question.name, classes=numbers, names=question.classes)
-
-
-def _chance(test: Subjects, objective: Objective, threshold: float, seed: int) -> dict[str, tuple[float, float, float]]:
+def _chance(test: Subjects, target: Target, threshold: float, seed: int) -> dict[str, tuple[float, float, float]]:
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {}
     for _ in range(_PERMUTATIONS):
         shuffled = Subjects(label=test.label, truth=rng.permutation(test.truth), score=test.score)
-        for name, value in metrics_of(shuffled, objective, threshold=threshold).items():
+        for name, value in measure(shuffled, objective=target, threshold=threshold).items():
             drawn.setdefault(name, []).append(value)
     found = {}
     for name, values in drawn.items():

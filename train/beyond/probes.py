@@ -7,7 +7,6 @@
 A network that tells sites or motion as well as its target may rest on them: the table stands beside its score.
 """
 
-import json
 import math
 import shutil
 import uuid
@@ -25,8 +24,10 @@ from train.baselines_fit import Features, require_scikit_learn
 from train.baselines_nuisance import framewise_displacement_mm
 from train.beyond.embed import embed
 from train.beyond.places import new_folder, require_free
+from train.beyond.predict import network_facts
 from train.beyond.probe_readers import READERS, Found, Question, read
 from train.beyond.trained import Trained
+from train.files import write_json, write_whole
 from train.launch import World
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ def probe(
         document |= {"url": display_url(url), "notes": list(told)}
         with new_folder(out) as folder:
             vectors.rename(folder / "embeddings")
-            (folder / "probes.json").write_text(json.dumps(_plain(document), indent=1, allow_nan=False) + "\n")
-            (folder / "probes.md").write_text(table(answers))
+            write_json(folder / "probes.json", document)
+            write_whole(folder / "probes.md", table(answers))
     finally:
         shutil.rmtree(vectors, ignore_errors=True)
     print(table(answers), end="")
@@ -104,7 +105,7 @@ def _answers(
     parts = subject_parts(vectors)
     answers = [answer(question, parts, draws=trained.recipe.eval.bootstrap_draws, seed=seed) for question in every]
     return answers, {
-        "network": {"source": trained.source, "checkpoint": trained.name, "model": trained.recipe.model.name},
+        "network": network_facts(trained),
         "subjects": {name: len(rows.subject) for name, rows in parts.items()},
         "probes": answers,
     }
@@ -156,7 +157,7 @@ def subject_parts(vectors: Path) -> dict[str, Features]:
     runs, _ = read_rows(vectors / "runs.parquet")
     subjects, _ = read_rows(vectors / "subjects.parquet")
     part = dict(zip(runs["subject"], runs["split"], strict=True))
-    group = dict(zip(runs["subject"], runs["family"], strict=True))
+    group = {who: family or who for who, family in zip(runs["subject"], runs["family"], strict=True)}
     found = {}
     for name in PARTS:
         rows = [place for place, who in enumerate(subjects["subject"]) if part[who] == name]
@@ -226,12 +227,3 @@ def _numbers(found: Found) -> dict[str, Any]:
         "intervals": {name: list(pair) for name, pair in found.intervals.items()},
         "chance": {name: list(numbers) for name, numbers in found.chance.items()},
     }
-
-
-def _plain(value: Any) -> Any:
-    """The same with null for numbers that JSON lacks."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,14 +1,13 @@
 """A trained network as it was left: its weights, its recipe, the coding of its target, the statistics that it was given.
 
-    RUN                        the checkpoint that its report scored; without a report the newest whole one
-    RUN/checkpoints/step-800   that checkpoint
-    IMPORT                     weights of somebody else (docs/checkpoints.md), of which no coding is known
+    RUN, RUN/best, RUN/checkpoints/step-800, s3://bucket/run/checkpoints
+             the weights that these mean (train/scored.py): as the run scored them
+    IMPORT   weights of somebody else (docs/checkpoints.md), of which no coding is known
 
 Everything is frozen: what a checkpoint says of the data that it was trained on is held against the data it is applied to.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from fmristream.errors import CorruptDataError, UsageError
+from fmristream.errors import UsageError
 from fmristream.storage.urls import display_url
 from train import build
 from train.beyond.facts import parcel_places
-from train.checkpoint import Checkpoint, evaluated_weights, load_checkpoint, newest_whole, place_of_run
 from train.config import Recipe, load_recipe, recipe_from
 from train.data import Signal, frozen_statistics
+from train.evaluate import class_names
 from train.extras import NO_EXTRAS, Column, Extras
 from train.models.imported import ABOUT, load_imported, read_about
 from train.objectives import Objective
+from train.scored import Weights, find_weights
 
 if TYPE_CHECKING:
     from fmristream.stream.fitted import Fitted
@@ -41,6 +41,8 @@ class Trained:
     Attributes:
         source: as it was named.
         name: of the checkpoint, such as `step-800`.
+        step: optimiser steps until then; 0 for an import.
+        weights_are: which they are, in words.
         recipe: of its run.
         weights: of the network; None for an import, which `network` reads itself.
         objectives: the codings of its targets, in the order of its outputs; none without a target.
@@ -55,6 +57,8 @@ class Trained:
     source: str
     name: str
     recipe: Recipe
+    step: int = 0
+    weights_are: str = "as they were imported"
     weights: Mapping[str, Tensor] | None
     objectives: tuple[Objective, ...]
     extras: Extras = NO_EXTRAS
@@ -108,12 +112,7 @@ class Trained:
 
     def class_names(self, objective: Objective) -> tuple[str, ...]:
         """What the classes of a target are called, in the order of the scores; numbers where they have no words."""
-        if objective.kind != "classification":
-            return ()
-        if objective.names:
-            return objective.names
-        words = self.labels.get(objective.target, ())
-        return tuple(words[int(value)] if words else f"{value:g}" for value in objective.values)
+        return class_names(objective, self.labels.get(objective.target, ()))
 
     def network(self, signal: Signal) -> nn.Module:
         """The network with its weights, in evaluation; `signal` is of the data that it is applied to.
@@ -141,51 +140,28 @@ class Trained:
 
 
 def load_trained(source: str, overrides: Sequence[str] = ()) -> Trained:
-    """A run's newest whole checkpoint, one checkpoint, or an import.
+    """A network as its run scored it, one checkpoint, or an import.
 
     Args:
-        source: the folder.
+        source: a folder, or the URL of checkpoints.
         overrides: `a.b=c` for the recipe of an import, which says little of its data; of a run nothing may be changed.
 
     Raises:
         UsageError: there is none.
         CorruptDataError: the checkpoint is damaged.
+        StorageError: the store cannot be reached.
     """
-    folder = Path(source)
-    if (folder / ABOUT).is_file():
+    if (Path(source) / ABOUT).is_file():
         return _imported(source, overrides)
     if overrides:
         raise UsageError(f"{source}: the recipe of a trained run is frozen; leave --set {overrides[0]} out")
-    if (folder / "manifest.json").is_file():
-        return _of_run(source, load_checkpoint(folder), folder=folder.absolute().parent.parent)
-    if (folder / "checkpoints").is_dir() or (folder / "recipe.toml").is_file():
-        found, notes = _scored_or_newest(folder)
-        return _of_run(source, found, folder=folder, notes=notes)
-    raise UsageError(
-        f"{source}: expected the folder of a run, of a checkpoint or of an import; there is "
-        f"{'none of these in it' if folder.is_dir() else 'no such folder'}"
-    )
-
-
-def _scored_or_newest(folder: Path) -> tuple[Checkpoint, tuple[str, ...]]:
-    """The checkpoint that a run's report is of, where that is whole, else the newest whole one; and what is to be said."""
-    checkpoints = place_of_run(folder)
-    newest, damaged = newest_whole(checkpoints)
-    if newest is None:
-        raise CorruptDataError(f"{display_url(checkpoints)}: no checkpoint in it is whole; {len(damaged)} are damaged")
-    notes = tuple(f"{one.folder.name} is damaged and passed over: {one.reason}" for one in damaged)
-    report = folder / "report.json"
-    step = json.loads(report.read_text(encoding="utf-8")).get("step") if report.is_file() else None
-    if step is None or step == newest.step:
-        return newest, notes
-    try:
-        scored = load_checkpoint(f"{checkpoints}/step-{step}")
-    except CorruptDataError as error:
-        return newest, (
-            *notes,
-            f"step-{step}, which the report scored, is not there: {error}; step-{newest.step} is taken",
+    found = find_weights(source)
+    if found is None:
+        there = "none of these in it" if "://" in source or Path(source).is_dir() else "no such folder"
+        raise UsageError(
+            f"{display_url(source)}: expected the folder of a run, of a checkpoint or of an import; there is {there}"
         )
-    return scored, (*notes, f"step-{step} is taken, which the report scored; the newest is step-{newest.step}")
+    return _of_run(source, found)
 
 
 def remap(trained: Sequence[str], now: Sequence[str], *, column: str, where: str) -> np.ndarray:
@@ -201,24 +177,26 @@ def remap(trained: Sequence[str], now: Sequence[str], *, column: str, where: str
     return np.array([place.get(word, np.nan) for word in now], dtype=np.float64)
 
 
-def _of_run(source: str, found: Checkpoint, *, folder: Path, notes: tuple[str, ...] = ()) -> Trained:
+def _of_run(source: str, found: Weights) -> Trained:
     recipe, state = recipe_from(found.state["recipe"]), dict(found.state["objective"])
     extras = _extras(state.pop("extras", None))
     facts = found.state.get("data")
     return Trained(
         source=source,
-        name=f"step-{found.step}",
+        name=found.name,
+        step=found.step,
+        weights_are=found.which,
         recipe=recipe,
-        weights=evaluated_weights(found),
+        weights=found.tensors,
         objectives=_objectives(state) if recipe.objective.is_supervised else (),
         extras=extras,
         facts=facts,
         options=found.state.get("network", {}),
-        folder=folder,
-        notes=notes
+        folder=found.folder,
+        notes=found.notes
         if facts is not None
-        else (*notes, f"{_IMPORTED_LATER}; whether these data are alike is not looked at"),
-        content_digest=str(found.state.get("dataset", {}).get("content_digest", "")),
+        else (*found.notes, f"{_IMPORTED_LATER}; whether these data are alike is not looked at"),
+        content_digest=found.state.get("dataset", {}).get("content_digest", ""),
     )
 
 

@@ -7,34 +7,24 @@ Statistics, grids, codings and thresholds are those of the run. What goes wrong 
 the run's own report nor the other URLs.
 """
 
-import json
-import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from fmristream.errors import FmriStreamError, SplitError, UsageError
-from fmristream.report.leaks import find_leaks
 from fmristream.storage.urls import display_url
-from train.beyond.numbers import average_of, centre_of, numbers_of
-from train.beyond.opened import Opened, open_for
-from train.beyond.places import new_folder, together, write_csv
-from train.beyond.predict import (
-    WindowScores,
-    about,
-    frozen_thresholds,
-    score_windows,
-    scored_subjects,
-    subject_rows,
-    write_predictions,
-)
+from train.beyond.opened import ALL, Opened, open_for
+from train.beyond.places import new_folder, together
+from train.beyond.predict import WindowScores, about, score_windows, table_of, write_tables
 from train.beyond.trained import Trained, load_trained
 from train.config import Recipe
-from train.data import open_clips
+from train.data import open_clips, training_part
+from train.files import read_json, write_json
 from train.launch import World, main_first
-from train.objectives import Objective
+from train.leaks import PairAudit, audit_pair
+from train.predictions import PredictionTable
+from train.summary import report_of
 
 # How long the other ranks wait for rank 0's bootstrap and files: an hour.
 _WRITING_S = 3600.0
@@ -58,10 +48,7 @@ def score_elsewhere(recipe: Recipe, *, out: Path, world: World) -> None:
 
 def add_to_report(path: Path, parts: Mapping[str, Any]) -> None:
     """Put more into a report: the old one or the new one is there, never half of one."""
-    report = json.loads(path.read_text(encoding="utf-8")) | dict(parts)
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    unfinished.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_json(path, {**(read_json(path) or {}), **parts})
 
 
 def _entry(trained: Trained, url: str, *, out: Path, world: World) -> dict[str, Any]:
@@ -70,73 +57,94 @@ def _entry(trained: Trained, url: str, *, out: Path, world: World) -> dict[str, 
     try:
         with ExitStack() as stack:
             opened = together(world, lambda: _opened(trained, url, world, stack))
+            notes = _without_leaks(trained, opened)
             scores = score_windows(opened)
             found: dict[str, Any] = {}
             with main_first(world, timeout_s=_WRITING_S):
                 if world.is_main:
-                    found = _written(opened, scores, url=url, out=out)
+                    found = _written(opened, scores, url=url, out=out, notes=notes)
             return entry | found
     except (FmriStreamError, OSError) as error:
         return entry | {"error": str(error)}
 
 
-def _written(opened: Opened, scores: WindowScores, *, url: str, out: Path) -> dict[str, Any]:
+def _written(opened: Opened, scores: WindowScores, *, url: str, out: Path, notes: Sequence[str]) -> dict[str, Any]:
     """What the report says of a URL, after its tables are written; rank 0's failures are said here: others wait for it."""
     try:
-        _write_tables(opened, scores, url=url, out=out)
-        targets = {objective.target: _numbers(opened, scores, objective) for objective in opened.trained.objectives}
+        table = table_of(opened, scores, url=url, split=ALL)
+        with new_folder(out, replaces=True) as folder:
+            write_tables(folder, table, about(opened, url=url, split=ALL, where=""))
+        targets = numbers_of(table, there=opened.truth)
     except (FmriStreamError, OSError) as error:
         return {"error": str(error)}
-    return {"notes": list(opened.told), "windows": opened.clips.num_windows, "targets": targets}
-
-
-def _write_tables(opened: Opened, scores: WindowScores, *, url: str, out: Path) -> None:
-    with new_folder(out, replaces=True) as folder:
-        write_predictions(folder / "predictions.parquet", opened, scores, url=url)
-        write_csv(folder / "subjects.csv", subject_rows(opened, scores))
-        (folder / "about.json").write_text(about(opened, url=url, split="all", where=""), encoding="utf-8")
+    return {"notes": [*opened.told, *notes], "windows": opened.clips.num_windows, "targets": targets}
 
 
 def _opened(trained: Trained, url: str, world: World, stack: ExitStack) -> Opened:
-    """The data, if they have a target and nobody of them was trained on.
-
-    Raises:
-        UsageError: there is no target to score.
-        SplitError: a training run, or its subject, is among them.
-    """
+    """The data, if they have a target; else UsageError."""
     opened = open_for(trained, url, world=world, stack=stack)
     if not opened.truth:
         raise UsageError(f"{display_url(url)}: has no column {' or '.join(trained.targets)}; nothing to score")
-    _refuse_leaks(trained, opened)  # on every rank: none waits for another's reading
     return opened
 
 
-def _refuse_leaks(trained: Trained, opened: Opened) -> None:
-    data = trained.recipe.data
-    training = open_clips(trained.recipe, split=data.train_split, normalize="none", window=None)
-    certain = find_leaks(training, opened.clips, fingerprints=False).certain
-    if certain:
-        counts = Counter(leak.kind for leak in certain)
-        told = " and ".join(f"{count} of the {kind}" for kind, count in counts.items())
+def _without_leaks(trained: Trained, opened: Opened) -> list[str]:
+    """What is to be said of what the data share with the training runs, on rank 0, which alone compares.
+
+    Raises:
+        SplitError: a training run, its subject or its family is certainly among them; on every rank.
+        EngineError: rank 0 could not compare.
+    """
+    world, found, failure = opened.world, None, None
+    with main_first(world, timeout_s=_WRITING_S):  # others wait as long as the fingerprints take
+        try:
+            found = _audit(trained, opened) if world.is_main else None
+        except (FmriStreamError, OSError) as error:
+            failure = error
+    together(world, lambda: _raise(failure))
+    if certain := world.from_main(found.certain if found is not None else 0):
+        counts = "" if found is None else f" ({_counts(found)})"
         raise SplitError(
-            f"{opened.clips.dataset.store.name}: some of it were trained on ({told}); a score would not be one of new data: "
-            "leave them out of the one or the other"
+            f"{opened.clips.dataset.store.name}: some of it were trained on: {certain} runs, subjects or families{counts}; a "
+            "score would not be one of new data: leave them out of the one or the other"
         )
+    if found is None or not found.suspected:
+        return []
+    return [
+        f"{found.alike} runs look like copies of training runs, {found.same_label} subjects are called like training "
+        "subjects, which may be chance: look at them (fmristream audit)"
+    ]
 
 
-def _numbers(opened: Opened, scores: WindowScores, objective: Objective) -> dict[str, Any]:
-    """Metrics and intervals of one target."""
-    if objective.target not in opened.truth:
-        return {"error": "the data have no such column"}
-    subjects = scored_subjects(opened, scores, objective)
-    if not subjects.label:
-        return {"error": "no subject has a known value"}
-    recipe = opened.trained.recipe
-    average, draws = average_of(recipe), recipe.eval.bootstrap_draws
-    threshold = frozen_thresholds(opened.trained).get(objective.target, centre_of(average))
-    found, bounds = numbers_of(subjects, objective, threshold=threshold, draws=draws, average=average)
-    facts = {"num_subjects": len(subjects.label), "threshold": threshold, "metrics": found}
-    return dict(_plain({**facts, "intervals": {name: list(pair) for name, pair in bounds.items()}}))
+def _raise(failure: Exception | None) -> None:
+    if failure is not None:
+        raise failure
+
+
+def _audit(trained: Trained, opened: Opened) -> PairAudit:
+    source, chosen = training_part(trained.recipe)
+    training = open_clips(trained.recipe, source=source, split=chosen, normalize="none", window=None)
+    return audit_pair(training, opened.clips, names=("train", "elsewhere"))
+
+
+def _counts(found: PairAudit) -> str:
+    what = {"runs": found.same_run, "subjects": found.same_subject, "families": found.same_family}
+    return ", ".join(f"{count} {name}" for name, count in what.items() if count)
+
+
+def numbers_of(table: PredictionTable, *, there: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report says of each target of data elsewhere, computed as a run's own; `there` are those that the data have."""
+    report = report_of(table)
+    targets = report.get("targets", {report.get("target"): report})
+    found = {}
+    for name, numbers in targets.items():
+        part = numbers.get(ALL)
+        if part is None:
+            found[name] = {"error": "no subject has a known value" if name in there else "the data have no such column"}
+            continue
+        told = {key: numbers[key] for key in ("unit", "threshold") if key in numbers}
+        found[name] = told | {key: value for key, value in part.items() if key != "subjects"}
+    return found
 
 
 def print_transfer(found: Sequence[Mapping[str, Any]]) -> None:
@@ -144,7 +152,7 @@ def print_transfer(found: Sequence[Mapping[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="elsewhere, nothing fitted anew (95 % bootstrap interval over subjects)")
+    table = Table(title="elsewhere, nothing fitted anew (95 % bootstrap interval)")
     for name in ("data", "target", "n", "numbers"):
         table.add_column(name)
     for entry in found:
@@ -170,12 +178,3 @@ def print_transfer(found: Sequence[Mapping[str, Any]]) -> None:
 def _interval(numbers: Mapping[str, Any], name: str) -> str:
     low, high = numbers["intervals"].get(name) or (None, None)
     return "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-
-
-def _plain(value: Any) -> Any:
-    """The same with null for numbers that JSON lacks."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and value != value else value

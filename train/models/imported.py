@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from fmristream._version import __version__
 from fmristream.errors import UsageError
 from train.config import recipe_from
+from train.files import flush
 from train.models.checkpoint_files import CheckpointFile
 from train.models.importing import Fitted, load_fitted
 from train.models.load import WeightsError, printable, read_weights
@@ -66,12 +67,12 @@ def write_import(folder: Path, fitted: Fitted, file: CheckpointFile, *, force: b
         (unfinished / WEIGHTS).chmod((unfinished / RECIPE).stat().st_mode)
         (unfinished / ABOUT).write_bytes(_json(_about(fitted, file, sha256=_sha256(unfinished / WEIGHTS))))
         for name in (WEIGHTS, RECIPE, ABOUT):
-            _flush(unfinished / name)
-        _flush(unfinished)
+            flush(unfinished / name)
+        flush(unfinished)
         _put_in_place(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    _flush(folder.parent)
+    flush(folder.parent)
 
 
 def load_imported(folder: Path) -> nn.Module:
@@ -190,15 +191,6 @@ def alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         taken.add(dense.untyped_storage().data_ptr())
         found[name] = dense
     return found
-
-
-def _flush(path: Path) -> None:
-    """Put a file's bytes, or a folder's names, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_free(folder: Path, *, force: bool) -> None:

@@ -92,7 +92,7 @@ def test_a_run_has_the_mean_over_its_windows_whatever_the_batches(opened):
     for kind, values in rows.items():
         by_run = np.stack(values).reshape(3, 3, -1).mean(1)
         assert np.allclose(found.errors[kind], by_run, rtol=1e-4)
-    assert len(found.about_runs["name"]) == 3
+    assert len(found.about_runs["run"]) == 3
 
 
 def test_z_is_that_of_the_analysis():
@@ -111,7 +111,7 @@ def test_a_planted_run_and_place_come_first():
     known = np.exp(0.1 * rng.normal(size=(30, 6)))
     errors = np.exp(0.1 * rng.normal(size=(8, 6)))
     errors[5, 2] *= 9
-    runs = {"name": [f"run-{number}" for number in range(8)]}
+    runs = {"run": [f"run-{number}" for number in range(8)]}
     found = RunErrors(places=tuple("abcdef"), errors={"reconstruction": errors}, about_runs=runs)
     rows = ranked(found, {"reconstruction": Reference.of(known)})
     assert rows[0]["run"] == "run-5"

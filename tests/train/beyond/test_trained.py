@@ -15,12 +15,13 @@ from fmristream.errors import CorruptDataError, SpaceError, UsageError
 from tests.train.models.test_imported import prepared
 from train.beyond.facts import data_facts, differences
 from train.beyond.opened import open_for
-from train.beyond.predict import frozen_thresholds, joined_scores, score_windows, scored_subjects
+from train.beyond.predict import frozen_thresholds, joined_scores, score_windows, table_of
 from train.beyond.trained import load_trained, remap
 from train.launch import World
 from train.main import main
 from train.models.imported import write_import
 from train.objectives import Objective
+from train.units import units_of
 
 ALONE = World()
 LSTM = {"name": "lstm", "hidden": 6}
@@ -46,7 +47,8 @@ def test_what_was_fitted_to_the_training_runs_is_taken_as_it_is(fitted_run, parc
     trained = load_trained(str(fitted_run))
     with ExitStack() as stack:
         here = opened(trained, parcelled, stack, split="test")
-        found = scored_subjects(here, score_windows(here), trained.objectives[0])
+        table = table_of(here, score_windows(here), url=parcelled, split="test")
+        found = units_of(table, table.about.targets[0], unit="subject")
         assert found.score.tolist() == [row["score"] for row in report["test"]["subjects"]]
         assert found.label == tuple(row["subject"] for row in report["test"]["subjects"])
     kept = {path.name: path.read_bytes() for path in (fitted_run / "fitted").iterdir()}
@@ -189,7 +191,8 @@ def test_a_run_that_scores_its_best_look_is_applied_with_those_weights(cohort, t
     assert (report["step"], trained.name) == (best, f"step-{best}")
     with ExitStack() as stack:
         here = opened(trained, cohort, stack, split="test")
-        found = scored_subjects(here, score_windows(here), trained.objectives[0])
+        table = table_of(here, score_windows(here), url=cohort, split="test")
+    found = units_of(table, table.about.targets[0], unit="subject")
     assert found.score.tolist() == [row["score"] for row in report["test"]["subjects"]]
     assert frozen_thresholds(trained) == {"sex": report["threshold"]}
     assert f"| checkpoint | step-{best} |" in (out / "MODEL_CARD.md").read_text()
@@ -217,6 +220,7 @@ def test_the_weights_that_a_report_is_of_are_taken_wherever_they_are_kept(patien
     assert trained.name == f"step-{ended['at']}"
     with ExitStack() as stack:
         here = opened(trained, parcelled, stack, split="test")
-        found = scored_subjects(here, score_windows(here), trained.objectives[0])
+        table = table_of(here, score_windows(here), url=parcelled, split="test")
+    found = units_of(table, table.about.targets[0], unit="subject")
     assert found.score.tolist() == [row["score"] for row in report["test"]["subjects"]]
     assert f"| checkpoint | {trained.name} |" in (patient_run / "MODEL_CARD.md").read_text()

@@ -25,7 +25,7 @@ def test_classes_agree_by_word_and_numbers_are_those_of_the_table(elsewhere):
     entry = json.loads((run / "report.json").read_text())["transfer"][0]
     assert entry["url"] == two
     table, facts = read_rows(run / "transfer" / "0" / "predictions.parquet")
-    assert facts["class_names"] == {"hand": ["both", "left", "right"]}
+    assert facts["predictions"]["targets"][0]["classes"] == ["both", "left", "right"]
     names = [f"score_hand_{name}" for name in ("both", "left", "right")]
     logits = np.stack([table[name] for name in names], axis=1)
     subjects = np.array(table["subject"])
@@ -35,7 +35,9 @@ def test_classes_agree_by_word_and_numbers_are_those_of_the_table(elsewhere):
     # In their own dataset left is 0 and right is 1; the network learnt 1 and 2.
     assert sorted(set(truth)) == [1.0, 2.0]
     found = entry["targets"]["hand"]
-    assert found["num_subjects"] == 6
+    assert (found["unit"], found["num_subjects"], found["bootstrap"]["clusters"]) == ("subject", 6, 6)
+    # Both cohorts count their subjects from 0: the same label of two datasets says little, and is said.
+    assert "3 subjects are called like training subjects" in entry["notes"][-1]
     assert found["metrics"]["accuracy"] == pytest.approx(accuracy_score(truth, told), abs=1e-12)
     expected = (
         balanced_accuracy_score(truth, told) if set(told) <= set(truth) else found["metrics"]["balanced_accuracy"]
