@@ -27,6 +27,8 @@ _NAMES = {
     "r": "Pearson r",
 }
 _SEED = 2000
+# With fewer unrelated subjects a percentile bootstrap covers far less than it says: a rule of thumb of ours.
+LEAST_DRAWN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +40,16 @@ class Difference:
     baseline: float
     difference: float
     interval: tuple[float, float]  # of the difference: 95 %, the same subjects drawn for both
+    drawn: int  # families and single subjects that it is drawn from
 
     @property
     def says(self) -> str:
-        """`better`, `worse`, `not told apart`, or `unknown` where a side has no number."""
+        """`better`, `worse`, `not told apart`, `too few` to tell, or `unknown` where a side has no number."""
         low, high = self.interval
         if not np.isfinite([self.difference, low, high]).all():
             return "unknown"
+        if self.drawn < LEAST_DRAWN:
+            return "too few"
         sign = -1 if self.metric in _LOWER_IS_BETTER else 1
         if low > 0 or high < 0:
             return "better" if sign * self.difference > 0 else "worse"
@@ -162,6 +167,11 @@ def sentence(difference: Difference, *, target: str, baseline: str, subjects: in
         return f"{target}: the net is better than {baseline} ({told})."
     if says == "worse":
         return f"{target}: the net is worse than {baseline} ({told})."
+    if says == "too few":
+        return (
+            f"{target}: {difference.drawn} unrelated test subjects or families are too few to compare the net with {baseline} "
+            f"({told}, which is narrower than the truth); have {LEAST_DRAWN} or more."
+        )
     if says == "unknown":
         return f"{target}: the net and {baseline} cannot be compared: one of them has no {_NAMES[difference.metric]}."
     return (
@@ -208,6 +218,7 @@ def _difference(
         baseline=measured[1],
         difference=measured[0] - measured[1],
         interval=interval,
+        drawn=len(truth) if clusters is None else len(set(clusters)),
     )
 
 

@@ -238,19 +238,27 @@ def test_families_are_drawn_whole():
 
 
 @pytest.mark.parametrize(
-    ("metric", "difference", "interval", "says", "words"),
+    ("metric", "difference", "interval", "drawn", "says", "words"),
     [
-        ("auroc", 0.1, (0.02, 0.2), "better", "is better than"),
-        ("auroc", -0.1, (-0.2, -0.02), "worse", "is worse than"),
-        ("auroc", 0.01, (-0.06, 0.08), "not told apart", "no proof that they are equal"),
-        ("mae", -1.0, (-2.0, -0.1), "better", "is better than"),
-        ("mae", 1.0, (0.1, 2.0), "worse", "is worse than"),
-        ("r", 0.1, (float("nan"), float("nan")), "unknown", "cannot be compared"),
-        ("auroc", 0.0, (0.0, 0.0), "not told apart", "not told apart"),
+        ("auroc", 0.1, (0.02, 0.2), 10, "better", "is better than"),
+        ("auroc", -0.1, (-0.2, -0.02), 40, "worse", "is worse than"),
+        ("auroc", 0.01, (-0.06, 0.08), 40, "not told apart", "no proof that they are equal"),
+        ("mae", -1.0, (-2.0, -0.1), 40, "better", "is better than"),
+        ("mae", 1.0, (0.1, 2.0), 40, "worse", "is worse than"),
+        ("r", 0.1, (float("nan"), float("nan")), 40, "unknown", "cannot be compared"),
+        ("auroc", 0.0, (0.0, 0.0), 40, "not told apart", "not told apart"),
+        ("mae", -1.0, (-2.0, -0.1), 9, "too few", "9 unrelated test subjects or families are too few"),
     ],
 )
-def test_a_verdict_says_no_more_than_its_interval(metric, difference, interval, says, words):
-    found = Difference(metric=metric, network=0.5, baseline=0.5 - difference, difference=difference, interval=interval)
+def test_a_verdict_says_no_more_than_its_interval(metric, difference, interval, drawn, says, words):
+    found = Difference(
+        metric=metric,
+        network=0.5,
+        baseline=0.5 - difference,
+        difference=difference,
+        interval=interval,
+        drawn=drawn,
+    )
     assert found.says == says
     assert words in sentence(found, target="sex", baseline="functional connectivity", subjects=40)
 
