@@ -27,7 +27,7 @@ from train.export import (
 )
 from train.models.imported import load_imported
 from train.models.load import WeightsError
-from train.scored import Weights
+from train.scored import Weights, find_weights
 
 # What the trainer takes from the data, and a recipe may not say.
 FROM_DATA = ("img_size", "outputs")
@@ -204,13 +204,14 @@ def test_the_newest_whole_checkpoint_of_a_run_is_exported(tmp_path, name, capsys
     assert all(torch.equal(tensor, restored[key]) for key, tensor in model.state_dict().items())
 
 
-def test_a_run_that_averages_its_weights_is_exported_as_it_was_scored():
+def test_a_run_that_averages_its_weights_is_exported_as_it_was_scored(tmp_path):
     model, recipe = network("swift"), recipe_of("swift")
     weights = model.state_dict()
     means = {name: one.detach() + 1 for name, one in model.named_parameters()}
     state, rng = {"recipe": as_tables(recipe), "loader": {}}, {"cpu": torch.zeros(1, 8)}
     kept = Checkpoint(step=3, model=weights, optimizer={}, rng=rng, state=state, extra={"ema": means})
-    exported = export.trained_network(kept, settings={})[0].state_dict()
+    save_checkpoint(tmp_path / "checkpoints", kept, keep_last=1)
+    exported = export.trained_network(find_weights(tmp_path), settings={})[0].state_dict()
     assert all(torch.equal(exported[name], mean) for name, mean in means.items())
 
 

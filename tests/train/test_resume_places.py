@@ -182,7 +182,7 @@ def test_weights_to_begin_with_come_from_a_run_a_checkpoint_the_best_or_a_bucket
         (f"{run}/checkpoints/best", 1),
     ):
         assert_same(find_checkpoint(place)[0].whole(), checkpoint_at(step))
-        weights, _ = build._weights_of(place)
+        weights, *_ = build._weights_of(place)
         assert torch.equal(weights["weight"], checkpoint_at(step).model["weight"])
 
 

@@ -195,7 +195,7 @@ def test_a_run_that_scores_its_best_look_is_applied_with_those_weights(cohort, t
     found = units_of(table, table.about.targets[0], unit="subject")
     assert found.score.tolist() == [row["score"] for row in report["test"]["subjects"]]
     assert frozen_thresholds(trained) == {"sex": report["threshold"]}
-    assert f"| checkpoint | step-{best} |" in (out / "MODEL_CARD.md").read_text()
+    assert f"| checkpoint | step-{best}, weights the running mean" in (out / "MODEL_CARD.md").read_text()
     if not elsewhere:
         other = load_trained(str(place / "step-8"))
         assert frozen_thresholds(other) == {}, "the threshold was chosen for other weights"
@@ -223,4 +223,4 @@ def test_the_weights_that_a_report_is_of_are_taken_wherever_they_are_kept(patien
         table = table_of(here, score_windows(here), url=parcelled, split="test")
     found = units_of(table, table.about.targets[0], unit="subject")
     assert found.score.tolist() == [row["score"] for row in report["test"]["subjects"]]
-    assert f"| checkpoint | {trained.name} |" in (patient_run / "MODEL_CARD.md").read_text()
+    assert f"| checkpoint | {trained.name}, weights the running mean" in (patient_run / "MODEL_CARD.md").read_text()
