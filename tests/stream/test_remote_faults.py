@@ -122,7 +122,7 @@ def test_an_object_that_is_replaced_in_the_middle_is_an_error_and_never_mixed(se
     with StreamingLoader(clips_of(server.url), batch_size=BATCH, retry=QUICK) as loader:
         batches = (batch.packed for batch in loader)
         # Of an object that is first read after it was replaced, the checksums of its frames tell.
-        with pytest.raises(CorruptDataError, match="replaced while it was read|checksum differs"):
+        with pytest.raises(CorruptDataError, match=r"replaced while it was read|checksum differs"):
             arrived.extend(batches)
     assert all(torch.equal(one, other) for one, other in zip(arrived, expected, strict=False))
 
