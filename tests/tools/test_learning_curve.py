@@ -10,6 +10,7 @@ from fmristream import convert
 from fmristream import open as open_dataset
 from fmristream.errors import UsageError
 from fmristream.ingest.options import ConvertOptions
+from tests.train.small import write_small
 from tools.learning_curve import cell_recipe, errors_of, main
 from tools.learning_curve_fit import PowerLaw, fit_power_law, fit_with_interval
 from tools.proof_results import read_lines
@@ -81,27 +82,7 @@ def test_larger_cells_hold_smaller_ones_and_seeds_differ(cohort):
 
 @pytest.fixture
 def arguments(cohort, tmp_path):
-    recipe = tmp_path / "small.toml"
-    recipe.write_text(
-        f"""
-        [data]
-        url = "{cohort}"
-        window = 8
-        stride = 14
-        [model]
-        patch_size = [3, 3, 3, 1]
-        embed_dim = 6
-        depths = [1, 1]
-        num_heads = [1, 2]
-        window_size = [2, 2, 2, 4]
-        first_window_size = [2, 2, 2, 4]
-        [train]
-        steps = 2
-        batch_size = 4
-        [eval]
-        bootstrap_draws = 10
-        """
-    )
+    recipe = write_small(tmp_path, cohort, data={"stride": 14}, train={"steps": 2}, eval={"bootstrap_draws": 10})
     return [str(recipe), str(tmp_path / "curve"), "--sizes", "6", "10", "--seeds", "0"]
 
 

@@ -9,6 +9,7 @@ from fmristream.ingest.options import ConvertOptions
 from fmristream.ingest.sources.phenotypes import Phenotypes
 from fmristream.synth.cohort import parse_url
 from tests.ingest.nifti_files import nifti_bytes
+from tests.train.small import small_tables
 from train.config import recipe_from
 
 
@@ -65,19 +66,11 @@ def small_recipe(cohort):
     """Make a recipe for the cohort; keywords are sections and what to change in them."""
 
     def make(**sections):
-        tables = {
-            "data": {"url": cohort, "window": 8, "stride": 7},
-            "model": {
-                "patch_size": [3, 3, 3, 1],
-                "embed_dim": 6,
-                "depths": [1, 1],
-                "num_heads": [1, 2],
-                "window_size": [2, 2, 2, 4],
-                "first_window_size": [2, 2, 2, 4],
-            },
-            "train": {"steps": 12, "batch_size": 4, "checkpoint_every": 5, "keep_last": 9},
-            "eval": {"bootstrap_draws": 50, "baselines": False},
-        }
+        tables = small_tables(
+            cohort,
+            train={"steps": 12, "checkpoint_every": 5, "keep_last": 9},
+            eval={"baselines": False},
+        )
         for section, changes in sections.items():
             tables.setdefault(section, {}).update(changes)
         return recipe_from(tables)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from tests.train.small import write_small
 from train import beside, metrics
 from train.baselines import CONNECTIVITY, NUISANCE
 from train.baselines_paired import Difference, cluster_interval, paired_differences, sentence
@@ -20,33 +21,12 @@ from train.files import read_json, write_json
 from train.main import main
 from train.report_view import targets_of
 
-RECIPE = """
-    [data]
-    url = "{url}"
-    window = 8
-    stride = 7
-    [model]
-    patch_size = [3, 3, 3, 1]
-    embed_dim = 6
-    depths = [1, 1]
-    num_heads = [1, 2]
-    window_size = [2, 2, 2, 4]
-    first_window_size = [2, 2, 2, 4]
-    [train]
-    steps = 6
-    batch_size = 4
-    checkpoint_every = 3
-    eval_every = 3
-    [eval]
-    bootstrap_draws = 200
-"""
-
 
 @pytest.fixture(scope="module")
 def finished(cohort, tmp_path_factory):
     """A run of the command line with its baselines: (recipe's file, folder)."""
     folder = tmp_path_factory.mktemp("beside")
-    (folder / "small.toml").write_text(RECIPE.format(url=cohort))
+    write_small(folder, cohort, train={"checkpoint_every": 3, "eval_every": 3}, eval={"bootstrap_draws": 200})
     assert main([str(folder / "small.toml"), "--out", str(folder / "run")]) == 0
     return folder / "small.toml", folder / "run"
 

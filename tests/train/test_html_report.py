@@ -12,6 +12,7 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 import fmristream
+from tests.train.small import write_small
 from train.evaluate import Subjects
 from train.files import read_json, write_json
 from train.html_facts import without_names
@@ -62,27 +63,13 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def finished(cohort, tmp_path_factory):
     folder = tmp_path_factory.mktemp("html")
-    (folder / "small.toml").write_text(f"""
-        [data]
-        url = "{cohort}"
-        window = 8
-        stride = 7
-        where = "age > 1"
-        [model]
-        patch_size = [3, 3, 3, 1]
-        embed_dim = 6
-        depths = [1, 1]
-        num_heads = [1, 2]
-        window_size = [2, 2, 2, 4]
-        first_window_size = [2, 2, 2, 4]
-        [train]
-        steps = 6
-        batch_size = 4
-        checkpoint_every = 3
-        eval_every = 3
-        [eval]
-        bootstrap_draws = 200
-    """)
+    write_small(
+        folder,
+        cohort,
+        data={"where": "age > 1"},
+        train={"checkpoint_every": 3, "eval_every": 3},
+        eval={"bootstrap_draws": 200},
+    )
     assert train_main([str(folder / "small.toml"), "--out", str(folder / "run")]) == 0
     return folder / "run"
 

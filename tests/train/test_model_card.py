@@ -3,32 +3,14 @@
 import json
 
 import fmristream
+from tests.train.small import write_small
 from train.beyond.trained import load_trained
 from train.main import main
 from train.model_card import CARD, card
 
-RECIPE = """
-[data]
-url = "{url}"
-window = 8
-stride = 14
-[model]
-patch_size = [3, 3, 3, 1]
-embed_dim = 6
-depths = [1, 1]
-num_heads = [1, 2]
-window_size = [2, 2, 2, 4]
-first_window_size = [2, 2, 2, 4]
-[train]
-steps = 2
-batch_size = 4
-[eval]
-bootstrap_draws = 20
-"""
-
 
 def test_a_finished_run_has_a_card_of_its_numbers_that_names_nobody(cohort, tmp_path):
-    (tmp_path / "small.toml").write_text(RECIPE.format(url=cohort))
+    write_small(tmp_path, cohort, data={"stride": 14}, train={"steps": 2}, eval={"bootstrap_draws": 20})
     out = tmp_path / "run"
     assert main([str(tmp_path / "small.toml"), "--out", str(out)]) == 0
     text = (out / CARD).read_text()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fmristream.errors import ResumeError, UsageError
+from tests.train.small import write_small
 from train import loop
 from train.checkpoint import checkpoint_steps, load_checkpoint
 from train.evaluate import NonFiniteError, scores_of
@@ -30,30 +31,12 @@ def final_weights(out):
 def finished(cohort, tmp_path_factory):
     """An uninterrupted run by the command line, and where it wrote."""
     out = tmp_path_factory.mktemp("run")
-    text = f"""
-        [data]
-        url = "{cohort}"
-        window = 8
-        stride = 7
-        [model]
-        patch_size = [3, 3, 3, 1]
-        embed_dim = 6
-        depths = [1, 1]
-        num_heads = [1, 2]
-        window_size = [2, 2, 2, 4]
-        first_window_size = [2, 2, 2, 4]
-        [train]
-        steps = 30
-        batch_size = 4
-        checkpoint_every = 5
-        keep_last = 9
-        eval_every = 10
-        [eval]
-        bootstrap_draws = 50
-        baselines = false
-    """
-    recipe = out / "small.toml"
-    recipe.write_text(text)
+    recipe = write_small(
+        out,
+        cohort,
+        train={"steps": 30, "checkpoint_every": 5, "keep_last": 9, "eval_every": 10},
+        eval={"baselines": False},
+    )
     assert main([str(recipe), "--out", str(out / "run")]) == 0
     return recipe, out / "run"
 

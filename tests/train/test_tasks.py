@@ -5,7 +5,6 @@ import json
 import math
 import shutil
 from contextlib import ExitStack
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from tests.train.test_launch import finish, results, start_ranks
 from train import export, loop, models, resuming
 from train.build import make_model, make_task
 from train.checkpoint import checkpoint_steps, load_checkpoint, newest_whole
-from train.config import RECIPES, as_toml, load_recipe, recipe_from
+from train.config import RECIPES, as_toml, recipe_from
 from train.data import Signal
 from train.evaluate import Windows
 from train.extras import fit_extras
@@ -195,7 +194,6 @@ def test_targets_of_each_kind_are_learnt_and_scored_by_subject(make, tmp_path, n
 @pytest.mark.parametrize("name", FROM_OTHER_MODULES)
 def test_networks_of_other_modules_train_where_they_are(make, tmp_path, name):
     recipe = make(name)
-    skip_without(recipe)
     outcome = loop.train(recipe, out=tmp_path, world=ALONE)
     assert isinstance(outcome.test, Windows) == (recipe.objective.kind == "masked")
     assert [math.isfinite(step["loss"]) for step in read_history(tmp_path / "log.jsonl").steps] == [True, True]
@@ -203,7 +201,6 @@ def test_networks_of_other_modules_train_where_they_are(make, tmp_path, name):
 
 def test_the_autoencoder_of_volumes_hands_over_its_encoder_and_never_sees_the_future(make, tmp_path):
     recipe = make("mae4d")
-    skip_without(recipe)
     loop.train(recipe, out=tmp_path / "first", world=ALONE)
     start = {"from": str(tmp_path / "first"), "freeze": ["encoder."]}
     loop.train(make("mae4d-classes", start=start), out=tmp_path / "second", world=ALONE)
@@ -238,16 +235,9 @@ def test_columns_and_side_series_are_standardised_by_training_and_given_to_who_j
         assert found["columns"][:, 0].tolist() == batch.targets["hand"].tolist()
         wanted = (batch.side["parcels"][..., :27].numpy() - frames.mean(0)) / frames.std(0)
         np.testing.assert_allclose(found["side"][..., :27], wanted, rtol=1e-3, atol=1e-3)
-    skip_without(recipe)
     outcome = loop.train(recipe, out=tmp_path / "run", world=ALONE)
     assert len(outcome.test.label) == 3
     loop.train(recipe, out=tmp_path / "run", world=ALONE)  # the same statistics, or it would be refused
-
-
-def skip_without(recipe):
-    module = models.MODELS[recipe.model.name].build.partition(":")[0]
-    if find_spec(module) is None:
-        pytest.skip(f"there is no {module} yet")
 
 
 def test_whole_runs_of_several_lengths_need_a_network_that_knows_them(make):
@@ -517,7 +507,6 @@ def test_a_model_whose_module_is_not_here_is_told(monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["masked", "masked-picture", "forecast", "mae4d", "mae4d-forecast"])
 def test_frames_that_were_scrubbed_do_not_count_among_what_was_hidden(make, tmp_path, name):
     recipe = make(name, data={"val_split": "", "test_split": ""})
-    skip_without(recipe)
     distance = np.abs if name in ("masked-picture", "mae4d-forecast") else np.square
     with ExitStack() as stack:
         run = loop.start(recipe, out=tmp_path, world=ALONE, stack=stack)
@@ -551,5 +540,4 @@ def test_frames_that_were_scrubbed_do_not_count_among_what_was_hidden(make, tmp_
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
 def test_every_shipped_recipe_fits_its_network(name, capsys):
-    skip_without(load_recipe(name))
     assert main([name, "--check"]) == 0, capsys.readouterr().err
