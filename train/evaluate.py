@@ -72,6 +72,7 @@ def predict(model: nn.Module, part: Part, *, task: Task, world: World, bf16: boo
     """Look at every window of a split once; padding is dropped.
 
     Raises:
+        AskedToStop: before the end, on all ranks.
         NonFiniteError: a score is NaN or infinite.
         ScoringError: a window came twice, or not at all.
     """
@@ -83,6 +84,7 @@ def predict(model: nn.Module, part: Part, *, task: Task, world: World, bf16: boo
     share_statistics(model, world)
     network = under_autocast(model, device=world.device, bf16=bf16)
     for packed in part.loader:
+        world.heed_stop()
         with torch.no_grad():  # not inference_mode, whose tensors FSDP could not fill again in training
             rows = task.rows(network, packed.to(world.device)).cpu()
         own = slice(len(rows))  # of two views, the first

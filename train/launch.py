@@ -9,11 +9,10 @@ import signal
 import socket
 import struct
 import sys
-import time
 import traceback
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -26,13 +25,19 @@ from fmristream.errors import FmriStreamError, UsageError
 
 _ARRIVALS = "fmristream/arrivals"
 _ASSEMBLE_S = 300.0  # ranks of many machines import torch from one file system, some of them minutes later than others
-_FAREWELL_S = 1.0  # how long a rank that lost others looks who else is still there
+# How long a rank that lost others looks who else is still there: a closed connection is seen by all within a moment, but those
+# who wait for a hanging rank began to wait at different times.
+_FAREWELL_S, _FAREWELL_AFTER_TIMEOUT_S = 1.0, 5.0
 # After the ranks of one machine were told to end, the other machines' agents see within a second that it wants to meet anew.
 _OWN_SIGNAL_S = 5.0
 
 
 class LaunchError(FmriStreamError):
     """The processes of a run did not find each other."""
+
+
+class AskedToStop(Exception):
+    """Work that begins anew another time was left, on all ranks, because one of them was asked to end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +75,16 @@ class World:
         shared = torch.tensor([number])
         dist.broadcast(shared, src=0)
         return int(shared.item())
+
+    def heed_stop(self) -> None:
+        """Between two pieces of work that all ranks do together: leave it on all ranks, if one of them is to end.
+
+        Raises:
+            AskedToStop: it is.
+        """
+        if self.stack(torch.tensor([self.stop.is_asked])).any():
+            self.stop.is_asked = True  # wherever the signal came
+            raise AskedToStop
 
     def wait_for_all(self) -> None:
         """Return when every rank is here."""
@@ -137,17 +152,13 @@ def _is_loss(error: BaseException) -> bool:
 def _farewell(world: World, store: Store, error: BaseException) -> str:
     """Say who is gone: the ranks that, having lost others as this one has, do not sign off."""
     reason = str(error).strip().partition("\n")[0].rpartition("] ")[2].partition(". ")[0]
-    missing = [rank for rank in range(world.size) if rank != world.rank]
-    deadline = time.monotonic() + _FAREWELL_S
+    others = [rank for rank in range(world.size) if rank != world.rank]
+    patience = _FAREWELL_AFTER_TIMEOUT_S if "timed out" in str(error).lower() else _FAREWELL_S
     try:
         store.set(f"farewell/{world.rank}", "")
-        for rank in list(missing):
-            left = max(deadline - time.monotonic(), 0.01)
-            try:
-                store.wait([f"farewell/{rank}"], timedelta(seconds=left))
-            except dist.DistStoreError:
-                continue
-            missing.remove(rank)
+        with suppress(dist.DistStoreError):
+            store.wait([f"farewell/{rank}" for rank in others], timedelta(seconds=patience))
+        missing = [rank for rank in others if not store.check([f"farewell/{rank}"])]
     except (dist.DistError, RuntimeError):
         missing = [0]  # it kept the store
     gone = f"rank {', '.join(map(str, missing))} died or hangs" if missing else "the connection to another rank broke"

@@ -14,7 +14,7 @@ from train.averaging import Ema
 from train.config import Recipe, as_toml
 from train.data import Part, augmentation, open_part, open_parts, signal_of
 from train.extras import fit_extras
-from train.launch import StopRequest, World, stop_on_sigterm
+from train.launch import AskedToStop, StopRequest, World, stop_on_sigterm
 from train.leaks import audit_run
 from train.log import last_logged_step, open_log
 from train.optim import learning_rate, make_optimizer, set_learning_rate
@@ -48,8 +48,12 @@ def train(recipe: Recipe, *, out: Path, world: World) -> Outcome | None:
         began_at = run.step
         if not fit(run, stop):
             return None
-        with weights_to_score(run) as step:
-            outcome = outcome_of(run, step=step, was_finished=run.step == began_at)
+        try:
+            with weights_to_score(run) as step:
+                outcome = outcome_of(run, step=step, was_finished=run.step == began_at)
+        except AskedToStop:  # the checkpoint of the last step is there
+            run.log.event("stop", {"step": run.step})
+            return None
         run.saver.require_current()  # whoever took over meanwhile writes the report
         return outcome
 
@@ -64,7 +68,9 @@ def take_steps(run: Run, stop: StopRequest, profile: NoProfile) -> bool:
     """As `fit`, which says to the profile what each moment is spent on."""
     plan = run.recipe.train
     batches = endless(run.train)
-    while not is_over(run):
+    if run.look_is_due and look_if_due(run, profile):
+        save(run, is_best=True)
+    while not (run.look_is_due or is_over(run)):
         asked, epoch = time.perf_counter(), run.train.loader.epoch
         batch = next(batches)
         waited = time.perf_counter() - asked
@@ -78,17 +84,20 @@ def take_steps(run: Run, stop: StopRequest, profile: NoProfile) -> bool:
         profile.mark(LOG)
         note(run, batch, facts, epoch=epoch, rate=rate, seconds=time.perf_counter() - asked)
         is_best = look_if_due(run, profile)
-        if is_over(run) or is_best or run.step % plan.checkpoint_every == 0 or facts.stopping:
+        is_last = is_over(run) or facts.stopping or run.look_is_due
+        if is_last or is_best or run.step % plan.checkpoint_every == 0:
             profile.mark(CHECKPOINT)
             save(run, is_best=is_best)  # raises where the one before could not be written
-        if is_over(run) or facts.stopping:
+        if is_last:
             settle(run)
         profile.end_step()
-        if facts.stopping and not is_over(run):
-            stop.is_asked = True  # wherever the signal came
-            run.log.event("stop", {"step": run.step})
-            return False
-    return True
+        if is_last:
+            break
+    if is_over(run) and not run.look_is_due:
+        return True
+    stop.is_asked = True  # wherever the signal came
+    run.log.event("stop", {"step": run.step})
+    return False
 
 
 def is_over(run: Run) -> bool:
@@ -97,13 +106,22 @@ def is_over(run: Run) -> bool:
 
 
 def look_if_due(run: Run, profile: NoProfile) -> bool:
-    """Look at validation now and then, and after the last step where looks decide; whether these weights are the best."""
+    """Look at validation now and then, and after the last step where looks decide; whether these weights are the best.
+
+    A look that a signal breaks off stays due: the run goes on with it, and decides as it would have.
+    """
     every, best = run.recipe.train.eval_every, run.best
-    if run.val is None or not every or (run.step % every and (best is None or run.step < run.recipe.train.steps)):
+    is_end = best is not None and run.step >= run.recipe.train.steps
+    run.look_is_due = run.val is not None and every > 0 and (run.step % every == 0 or is_end)
+    if run.val is None or not run.look_is_due:
         return False
     profile.mark(VALIDATION)
-    with averaged(run):
-        numbers = look(run, run.val)
+    try:
+        with averaged(run):
+            numbers = look(run, run.val)
+    except AskedToStop:
+        return False
+    run.look_is_due = False
     if best is None:
         return False
     is_best = best.see(numbers, step=run.step)

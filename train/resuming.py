@@ -97,6 +97,7 @@ def resume(run: Run) -> Stored | None:
     restore_weights(found, run.model, world=run.world)
     _require_objective(run, found)
     run.step = found.step
+    run.look_is_due = found.state.get("look_is_due", False)
     if run.world.is_main and (changed := changes(found.state["recipe"], as_tables(run.recipe))):
         run.log.event("changed", changed)
     return found
@@ -282,6 +283,7 @@ def _state_of(run: Run) -> dict[str, Any]:
             "selection_digest": clips.selection_digest,
         },
         "data": data_facts(clips, frames=max(part.clips.window for part in (run.train, run.val, run.test) if part)),
+        "look_is_due": run.look_is_due,
         "world_size": run.world.size,
         "torch": torch.__version__,
         "extra": {name: as_json(keeper.facts()) for name, keeper in run.extra.items()},

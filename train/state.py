@@ -55,6 +55,7 @@ class Run:
     saver: Saver
     augment: "Compose | None" = None
     step: int = 0  # optimiser steps done
+    look_is_due: bool = False  # at validation after this step: one that a signal broke off
     extra: dict[str, Keeper] = field(default_factory=dict)  # by the name that a checkpoint keeps it under
 
     @property

@@ -13,7 +13,7 @@ from torch import nn
 from train.config import load_recipe
 from train.contrastive import nt_xent
 from train.evaluate import Windows
-from train.launch import World, join_world
+from train.launch import AskedToStop, World, join_world
 from train.log import read_history
 from train.loop import train, weighted_backward
 from train.models.synced_norm import SyncedBatchNorm1d
@@ -31,7 +31,18 @@ def exchange(world: World) -> object:
         "gather_none": world.gather(torch.zeros((0, 3))).shape,
         "stack": world.stack(torch.tensor([rank, -rank])).tolist(),
         "from_main": world.from_main(7 - rank),
+        "heed_stop": [heeds(world, asked=()), heeds(world, asked=(world.size - 1,))],
     }
+
+
+def heeds(world: World, *, asked: tuple[int, ...]) -> bool:
+    """Whether work is left when these ranks are asked to end."""
+    world.stop.is_asked = world.rank in asked
+    try:
+        world.heed_stop()
+    except AskedToStop:
+        return True
+    return False
 
 
 def network() -> nn.Module:

@@ -110,6 +110,7 @@ def test_every_rank_learns_the_rows_of_all_in_rank_order(groups, size):
         assert found["gather_none"] == [0, 3]
         assert found["stack"] == [[r, -r] for r in range(size)]
         assert found["from_main"] == 7
+        assert found["heed_stop"] == [False, True]
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -14,7 +14,7 @@ from tests.train.small import write_small
 from train import loop
 from train.checkpoint import checkpoint_steps, load_checkpoint
 from train.evaluate import NonFiniteError, scores_of
-from train.launch import World
+from train.launch import StopRequest, World
 from train.log import read_history
 from train.main import main
 from train.report import write_report
@@ -205,6 +205,48 @@ def test_asked_to_stop_a_run_saves_and_goes_on_later(small_recipe, tmp_path):
     outcome = loop.train(recipe, out=tmp_path, world=ALONE)
     assert outcome.step == 12
     assert [entry["step"] for entry in read_history(tmp_path / "log.jsonl").steps] == list(range(1, 13))
+
+
+class AskedAt(StopRequest):
+    """A signal that comes at a certain look for one: the first are those before each step and each batch of a look."""
+
+    def __init__(self, moment):
+        self.moments_left = moment
+        super().__init__()
+
+    @property
+    def is_asked(self):
+        self.moments_left -= 1
+        return self._is_asked or self.moments_left < 0
+
+    @is_asked.setter
+    def is_asked(self, value):
+        self._is_asked = value
+
+
+def history_of(out):
+    log = read_history(out / "log.jsonl")
+    steps = [(entry["step"], entry["loss"]) for entry in log.steps]
+    return steps, log.evals
+
+
+def test_a_signal_at_any_moment_also_of_a_look_or_the_last_scoring_changes_nothing(small_recipe, tmp_path):
+    recipe = small_recipe(
+        train={"steps": 4, "eval_every": 2, "ema": 0.9}, optim={"lr": 1e-2}, eval={"use": "best", "batch_size": 8}
+    )
+    expected = loop.train(recipe, out=tmp_path / "undisturbed", world=World())
+    states, moment, outcome = set(), 0, None
+    while outcome is None:
+        out = tmp_path / str(moment)
+        outcome = loop.train(recipe, out=out, world=World(stop=AskedAt(moment)))
+        if outcome is None:
+            newest = max(checkpoint_steps(out / "checkpoints"))
+            states.add((newest, load_checkpoint(out / "checkpoints" / f"step-{newest}").state["look_is_due"]))
+            again = loop.train(recipe, out=out, world=World())
+            assert np.array_equal(again.table.values["score_sex"], expected.table.values["score_sex"]), moment
+            assert history_of(out) == history_of(tmp_path / "undisturbed"), moment
+        moment += 1
+    assert states == {(1, False), (2, True), (3, False), (4, True), (4, False)}
 
 
 def test_without_validation_subjects_the_threshold_is_zero_and_says_why(small_recipe, tmp_path):
