@@ -6,10 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    pass
+from typing import Any, Protocol
 
 # The bar is drawn by the step itself, so that no thread takes time from the step; four times a second reads as motion.
 _REDRAW_S = 0.25
@@ -34,7 +31,7 @@ class Watcher(Protocol):
 
 
 class Pace:
-    """Rates over steps: of work (frames/s, waiting) by the steps' own seconds, of time left by the clock."""
+    """Rates over steps: of work (frames/s, steps/s, waiting) by the steps' own seconds, of time left by the clock."""
 
     def __init__(self, steps: int | None = None) -> None:
         self._began: tuple[float, int] | None = None
@@ -67,6 +64,12 @@ class Pace:
         if seconds <= 0 or any(count is None for count in frames):
             return None
         return sum(count for count in frames if count is not None) / seconds
+
+    @property
+    def steps_per_s(self) -> float | None:
+        """Of the steps alone, as frames are; None before the first."""
+        seconds = sum(took for took, _, _ in self._recent)
+        return len(self._recent) / seconds if seconds > 0 else None
 
     @property
     def wait_percent(self) -> float | None:
@@ -167,8 +170,9 @@ def pace_words(pace: Pace, *, left: int, with_steps: bool = True) -> list[str]:
         )
     if pace.wait_percent is not None:
         words.append(f"wait {pace.wait_percent:.1f} %")
+    if with_steps and pace.steps_per_s is not None:
+        words.append(f"{pace.steps_per_s:.3g} steps/s")
     if pace.seconds_a_step:
-        words += [f"{1 / pace.seconds_a_step:.3g} steps/s"] if with_steps else []
         words.append(f"{time_words(left * pace.seconds_a_step)} left")
     return words
 

@@ -27,7 +27,7 @@ def test_rates_are_those_of_the_steps_since_the_last_line(capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("step 2/9: loss 0.5000, lr 1.00e-03, 100 frames/s, wait 10.0 %")
     assert second.startswith("step 4/9: loss 0.5000, lr 1.00e-03, 50 frames/s, wait 25.0 %")
-    assert re.search(r"steps/s, \d+ s left$", second)
+    assert re.search(r"25.0 %, 0.5 steps/s, \d+ s left$", second)
 
 
 def test_frames_that_are_not_known_are_not_guessed(capsys):
