@@ -25,6 +25,8 @@ from fmristream.errors import FmriStreamError, UsageError
 
 _ARRIVALS = "fmristream/arrivals"
 _ASSEMBLE_S = 300.0  # ranks of many machines import torch from one file system, some of them minutes later than others
+# Gloo names its source file in what it raises, except where a connection was closed after a timeout elsewhere.
+_GLOO_WORDS = ("/gloo/", "timeout caused pair closure")
 # How long a rank that lost others looks who else is still there: a closed connection is seen by all within a moment, but those
 # who wait for a hanging rank began to wait at different times.
 _FAREWELL_S, _FAREWELL_AFTER_TIMEOUT_S = 1.0, 5.0
@@ -146,14 +148,16 @@ def _joined(world: World, *, timeout_s: float, assemble_s: float) -> Iterator[No
 
 def _is_loss(error: BaseException) -> bool:
     """Whether an exchange failed because of other ranks; gloo has no class of its own for that."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+    is_gloos = isinstance(error, RuntimeError) and any(words in str(error) for words in _GLOO_WORDS)
+    return isinstance(error, dist.DistError) or is_gloos
 
 
 def _farewell(world: World, store: Store, error: BaseException) -> str:
     """Say who is gone: the ranks that, having lost others as this one has, do not sign off."""
     reason = str(error).strip().partition("\n")[0].rpartition("] ")[2].partition(". ")[0]
     others = [rank for rank in range(world.size) if rank != world.rank]
-    patience = _FAREWELL_AFTER_TIMEOUT_S if "timed out" in str(error).lower() else _FAREWELL_S
+    is_timeout = any(words in str(error).lower() for words in ("timed out", "timeout"))
+    patience = _FAREWELL_AFTER_TIMEOUT_S if is_timeout else _FAREWELL_S
     try:
         store.set(f"farewell/{world.rank}", "")
         with suppress(dist.DistStoreError):

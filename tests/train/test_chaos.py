@@ -225,7 +225,7 @@ def test_a_rank_that_hangs_is_named_ended_and_started_again(make_recipe, start_r
     number = ranks[1].environ()["RANK"]
     ranks[1].suspend()
     run.wait_for(lambda: "hangs" in run.said(), timeout_s=40)
-    assert f"rank {number} died or hangs" in run.said()
+    assert f"rank {number} died or hangs" in run.said(), run.said()
     assert run.finish() == [0], run.said()
     assert_undisturbed(history(run.out), history(tmp_path / "alone"))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from train import launch
 from train.launch import LaunchError, join_world, local_device_count, source_address, stop_on_sigterm
@@ -154,6 +155,20 @@ def test_a_rank_that_never_comes_is_told_by_the_others_in_time(tmp_path):
     ended = finish(start_ranks(3, ["exchange", str(tmp_path)], absent=[1], TEST_ASSEMBLE_S="3", TEST_TIMEOUT_S="3"))
     assert all(code != 0 for code, _ in ended)
     assert any("the other ranks did not come" in said for _, said in ended)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_loss"),
+    [
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
+        (RuntimeError("Application timeout caused pair closure"), True),  # as torch 2.13 says it in the backward pass
+        (dist.DistNetworkError("recv failed"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("/gloo/"), False),
+    ],
+)
+def test_the_loss_of_another_rank_is_told_from_faults_of_our_own(error, is_loss):
+    assert launch._is_loss(error) is is_loss
 
 
 def test_a_hung_rank_makes_the_others_fail_within_the_timeout(tmp_path):
