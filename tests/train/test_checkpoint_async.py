@@ -128,7 +128,7 @@ def kill_rounds(place, *, ranks, rounds, **environment):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split()[0] == str(rounds)
@@ -142,11 +142,13 @@ def chance():
     ("ranks", "rounds"),
     [(1, 2), pytest.param(1, 30, marks=pytest.mark.full), pytest.param(2, 30, marks=pytest.mark.full)],
 )
+@pytest.mark.timeout(1800)
 def test_killed_while_writing_the_one_before_is_whole_on_a_disk(tmp_path, ranks, rounds):
     kill_rounds(str(tmp_path / "checkpoints"), ranks=ranks, rounds=rounds)
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_while_writing_the_one_before_is_whole_in_a_bucket(s3_url, ranks):
     kill_rounds(f"{s3_url}/checkpoints", ranks=ranks, rounds=30)
