@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import Lock
@@ -40,6 +41,34 @@ class Ready:
         """They have been used."""
         for handle in self.handles:
             handle.release()
+
+
+def after(ready: Future[Ready], work: Callable[..., None], threads: ThreadPoolExecutor) -> Future[None]:
+    """Work that a thread does as soon as the bytes are here; fails as they do."""
+    result: Future[None] = Future()
+
+    def run() -> None:
+        if not result.set_running_or_notify_cancel():
+            return
+        try:
+            work(ready=ready.result())
+        except BaseException as error:
+            result.set_exception(error)
+        else:
+            result.set_result(None)
+
+    def arrived(_: Future[Ready]) -> None:
+        if ready.cancelled():
+            result.cancel()
+        elif (error := ready.exception()) is not None:
+            if result.set_running_or_notify_cancel():
+                result.set_exception(error)
+        else:
+            with suppress(RuntimeError):  # the loader is being closed: nobody waits
+                threads.submit(run)
+
+    ready.add_done_callback(arrived)
+    return result
 
 
 def feed_of(reader: WindowReader, *, limit_bytes: int, policy: RetryPolicy | None) -> "Feed | None":

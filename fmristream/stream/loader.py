@@ -2,9 +2,8 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, fields
 from functools import partial
 from threading import local
@@ -24,7 +23,7 @@ from fmristream.storage.retry import RetryPolicy
 from fmristream.stream.batch import Batch
 from fmristream.stream.clips import Row, StreamingDataset
 from fmristream.stream.described import Buffers, Describer, Scale, with_scales
-from fmristream.stream.feed import Feed, Feeding, Ready, feed_of
+from fmristream.stream.feed import Feed, Feeding, Ready, after, feed_of
 from fmristream.stream.forms import counts_of, require_endless, require_form, require_room
 from fmristream.stream.mixture import Mixture
 from fmristream.stream.pool import BatchPool
@@ -107,6 +106,9 @@ class StreamingLoader:
         self._prefetch = prefetch_batches
         self._pool = BatchPool(pinned=torch.cuda.is_available())
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fmristream-loader")
+        # What batches ahead need is planned beside the caller: the milliseconds are the device's.
+        self._planner = ThreadPoolExecutor(1, thread_name_prefix="fmristream-planner")
+        self._planning: Future[None] | None = None  # until it is done, what is under way is the planner's
         self._scratch = local()
         self._members = members = clips.members if isinstance(clips, Mixture) else (clips,)
         require_room(clips, members, dtype=dtype, output=output)
@@ -211,6 +213,7 @@ class StreamingLoader:
             for feed in self._feeds:
                 if feed is not None:
                     feed.close()
+            self._planner.shutdown(wait=True, cancel_futures=True)
             self._threads.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -231,23 +234,49 @@ class StreamingLoader:
         if self._closed:
             raise UsageError("the loader is closed; make a new one")
         try:
-            self._fetch_ahead(self._consumed)
+            self._finish_planning()
+            if not self._ahead or self._ahead[0].position != self._consumed:  # at the start, and after an error
+                self._restart(self._consumed)
+                self._begin_planning(self._consumed)
+                self._finish_planning()
             ahead = self._ahead[0]
             for filling in ahead.filling:
                 filling.result()  # the thread's error, if it had one
             assert ahead.batch is not None, "the first batches have memory"
             batch = with_scales(ahead.batch, ahead.rows, ahead.scales) if self._dtype == "int16" else ahead.batch
             self._ahead.popleft()
-            after = ahead.position + self._schedule.batch_size
-            self._fetch_ahead(after)
+            consumed = ahead.position + self._schedule.batch_size
+            self._begin_planning(consumed)
         except CancelledError as error:
             raise UsageError("the loader was closed while a batch was waited for; make a new one") from error
         except BaseException:
             # Wherever an error or an interrupt came: a batch that is begun by half must not be handed out, nor one be lost.
             self._restart(self._consumed)
             raise
-        self._consumed = after
+        self._consumed = consumed
         return batch
+
+    def _begin_planning(self, consumed: int) -> None:
+        # Known before it can begin: whoever is interrupted here still finds it, to wait for or to call off.
+        self._planning = planning = Future[None]()
+        self._planner.submit(self._plan, planning, consumed, self._pool.device())
+
+    def _finish_planning(self) -> None:
+        if self._planning is not None:
+            self._planning.result()
+            self._planning = None
+
+    def _plan(self, planning: Future[None], consumed: int, device: int | None) -> None:
+        if not planning.set_running_or_notify_cancel():
+            return
+        try:
+            if device is not None:
+                torch.cuda.set_device(device)  # a new thread's is the first, where pinned memory would take a context
+            self._fetch_ahead(consumed)
+        except BaseException as error:
+            planning.set_exception(error)  # raised when the next batch is due
+        else:
+            planning.set_result(None)
 
     def _fetch_ahead(self, consumed: int) -> None:
         """Begin what is to be under way once so many samples are handed out."""
@@ -302,7 +331,7 @@ class StreamingLoader:
             own_kept = None if kept is None else kept[place]
             # The tensor goes along so that its memory is not lent again before the last thread has written to it.
             work = partial(self._fill, ahead.scales, row, array[place], fill[place], own_side, own_kept, values)
-            submitted = self._threads.submit(work) if arriving is None else _after(arriving, work, self._threads)
+            submitted = self._threads.submit(work) if arriving is None else after(arriving, work, self._threads)
             ahead.filling.append(submitted)
 
     def _fill(
@@ -352,6 +381,10 @@ class StreamingLoader:
         return self.clips.state(consumed)
 
     def _restart(self, consumed: int) -> None:
+        if self._planning is not None:
+            if not self._planning.cancel():
+                wait([self._planning])
+            self._planning = None
         for ahead in self._ahead:
             for filling in ahead.filling:
                 filling.cancel()
@@ -362,34 +395,6 @@ class StreamingLoader:
 
     def _is_past_end(self, position: int) -> bool:
         return self._schedule.is_past_end(position)
-
-
-def _after(ready: Future[Ready], work: Callable[..., None], threads: ThreadPoolExecutor) -> Future[None]:
-    """Work that a thread does as soon as the bytes are here; fails as they do."""
-    result: Future[None] = Future()
-
-    def run() -> None:
-        if not result.set_running_or_notify_cancel():
-            return
-        try:
-            work(ready=ready.result())
-        except BaseException as error:
-            result.set_exception(error)
-        else:
-            result.set_result(None)
-
-    def arrived(_: Future[Ready]) -> None:
-        if ready.cancelled():
-            result.cancel()
-        elif (error := ready.exception()) is not None:
-            if result.set_running_or_notify_cancel():
-                result.set_exception(error)
-        else:
-            with suppress(RuntimeError):  # the loader is being closed: nobody waits
-                threads.submit(run)
-
-    ready.add_done_callback(arrived)
-    return result
 
 
 def _world(rank: int | None, world_size: int | None) -> World:

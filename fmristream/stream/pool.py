@@ -39,6 +39,10 @@ class BatchPool:
         weakref.finalize(array, self._free.append, buffer).atexit = False
         return array.reshape(shape), torch.from_numpy(array).view(shape)
 
+    def device(self) -> int | None:
+        """The GPU that this thread has chosen, as another thread that lends for it has to; None where none is."""
+        return torch.cuda.current_device() if self._pinned else None
+
     def _take(self, size: int) -> torch.Tensor | None:
         """A free buffer of this size; others on the way are let go."""
         while True:

@@ -11,8 +11,8 @@ from fmristream.stream.clips import StreamingDataset
 from fmristream.stream.loader import StreamingLoader
 
 BATCHES = 8
-# Parts of the loader that plan and begin batches in the caller's thread.
-PARTS = ("_next", "_fetch_ahead", "_start", "_begin_filling", "_draws")
+# Parts of the loader that run in the caller's thread.
+PARTS = ("_next", "_begin_planning", "_finish_planning")
 
 
 class InterruptAt:
@@ -68,7 +68,7 @@ def test_an_interrupt_anywhere_loses_and_damages_no_batch(cohort_url):
     clips = StreamingDataset(cohort_url, window=7, seed=3)
     with StreamingLoader(clips, batch_size=4) as loader:
         expected = [told(batch) for batch in islice(loader.forever(), BATCHES)]
-    lines, is_reached = range(1, 2000, 7), 0
+    lines, is_reached = range(1, 2000), 0
     for line in lines:
         found, was_reached = interrupted(clips, line)
         assert [samples for samples, _ in found] == [samples for samples, _ in expected], f"line {line}"
@@ -79,3 +79,15 @@ def test_an_interrupt_anywhere_loses_and_damages_no_batch(cohort_url):
             break
         is_reached += 1
     assert is_reached > 20
+
+
+def test_an_interrupt_that_breaks_off_the_restart_after_another_one_loses_no_batch(cohort_url):
+    clips = StreamingDataset(cohort_url, window=7, seed=3)
+    with StreamingLoader(clips, batch_size=4) as loader:
+        expected = [told(batch)[0] for batch in islice(loader.forever(), BATCHES)]
+    with StreamingLoader(clips, batch_size=4) as loader:
+        found = [told(batch)[0] for batch in islice(loader.forever(), 3)]
+        loader._finish_planning()
+        loader._ahead.popleft()  # the next batch was taken, and never handed out
+        found += [told(batch)[0] for batch in islice(loader.forever(), BATCHES - 3)]
+    assert found == expected

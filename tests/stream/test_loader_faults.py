@@ -84,6 +84,27 @@ def test_after_an_error_nothing_is_skipped_the_same_batch_comes_again(damaged_ur
     assert all(torch.equal(batch.packed, e["packed"]) for batch, e in zip(arrived, expected, strict=True))
 
 
+def test_what_cannot_be_planned_raises_when_its_batch_is_due_and_comes_again(cohort_url, monkeypatch):
+    expected = epochs(clips_of(cohort_url), 1, batch_size=BATCH)
+    clips, calls, found = clips_of(cohort_url), 0, []
+
+    def rows(draws, plan=clips.rows):
+        nonlocal calls
+        calls += 1
+        assert threading.current_thread() is not threading.main_thread()
+        if calls == 4:
+            raise OSError("no rows")
+        return plan(draws)
+
+    monkeypatch.setattr(clips, "rows", rows)
+    with StreamingLoader(clips, batch_size=BATCH) as loader:
+        with pytest.raises(OSError, match="no rows"):
+            found.extend(loader)
+        assert len(found) >= 1
+        found.extend(loader)
+    assert [batch.window.tolist() for batch in found] == [batch["window"] for batch in expected]
+
+
 def test_a_missing_shard_raises_and_never_reads_as_zeros(damaged_url):
     _, path = objects_of(damaged_url, number_in_batch(damaged_url, 2))
     path.unlink()
