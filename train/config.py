@@ -179,7 +179,9 @@ def _require_fitting_metric(metric: str, targets: Mapping[str, TargetKind]) -> N
     prefix = "{}." if len(targets) > 1 else ""
     known = [prefix.format(name) + one for name, kind in targets.items() for one in METRICS_OF[kind]] or ["loss"]
     if metric not in known:
-        raise UsageError(f"eval.metric {metric!r}: validation of this objective does not give it{_nearest(metric, known)}")
+        raise UsageError(
+            f"eval.metric {metric!r}: validation of this objective does not give it{_nearest(metric, known)}"
+        )
 
 
 def _written(name: str) -> str:
