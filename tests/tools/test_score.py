@@ -66,7 +66,11 @@ def test_damage_and_absence_are_told_apart(finished, capsys):
 
 
 def test_numbers_of_a_split_that_the_table_lost_are_not_called_the_same(finished, capsys):
-    found = read_predictions(finished / FILE)
+    found = table(cohort(families=True), (target(),))
+    write_predictions(found, finished / FILE)
+    (finished / "report.json").write_text(report_text(report_of(read_predictions(finished / FILE))))
+    assert main([str(finished)]) == 0
+    capsys.readouterr()
     write_predictions(found.at(found.words["split"] == "val"), finished / FILE)
     assert main([str(finished)]) == 1
     write_predictions(found.at(found.words["split"] == "nobody"), finished / FILE)

@@ -119,7 +119,7 @@ def test_what_a_recipe_does_not_know_is_an_error_that_says_where(write, text, se
     ],
 )
 def test_a_secret_in_a_url_is_refused_before_any_file_or_checkpoint_can_keep_it(write, override):
-    with pytest.raises(UsageError, match="credentials|query") as caught:
+    with pytest.raises(UsageError, match=r"credentials|query") as caught:
         load_recipe(write(""), [override])
     assert "hush" not in str(caught.value)
 
