@@ -16,6 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `tools` and `train` are not installed
 
 from fmristream.errors import FmriStreamError, UsageError
+from train.files import read_json, write_whole
 from train.predictions import FILE, read_predictions
 from train.report import print_table, report_text
 from train.summary import report_of
@@ -29,26 +30,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         path = options.source / FILE if options.source.is_dir() else options.source
         report = report_of(read_predictions(path))
+        said = None if options.out is not None else read_json(path.with_name("report.json"))
     except FmriStreamError as error:
         print(f"score: {error}", file=sys.stderr)
         return WRONG_USAGE if isinstance(error, UsageError) else DIFFERS
     print_table(report)
     text = report_text(report)
-    beside = path.with_name("report.json")
     if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
+        try:
+            write_whole(options.out, text)
+        except OSError as error:
+            print(f"score: {options.out}: {error.strerror}; give another --out", file=sys.stderr)
+            return WRONG_USAGE
         print(f"written: {options.out}")
-    elif beside.is_file():
-        differing = differences(json.loads(text), json.loads(beside.read_text(encoding="utf-8")))
-        said = f"says something else of {', '.join(differing)}; --out FILE writes what the table says"
-        print(f"{beside}: {said if differing else 'the same numbers'}")
+    elif said is not None:
+        differing = differences(json.loads(text), said)
+        found = f"says something else of {', '.join(differing)}; --out FILE writes what the table says"
+        print(f"{path.with_name('report.json')}: {found if differing else 'the same numbers'}")
         return DIFFERS if differing else DONE
     return DONE
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """What a report says otherwise than its table, bit for bit; what else it holds (a verdict beside baselines) may be."""
-    return [key for key, value in ours.items() if key not in theirs or theirs[key] != value]
+    """What a report says otherwise than its table, bit for bit; what else it holds (a verdict beside baselines) may be.
+
+    Numbers of a split that the table lacks may not.
+    """
+    lost = [key for key in ("val", "test", "targets") if key in theirs and key not in ours]
+    return [key for key, value in ours.items() if key not in theirs or theirs[key] != value] + lost
 
 
 def _parser() -> argparse.ArgumentParser:

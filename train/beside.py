@@ -9,6 +9,7 @@ Fitted baselines stay in OUT/baselines.json, and the next start takes them if re
 import argparse
 import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -91,13 +92,17 @@ _CELLS = ("network", "baseline", "difference")
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
-    if row[key] is None:
-        return "unknown"
+    if not _is_known(row[key]):
+        return "not defined"
     if key != "difference":
         return f"{row[key]:.3f}"
-    low, high = row["interval"]
-    told = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
+    told = " [{:+.3f}, {:+.3f}]".format(*row["interval"]) if all(map(_is_known, row["interval"])) else ""
     return f"{row[key]:+.3f}{told}"
+
+
+def _is_known(value: float | None) -> bool:
+    """Whether it is a number: what is not defined is NaN where it was computed, and null in a file."""
+    return value is not None and math.isfinite(value)
 
 
 def _write(out: Path, report: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from fmristream.errors import UsageError
 from train.sections import (
+    METRICS_OF,
     DataConfig,
     EvalConfig,
     ModelConfig,
@@ -50,6 +51,8 @@ class Recipe:
         if self.objective.is_supervised and not self.objective.targets and self.data.target is None:
             object.__setattr__(self, "data", dataclasses.replace(self.data, target=_TARGET))
         _require_fitting_data(self.data, self.objective)
+        if self.eval.metric is not None:
+            _require_fitting_metric(self.eval.metric, self.targets)
 
     @property
     def targets(self) -> Mapping[str, TargetKind]:
@@ -171,6 +174,16 @@ def _require_fitting_data(data: DataConfig, objective: ObjectiveConfig) -> None:
         )
 
 
+def _require_fitting_metric(metric: str, targets: Mapping[str, TargetKind]) -> None:
+    """Raise UsageError for a metric that no look at validation will give."""
+    prefix = "{}." if len(targets) > 1 else ""
+    known = [prefix.format(name) + one for name, kind in targets.items() for one in METRICS_OF[kind]] or ["loss"]
+    if metric not in known:
+        raise UsageError(
+            f"eval.metric {metric!r}: validation of this objective does not give it{_nearest(metric, known)}"
+        )
+
+
 def _written(name: str) -> str:
     """A field's name in a recipe: Python keeps some names for itself, and those end in an underscore here."""
     return name.removesuffix("_")
@@ -219,7 +232,9 @@ def _convert_table(kind: Any, value: Any, name: str) -> Mapping[str, Any]:
 
 
 def _convert_list(kinds: Sequence[Any], value: Any, name: str) -> tuple[Any, ...]:
-    if kinds[-1] is Ellipsis and isinstance(value, list | tuple):
+    if kinds[-1] is Ellipsis:
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"{name}: expected a list in brackets, got {value!r}")
         kinds = [kinds[0]] * len(value)
     if not isinstance(value, list | tuple) or len(value) != len(kinds):
         raise UsageError(f"{name}: expected a list of {len(kinds)} values, got {value!r}")

@@ -128,9 +128,13 @@ def open_part(
         # Fitted to some of the training runs: a split of their own, whose statistics others are refused.
         fitted_elsewhere=source is None and data.train_groups is not None,
     )
+    batch_size = recipe.train.batch_size
+    if not training:
+        # The last batch is padded to the full size, and all of it computed: none need be larger than the split.
+        batch_size = min(recipe.eval.batch_size or batch_size, max(clips.num_windows, world.size))
     loader = StreamingLoader(
         clips,
-        batch_size=recipe.train.batch_size if training else recipe.eval.batch_size or recipe.train.batch_size,
+        batch_size=batch_size,
         rank=world.rank,
         world_size=world.size,
         threads=data.threads,

@@ -11,7 +11,7 @@ from typing import Any
 from fmristream.errors import CorruptDataError
 from fmristream.storage.urls import redacted
 from train.leaks import read_audit
-from train.log import History, read_history
+from train.log import History, lines_of, read_history
 from train.provenance import read_provenance
 from train.report_view import TargetView, read_report, targets_of
 
@@ -140,7 +140,7 @@ def _history(path: Path) -> History | None:
 def _events(path: Path) -> list[Mapping[str, Any]]:
     """What was told now and then; a line that a kill cut short is passed over."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(path)
     except FileNotFoundError:
         return []
     found: list[Mapping[str, Any]] = []

@@ -95,7 +95,7 @@ def read_history(path: Path) -> History:
     steps: list[Mapping[str, Any]] = []
     evals: list[Mapping[str, Any]] = []
     cut, attempt = 0, ""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines_of(path), start=1):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
@@ -118,12 +118,17 @@ def read_history(path: Path) -> History:
     return History(steps=steps, evals=evals)
 
 
+def lines_of(path: Path) -> list[str]:
+    """The lines of a log; what a power cut left of one may be no text, and is no JSON then."""
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
 def last_logged_step(path: Path) -> int:
     """The highest step that any attempt logged, undone or not; 0 where there is none."""
     if not path.exists():
         return 0
     steps = [0]
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in lines_of(path):
         with suppress(json.JSONDecodeError):  # cut short by a kill; `read_history` tells other damage
             entry = json.loads(line)
             if entry["event"] == "step":
@@ -134,7 +139,7 @@ def last_logged_step(path: Path) -> int:
 def newest_attempt(path: Path) -> str:
     """The newest attempt that logged its start; empty where there is none."""
     newest = ""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in lines_of(path) if path.exists() else ():
         with suppress(json.JSONDecodeError):
             entry = json.loads(line)
             if entry["event"] == "start":

@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return SUPERSEDED
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except OSError as error:
-        print(f"train: {error.filename or out or 'results'}: {error.strerror or error}", file=sys.stderr, flush=True)
+        told = f"{error.filename or out or 'results'}: {error.strerror or error}"
+        advice = "the same command goes on, once --out is a folder that can be written and has room"
+        print(f"train: {told}; {advice}", file=sys.stderr, flush=True)
         return FAILED
 
 
@@ -112,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="change one value of the recipe (repeatable)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="checkpoints, log and report (default: runs/RECIPE)")
+    parser.add_argument("--out", type=_folder, metavar="DIR", help="checkpoints, log and report (default: runs/RECIPE)")
     add_options(parser)
     parser.add_argument(
         "--profile",
@@ -124,3 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--check", action="store_true", help="print the resolved recipe and stop")
     return parser
+
+
+def _folder(text: str) -> Path:
+    """A path; an empty one is a shell variable that is not set, and would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a folder, got an empty string; give . for the current one")
+    return Path(text)

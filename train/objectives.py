@@ -1,5 +1,6 @@
 """What the outputs of a network are held against: the loss of each window, and its score in the target's own unit."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -161,6 +162,7 @@ def regression(
     known = train_values[np.isfinite(train_values)].astype(np.float64)
     found = np.unique(known)
     if labels or len(found) < 2:
+        labels = [label for label in labels if not _is_number(label)] or labels  # one word makes a column words
         raise UsageError(
             f"{target}: regression needs numbers that differ between the training subjects, got {_some(labels, found)}; "
             f"choose another data.target or objective.kind"
@@ -186,6 +188,13 @@ def require_known_classes(objective: Objective, values: np.ndarray, *, split: st
             f"{objective.target}: subjects of split {split!r} have classes that no training subject has "
             f"({len(strange)} of them, codes {_some((), strange)}); leave them out with data.where, or split otherwise"
         )
+
+
+def _is_number(label: str) -> bool:
+    try:
+        return math.isfinite(float(label))
+    except ValueError:
+        return False
 
 
 def _some(labels: Sequence[str], numbers: np.ndarray) -> str:

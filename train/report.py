@@ -1,5 +1,6 @@
 """What a run tells people when it is done: one table, one JSON file and one picture."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,7 +160,9 @@ def _smooth(values: Sequence[float], *, weight: float = 0.95) -> list[float]:
 
 def _with_interval(part: Mapping[str, Any], key: str) -> str:
     value = part["metrics"][key]
-    if key not in part["intervals"]:
+    if not math.isfinite(value):
+        return "not defined"
+    if key not in part["intervals"] or not all(map(math.isfinite, part["intervals"][key])):
         return f"{value:.3f}"
     low, high = part["intervals"][key]
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"

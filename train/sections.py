@@ -9,7 +9,7 @@ from fmristream.catalog.where import nearest
 from fmristream.errors import UsageError
 from fmristream.signal.recipes import expand, parse_recipe
 from fmristream.signal.steps import Cohort
-from fmristream.storage.urls import display_url, scheme_of, without_credentials
+from fmristream.storage.urls import display_url, scheme_of, without_credentials, without_query
 
 TargetKind = Literal["classification", "regression"]
 Kind = Literal["classification", "regression", "multitask", "contrastive", "reconstruct", "masked"]
@@ -31,6 +31,11 @@ METRICS: Mapping[str, bool] = {
     "mse": False,
     "loss": False,
 }
+# What of them a target has; without one there is the loss.
+METRICS_OF: Mapping[TargetKind, tuple[str, ...]] = {
+    "classification": tuple(METRICS)[:7],
+    "regression": tuple(METRICS)[7:12],
+}
 # Which of the objective's options each kind reads.
 _OBJECTIVE_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "classification": ("balance", "reconstruction_weight", *_MASK),
@@ -40,6 +45,10 @@ _OBJECTIVE_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "reconstruct": ("perceptual",),
     "masked": ("loss", *_MASK),
 }
+
+
+# Every rank's own seed follows from it and fits into the 64 bits that torch takes.
+_SEEDS = 2**62
 
 
 def _nothing() -> Mapping[str, Any]:
@@ -87,7 +96,9 @@ class DataConfig:
     audit: Literal["fail", "warn", "off"] = "fail"
 
     def __post_init__(self) -> None:
-        without_credentials(self.url)
+        without_query(without_credentials(self.url))
+        for name, path in self.atlases.items():
+            _require_no_secret(f"data.atlases.{name}", path)
         if self.train_groups is not None:
             at_least("data", self, train_groups=1)
         at_least("data", self, train_groups_seed=0)
@@ -222,6 +233,9 @@ class StartConfig:
     brain: Literal["same", "weights", "model"] = "same"
     freeze: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        _require_no_secret("start.from", self.from_)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
@@ -298,6 +312,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         at_least("train", self, steps=1, batch_size=1, clip=0, eval_every=0, checkpoint_every=1)
         at_least("train", self, keep_last=1, log_every=1, seed=0)
+        if self.seed >= _SEEDS:
+            raise UsageError(f"train.seed must be below 2^62, got {self.seed}")
         _require_writable(self.checkpoints)
         at_least("train", self, keep_best=0)
         above_zero("train", self, "timeout_s")
@@ -309,6 +325,15 @@ class TrainConfig:
             )
         if not 0 <= self.ema < 1:
             raise UsageError(f"train.ema must lie in [0, 1), got {self.ema}; 0 is off, and .999 usual")
+
+
+def _require_no_secret(name: str, url: str) -> None:
+    """Raise UsageError for a URL that may hold a secret: recipe.toml and every checkpoint would keep it."""
+    if scheme_of(without_credentials(url)) != "file" and ("?" in url or "#" in url):
+        raise UsageError(
+            f"{name} {display_url(url)}: the URL has a query ('?...', not shown: it may hold a secret), which recipe.toml and "
+            "every checkpoint would keep; give it without, or a copy on a disk"
+        )
 
 
 def _require_writable(checkpoints: str) -> None:
@@ -353,7 +378,7 @@ class EvalConfig:
                 f"eval.metric must be one of {', '.join(METRICS)} (of several targets TARGET.METRIC), got {self.metric!r}"
             )
         for url in self.urls:
-            without_credentials(url)
+            without_query(without_credentials(url))
         for name in ("batch_size", "stride"):
             if getattr(self, name) is not None:
                 at_least("eval", self, **{name: 1})

@@ -56,7 +56,9 @@ class RowWriter:
         fields = [pa.field(name, column.arrow) for name, column in columns.items()]
         told = {_FACTS: json.dumps(facts, sort_keys=True, allow_nan=False).encode()}
         self._columns, self._schema = columns, pa.schema(fields, metadata=told)
-        self._writer = pq.ParquetWriter(place, self._schema, compression="zstd", write_statistics=False)
+        # Parquet has no other checksum: a flipped bit of a number would be another number.
+        options: dict[str, Any] = {"compression": "zstd", "write_statistics": False, "write_page_checksum": True}
+        self._writer = pq.ParquetWriter(place, self._schema, **options)
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
 
@@ -145,8 +147,11 @@ def decode_rows(data: bytes) -> tuple[dict[str, Values], dict[str, Any]]:
 
 def _decoded(source: Any) -> tuple[dict[str, Values], dict[str, Any]]:
     try:
-        table = pq.ParquetFile(source).read(use_threads=False)
-        facts = json.loads((table.schema.metadata or {})[_FACTS])
+        table = pq.ParquetFile(source, page_checksum_verification=True).read(use_threads=False)
+        told = (table.schema.metadata or {}).get(_FACTS)
+        if told is None:
+            raise ValueError("it does not say what it is")
+        facts = json.loads(told)
         if not isinstance(facts, dict):
             raise ValueError("what it says of itself is no JSON object")
     except (FileNotFoundError, PermissionError):

@@ -102,3 +102,30 @@ def test_a_table_that_says_nothing_of_itself_is_not_ours(tmp_path, facts):
     pq.write_table(pa.table({"x": [1]}).replace_schema_metadata({"fmristream": facts}), tmp_path / "t.parquet")
     with pytest.raises(CorruptDataError, match="is not a table that fmristream wrote"):
         read_rows(tmp_path / "t.parquet")
+
+
+def test_no_flipped_bit_of_a_value_is_read_as_another_value():
+    columns = {"score": np.linspace(-1, 1, 50)}
+    whole = encode_rows(columns, facts={})
+    chunk = pq.ParquetFile(pa.BufferReader(whole)).metadata.row_group(0).column(0)
+    header_bytes = 60  # more than there are: what a page says of itself is not in its checksum
+    silent = []
+    for place in range(chunk.dictionary_page_offset + header_bytes, chunk.data_page_offset):
+        for bit in (1, 16):
+            damaged = bytearray(whole)
+            damaged[place] ^= bit
+            try:
+                found, _ = decode_rows(bytes(damaged))
+            except CorruptDataError:
+                continue
+            if not np.array_equal(found["score"], columns["score"]):
+                silent.append(place)
+    assert chunk.data_page_offset > chunk.dictionary_page_offset + 3 * header_bytes
+    assert silent == []
+
+
+def test_a_table_of_somebody_else_is_told_as_such():
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"a": [1]}), sink)
+    with pytest.raises(CorruptDataError, match="it does not say what it is"):
+        decode_rows(sink.getvalue().to_pybytes())

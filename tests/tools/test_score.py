@@ -63,3 +63,24 @@ def test_damage_and_absence_are_told_apart(finished, capsys):
     (finished / FILE).write_bytes(b"PAR1")
     assert main([str(finished)]) == 1
     assert "is not a table that fmristream wrote" in capsys.readouterr().err
+
+
+def test_numbers_of_a_split_that_the_table_lost_are_not_called_the_same(finished, capsys):
+    found = table(cohort(families=True), (target(),))
+    write_predictions(found, finished / FILE)
+    (finished / "report.json").write_text(report_text(report_of(read_predictions(finished / FILE))))
+    assert main([str(finished)]) == 0
+    capsys.readouterr()
+    write_predictions(found.at(found.words["split"] == "val"), finished / FILE)
+    assert main([str(finished)]) == 1
+    write_predictions(found.at(found.words["split"] == "nobody"), finished / FILE)
+    assert main([str(finished)]) == 1
+    assert "the same numbers" not in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_damaged_report_and_a_place_that_cannot_be_written_are_told_in_a_sentence(finished, capsys):
+    (finished / "report.json").write_text("{")
+    assert main([str(finished)]) == 1
+    assert "report.json: is not the JSON that was written" in capsys.readouterr().err
+    assert main([str(finished), "--out", str(finished / FILE / "report.json")]) == 2
+    assert "give another --out" in capsys.readouterr().err

@@ -86,12 +86,42 @@ def test_the_published_recipe_has_the_published_size():
         ("[start]\nfreeze = ['model.', 3]", "start.freeze[1]: expected text, got 3"),
         ("[optim]\nschedule = 'step'", "which needs both; got schedule 'step' and neither"),
         ("[optim]\ndecay = 0.5", "are of schedule 'step'"),
+        ("[train]\nseed = 9223372036854775807", "train.seed must be below 2^62"),
+        ("[eval]\nurls = 'other'", "eval.urls: expected a list in brackets, got 'other'"),
+        ("[eval]\nmetric = 'mae'", "eval.metric 'mae': validation of this objective does not give it"),
+        ("[eval]\nmetric = 'sex.auroc'", "did you mean auroc?"),
+        ("[objective]\nkind = 'masked'\n[eval]\nmetric = 'auroc'", "known: loss"),
+        (
+            "[objective]\nkind = 'multitask'\ntargets = { age = 'regression', sex = 'classification' }\n"
+            "[eval]\nmetric = 'auroc'",
+            "did you mean sex.auroc?",
+        ),
     ],
 )
 def test_what_a_recipe_does_not_know_is_an_error_that_says_where(write, text, sentence):
     with pytest.raises(UsageError) as caught:
         load_recipe(write(text))
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.url=https://host/x?token=hush",
+        "data.url=https://me:hush@host/x",
+        "eval.urls=['https://host/x?token=hush']",
+        "eval.urls=['s3://me:hush@host/x']",
+        "start.from=https://host/x?token=hush",
+        "start.from=s3://me:hush@bucket/run",
+        "data.atlases.mine=https://host/a.nii?token=hush",
+        "data.atlases.mine=https://me:hush@host/a.nii",
+        "train.checkpoints=s3://me:hush@bucket/run",
+    ],
+)
+def test_a_secret_in_a_url_is_refused_before_any_file_or_checkpoint_can_keep_it(write, override):
+    with pytest.raises(UsageError, match=r"credentials|query") as caught:
+        load_recipe(write(""), [override])
+    assert "hush" not in str(caught.value)
 
 
 def test_tables_lists_and_names_that_python_keeps_for_itself_survive(write):

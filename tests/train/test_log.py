@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fmristream.errors import CorruptDataError
-from train.log import open_log, read_history
+from train.log import last_logged_step, newest_attempt, open_log, read_history
 
 
 def write(path, *entries):
@@ -52,6 +52,16 @@ def test_a_line_that_a_kill_cut_is_closed_and_skipped(tmp_path):
         log.step(step(2, float("nan")), total=9, show_every=3)
     history = read_history(path)
     assert [(entry["step"], entry["loss"]) for entry in history.steps] == [(1, 1.0), (2, None)]
+
+
+def test_what_a_power_cut_left_of_a_line_need_be_no_text(tmp_path):
+    path = tmp_path / "log.jsonl"
+    lines = [b'{"event": "start", "attempt": "1-a", "step": 0}', b'{"event": "step", "step": 1}']
+    path.write_bytes(b"\n".join([*lines, b'{"event": "st\x00\xff\xc3']))
+    with open_log(path, enabled=True) as log:
+        log.event("start", {"step": 1})
+    assert [entry["step"] for entry in read_history(path).steps] == [1]
+    assert (last_logged_step(path), newest_attempt(path)) == (1, "1-a")
 
 
 def test_a_line_damaged_in_any_other_way_is_not_passed_over(tmp_path):

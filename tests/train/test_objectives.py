@@ -59,6 +59,7 @@ def test_bf16_outputs_are_held_against_targets_in_float32():
         ("classification", (), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "got 1, 2, 3, 4, 5, ..."),
         ("classification", (), [np.nan], "no known value"),
         ("regression", ("F", "M"), [0.0, 1.0], "regression needs numbers"),
+        ("regression", ("1", "2.5", "yes", "inf"), [0.0, 1.0, 2.0], "got yes, inf;"),
         ("regression", (), [30.0, 30.0, np.nan], "that differ between the training subjects, got 30"),
     ],
 )

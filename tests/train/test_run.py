@@ -314,6 +314,26 @@ def test_a_checkpoint_of_another_objective_is_refused(finished, capsys):
     assert "was trained for" in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_is_told_with_what_to_do(cohort, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    recipe = str(write_small(tmp_path, cohort))
+    assert main([recipe, "--out", str(tmp_path / "file")]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"train: {tmp_path / 'file'}: File exists; the same command goes on, once --out is a folder")
+    with pytest.raises(SystemExit) as ended:
+        main([recipe, "--out", ""])
+    assert ended.value.code == 2
+    assert "expected a folder, got an empty string" in capsys.readouterr().err
+
+
+def test_no_evaluation_batch_is_padded_beyond_its_split(small_recipe):
+    recipe = small_recipe(eval={"batch_size": 10**9})
+    with ExitStack() as stack:
+        part = loop.open_part(recipe, split="val", seed=None, world=ALONE, stack=stack)
+        (batch,) = part.loader
+        assert (batch.global_size, bool(batch.valid.all())) == (part.clips.num_windows, True)
+
+
 def test_credentials_in_a_url_are_not_even_printed(capsys):
     assert main(["swift_tiny_cpu", "--check", "--set", "data.url=s3://KEY:SECRET@bucket/ds"]) == 2
     shown = capsys.readouterr()
