@@ -156,6 +156,8 @@ def about_of(
         "precision": recipe.train.precision,
         "weights": ["best" if uses_best(recipe) else "last", recipe.train.ema],
         "content": {name: one.content_digest for name, one in clips.items()},
+        # The participants table (truths, families, sites, columns that a network is given) is of a version, not of the content.
+        "version": {name: one.generation_digest for name, one in clips.items()},
         "selection": {name: one.selection_digest for name, one in clips.items()},
     }
     return About(

@@ -97,7 +97,8 @@ def resume(run: Run) -> Stored | None:
     restore_weights(found, run.model, world=run.world)
     _require_objective(run, found)
     run.step = found.step
-    if run.world.is_main and (changed := changes(found.state["recipe"], as_tables(run.recipe))):
+    changed = changes(found.state["recipe"], as_tables(run.recipe)) | _other_version(found, run.train)
+    if run.world.is_main and changed:
         run.log.event("changed", changed)
     return found
 
@@ -297,6 +298,12 @@ def objective_state(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Any:
     """A target's state as it is written now: those of the first releases lack what has a default."""
     default = as_json(Objective(kind="regression", target="").state())
     return {name: value for name, value in default.items() if name in now} | dict(saved)
+
+
+def _other_version(found: Stored, part: Part) -> dict[str, str]:
+    """Whether the dataset is of another version by now: its runs are the same, labels of subjects may not be."""
+    before, now = found.state["dataset"].get("generation_digest"), part.clips.generation_digest
+    return {} if before in (None, now) else {"dataset.generation_digest": f"{before[:12]} -> {now[:12]}"}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
