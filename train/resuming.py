@@ -308,7 +308,9 @@ def _other_version(found: Stored, part: Part) -> dict[str, str]:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """What a resumed run does otherwise; what recipes of then could not say, they meant by default."""
-    before = {section: {**values, **before.get(section, {})} for section, values in as_tables(Recipe()).items()}
+    default = as_tables(Recipe())
+    del default["data"]["target"]  # always said by who has one
+    before = {section: {**values, **before.get(section, {})} for section, values in default.items()}
     names = {(section, key) for recipe in (before, now) for section, values in recipe.items() for key in values}
     pairs = {
         f"{section}.{key}": (before.get(section, {}).get(key), now.get(section, {}).get(key)) for section, key in names
