@@ -19,15 +19,20 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `tools` is not installed
 
+from fmristream import open as open_dataset  # noqa: E402
 from fmristream.errors import FmriStreamError, UsageError  # noqa: E402
 from tools.learning_curve_fit import Fit, fit_with_interval  # noqa: E402
 from tools.proof_results import append, read_lines  # noqa: E402
 from train.config import Recipe, as_tables, load_recipe  # noqa: E402
+from train.summary import report_of  # noqa: E402
+
+if TYPE_CHECKING:
+    from train.state import Outcome
 
 NETWORK, CONNECTIVITY = "network", "functional connectivity"
 # Metric -> its error, which a power law lets fall.
@@ -56,9 +61,16 @@ def cell_recipe(recipe: Recipe, *, size: int, seed: int) -> Recipe:
     return dataclasses.replace(recipe, data=data, train=dataclasses.replace(recipe.train, seed=seed))
 
 
-def digest_of(recipe: Recipe) -> str:
-    """What a finished cell was computed with."""
-    return hashlib.sha256(json.dumps(as_tables(recipe), sort_keys=True).encode()).hexdigest()[:16]
+def digest_of(recipe: Recipe, *, version: str) -> str:
+    """What a cell is computed with: its recipe, and the version of the dataset."""
+    return hashlib.sha256(json.dumps([as_tables(recipe), version], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def network_numbers(outcome: "Outcome") -> dict[str, float | None]:
+    """Test numbers of the first target, as the run's own report has them."""
+    assert outcome.table is not None, "a curve has test subjects"
+    report, first = report_of(outcome.table), outcome.table.about.targets[0].name
+    return _test_numbers(report.get("targets", {first: report})[first])
 
 
 def compute_cell(recipe: Recipe, *, folder: Path, with_baseline: bool) -> dict[str, Any] | None:
@@ -71,14 +83,13 @@ def compute_cell(recipe: Recipe, *, folder: Path, with_baseline: bool) -> dict[s
     from train.config import as_toml
     from train.launch import World
     from train.loop import train
-    from train.report import summarise
 
     folder.mkdir(parents=True, exist_ok=True)
     outcome = train(recipe, out=folder, world=World())
     if outcome is None:
         return None
     (folder / "recipe.toml").write_text(as_toml(recipe), encoding="utf-8")
-    found = {NETWORK: _test_numbers(summarise(outcome, recipe))}
+    found = {NETWORK: network_numbers(outcome)}
     if with_baseline:
         baseline = next(one for one in recipe_baselines(recipe) if one.name == NAME)
         found[CONNECTIVITY] = _test_numbers(summary(baseline, recipe))
@@ -122,17 +133,18 @@ _WHO = (NETWORK, CONNECTIVITY)
 def _compute(recipe: Recipe, options: argparse.Namespace) -> int:
     """Smaller cells of all seeds first: a curve is there early."""
     options.out.mkdir(parents=True, exist_ok=True)
-    results, status = options.out / "results.jsonl", DONE
+    results, status, version = options.out / "results.jsonl", DONE, open_dataset(recipe.data.url).generation_digest
     for size in sorted(set(options.sizes)):
         for seed in dict.fromkeys(options.seeds):
             own = cell_recipe(recipe, size=size, seed=seed)
-            if any(line["digest"] == digest_of(own) for line in read_lines(results)):
+            digest = digest_of(own, version=version)
+            if any(line["digest"] == digest for line in read_lines(results)):
                 continue
             begun = time.perf_counter()
             try:
-                found = compute_cell(
-                    own, folder=options.out / "cells" / f"{size}-{seed}", with_baseline=not options.no_baseline
-                )
+                # Of its own name: a cell that another recipe was stopped in must not be gone on with.
+                folder = options.out / "cells" / f"{size}-{seed}-{digest}"
+                found = compute_cell(own, folder=folder, with_baseline=not options.no_baseline)
             except UsageError as error:  # so few subjects may lack a class: the others are computed all the same
                 print(f"learning_curve: {size} groups, seed {seed}: failed: {error}", file=sys.stderr, flush=True)
                 status = FAILED
@@ -141,7 +153,7 @@ def _compute(recipe: Recipe, options: argparse.Namespace) -> int:
                 print("learning_curve: stopped after a checkpoint; the same command goes on", file=sys.stderr)
                 return STOPPED
             seconds = round(time.perf_counter() - begun, 1)
-            line = {"size": size, "seed": seed, "digest": digest_of(own), "numbers": found, "seconds": seconds}
+            line = {"size": size, "seed": seed, "digest": digest, "numbers": found, "seconds": seconds}
             append(results, line)
             print(f"{size} groups, seed {seed}: {_told(found)} in {seconds} s", flush=True)
     return status
@@ -149,7 +161,9 @@ def _compute(recipe: Recipe, options: argparse.Namespace) -> int:
 
 def _draw(recipe: Recipe, options: argparse.Namespace) -> None:
     """The picture, the table and the fits of the cells that are there."""
-    wanted = {digest_of(cell_recipe(recipe, size=size, seed=seed)) for size in options.sizes for seed in options.seeds}
+    version = open_dataset(recipe.data.url).generation_digest
+    cells = [cell_recipe(recipe, size=size, seed=seed) for size in options.sizes for seed in options.seeds]
+    wanted = {digest_of(one, version=version) for one in cells}
     lines = [line for line in read_lines(options.out / "results.jsonl") if line["digest"] in wanted]
     metric = options.metric or ("mae" if recipe.objective.kind == "regression" else "auroc")
     if metric == "auroc" and not any("auroc" in numbers for line in lines for numbers in line["numbers"].values()):

@@ -26,7 +26,7 @@ from train.baselines_nuisance import nuisance_of, run_facts
 from train.baselines_paired import Difference, clusters, paired_differences
 from train.config import Recipe, load_recipe
 from train.data import Part, fitted_of, open_part
-from train.evaluate import Subjects
+from train.evaluate import Subjects, words_of_runs
 from train.launch import World
 from train.participants import FAMILY_COLUMNS, SITE_COLUMNS, words_of
 
@@ -153,6 +153,7 @@ def recipe_baselines(
         say(_cost(seen))
         dataset = parts["train"].clips.dataset
         sites, families = words_of(dataset, SITE_COLUMNS), words_of(dataset, FAMILY_COLUMNS)
+        drawn_whole = {label: name for part in parts.values() for label, name in _families(part).items()}
         scans = {run.name: (run, run_facts(dataset, run)) for part in parts.values() for run in part.clips.runs}
         connectivity = {
             name: _kept_together(connectivity_features(part, block=block), families) for name, part in seen.items()
@@ -168,7 +169,8 @@ def recipe_baselines(
             beside = {name: scan.of(part.subject) for name, part in connectivity.items()}
             for name, features in ((CONNECTIVITY, connectivity), (NUISANCE, beside)):
                 fitted = fit_baseline(name, features, truth, kind=objective.kind, seed=recipe.train.seed)
-                found.append(_drawn_whole(dataclasses.replace(fitted, objective=objective, site=sites)))
+                known = dataclasses.replace(fitted, objective=objective, site=sites, family=drawn_whole)
+                found.append(_drawn_whole(known))
     return found
 
 
@@ -181,15 +183,20 @@ def _kept_together(features: Features, families: Mapping[str, str]) -> Features:
     return dataclasses.replace(features, group=group)
 
 
+def _families(part: Part) -> dict[str, str]:
+    """The family of each subject that has one, as a network's own intervals draw them."""
+    words = words_of_runs(part.clips)
+    pairs = zip(words["subject"].tolist(), words["family"].tolist(), strict=True)
+    return {subject: family for subject, family in pairs if family is not None}
+
+
 def _drawn_whole(baseline: Baseline) -> Baseline:
-    """With its scored subjects drawn by family, as those of a network are."""
-    family = baseline.family
-    if all(baseline.site.get(label) == group for label, group in family.items()):
-        family = {}  # what a split was told to keep whole is the site
+    """With its scored subjects drawn by family."""
     parts = {
-        name: dataclasses.replace(part, cluster=clusters(part.label, family)) for name, part in baseline.parts.items()
+        name: dataclasses.replace(part, cluster=clusters(part.label, baseline.family))
+        for name, part in baseline.parts.items()
     }
-    return dataclasses.replace(baseline, family=family, parts=parts)
+    return dataclasses.replace(baseline, parts=parts)
 
 
 def summary(baseline: Baseline, recipe: Recipe) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A network that does no better than these may read nothing else.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fmristream.errors import UsageError
 from fmristream.report.look import signal_moments
 from train.baselines_fit import Features
+from train.participants import SITE_COLUMNS, words_of
 
 if TYPE_CHECKING:
     from fmristream.catalog.run import Run
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 # Columns of participants tables that are taken where nobody says which, whatever their case.
-USUAL_COLUMNS = ("site", "site_id", "scanner", "age", "sex")
+USUAL_COLUMNS = (*SITE_COLUMNS, "age", "sex")
 
 # Power et al. 2012: rotations as millimetres on a sphere of this radius.
 HEAD_RADIUS_MM = 50.0
@@ -118,9 +119,11 @@ def _chosen(dataset: "Dataset", target: str, columns: Sequence[str] | None) -> l
 
 
 def _column(dataset: "Dataset", name: str, labels: Sequence[str]) -> dict[str, Floats]:
-    """One column as features: numbers as they are, words as 0 and 1."""
+    """One column as features: numbers as they are, words as 0 and 1; the number of a site is its name."""
     table = dataset.participant_columns
-    cells = dict(zip(map(str, table["subject"]), table[name], strict=True))
+    cells: Mapping[str, Any] = dict(zip(map(str, table["subject"]), table[name], strict=True))
+    if name.lower() in SITE_COLUMNS:
+        cells = words_of(dataset, (name.lower(),))
     found = [cells.get(label) for label in labels]
     if not any(isinstance(cell, str) for cell in cells.values()):
         return {name: np.array([np.nan if cell is None else float(cell) for cell in found])}

@@ -38,7 +38,7 @@ _CALLED = {
 LEAST_OF_SITE = 10
 # What of the data's section leaves every sample as it is.
 _HOW = ("threads", "prefetch_batches", "audit")
-_FORMAT = 2  # 1: intervals over subjects, not families
+_FORMAT = 3  # 1: intervals over subjects, not families; 2: numbers of sites as quantities
 
 
 def stand_beside(recipe: Recipe, *, out: Path) -> None:

@@ -153,13 +153,17 @@ def about_of(
     tables = as_tables(recipe)
     data = {name: value for name, value in tables["data"].items() if name not in _FREE}
     rows = {"model": tables["model"], "objective": tables["objective"], "data": data}
-    made_of = rows | {
+    made_of: dict[str, Any] = rows | {
         "stride": recipe.eval.stride,
         "precision": recipe.train.precision,
         "weights": ["best" if uses_best(recipe) else "last", recipe.train.ema],
         "content": {name: one.content_digest for name, one in clips.items()},
+        # The participants table (truths, families, sites, columns that a network is given) is of a version, not of the content.
+        "version": {name: one.generation_digest for name, one in clips.items()},
         "selection": {name: one.selection_digest for name, one in clips.items()},
     }
+    if recipe.objective.kind == "contrastive":
+        made_of["compared"] = recipe.train.batch_size  # windows with each other: a loss falls with their number
     return About(
         step=step,
         objective=recipe.objective.kind,

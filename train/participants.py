@@ -21,12 +21,12 @@ def words_of(dataset: "Dataset", usual_names: Sequence[str]) -> dict[str, str]:
     if name is None:
         return {}
     return {
-        str(subject): _word(cell)
+        str(subject): word_of(cell)
         for subject, cell in zip(table["subject"], table[name], strict=True)
         if cell is not None and cell == cell  # not NaN
     }
 
 
-def _word(value: object) -> str:
+def word_of(value: object) -> str:
     """Whole numbers without a point: a table of words and one of numbers name the same families."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -98,7 +98,8 @@ def resume(run: Run) -> Stored | None:
     _require_objective(run, found)
     run.step = found.step
     run.look_is_due = found.state.get("look_is_due", False)
-    if run.world.is_main and (changed := changes(found.state["recipe"], as_tables(run.recipe))):
+    changed = changes(found.state["recipe"], as_tables(run.recipe)) | _other_version(found, run.train)
+    if run.world.is_main and changed:
         run.log.event("changed", changed)
     return found
 
@@ -301,9 +302,17 @@ def objective_state(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Any:
     return {name: value for name, value in default.items() if name in now} | dict(saved)
 
 
+def _other_version(found: Stored, part: Part) -> dict[str, str]:
+    """Whether the dataset is of another version by now: its runs are the same, labels of subjects may not be."""
+    before, now = found.state["dataset"].get("generation_digest"), part.clips.generation_digest
+    return {} if before in (None, now) else {"dataset.generation_digest": f"{before[:12]} -> {now[:12]}"}
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """What a resumed run does otherwise; what recipes of then could not say, they meant by default."""
-    before = {section: {**values, **before.get(section, {})} for section, values in as_tables(Recipe()).items()}
+    default = as_tables(Recipe())
+    del default["data"]["target"]  # always said by who has one
+    before = {section: {**values, **before.get(section, {})} for section, values in default.items()}
     names = {(section, key) for recipe in (before, now) for section, values in recipe.items() for key in values}
     pairs = {
         f"{section}.{key}": (before.get(section, {}).get(key), now.get(section, {}).get(key)) for section, key in names

@@ -91,12 +91,18 @@ def _facts(clips: "StreamingDataset", number: int, *, epoch: int, target: str | 
         start_frame=clip.start,
         frames=clip.length,
         step=clip.step,
-        target=None if target is None else float(clips.target_values[target][clip.run]),
+        target=None if target is None else _value_of(clips, target, run.subject),
         not_finite=own.size - values.size,
         least=float(values.min(initial=np.inf)),
         largest=float(values.max(initial=-np.inf)),
         sd=float(values.std(dtype=np.float64)) if values.size else float("nan"),
     )
+
+
+def _value_of(clips: "StreamingDataset", target: str, subject: str) -> float:
+    """A subject's target; `target_values` has one for each subject, not for each run."""
+    (found,) = (one for one in clips.targets if one.name == target)
+    return found.of(subject)
 
 
 def _told(facts: WindowFacts, *, target: str | None) -> str:

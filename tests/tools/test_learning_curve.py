@@ -10,12 +10,16 @@ from fmristream import convert
 from fmristream import open as open_dataset
 from fmristream.errors import UsageError
 from fmristream.ingest.options import ConvertOptions
+from tests.train import tables
 from tests.train.small import write_small
-from tools.learning_curve import cell_recipe, errors_of, main
+from tools.learning_curve import cell_recipe, digest_of, errors_of, main, network_numbers
 from tools.learning_curve_fit import PowerLaw, fit_power_law, fit_with_interval
 from tools.proof_results import read_lines
 from train.config import recipe_from
 from train.data import training_part
+from train.evaluate import scores_of
+from train.state import Outcome
+from train.summary import report_of
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,31 @@ def test_a_small_curve_is_computed_once_and_drawn(arguments, tmp_path, capsys):
     assert main(arguments) == 0
     assert "groups, seed" not in capsys.readouterr().out
     assert read_lines(out / "results.jsonl") == lines
+
+
+def test_a_cell_that_another_recipe_was_stopped_in_is_not_gone_on_with(arguments, tmp_path):
+    one = [*arguments[:3], "6", *arguments[5:], "--no-baseline"]
+    for change in ([], ["--set", "optim.lr=1e-4"]):
+        assert main([*one, *change]) == 0
+    logs = [path.read_text() for path in sorted((tmp_path / "curve" / "cells").glob("6-0-*/log.jsonl"))]
+    assert [log.count('"event": "start"') for log in logs] == [1, 1]
+
+
+def test_cells_of_a_dataset_that_was_changed_are_computed_anew(cohort):
+    recipe = recipe_from({"data": {"url": cohort}})
+    assert digest_of(recipe, version="1") == digest_of(recipe, version="1") != digest_of(recipe, version="2")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_networks_numbers_are_those_of_its_own_report(several):
+    rows = [row for row in tables.cohort(30) if row[0] == "test"]  # no validation: the threshold is a half of sigmoids
+    targets = (tables.target(), tables.target(name="age", classes=())) if several else (tables.target(),)
+    found = tables.table([(*row, 40.0, 41.0) for row in rows], targets, average="sigmoid")
+    outcome = Outcome(step=5, task=None, val=None, test=scores_of(found, "test"), table=found)
+    report = report_of(found)
+    expected = (report["targets"]["sex"] if several else report)["test"]["metrics"]
+    assert network_numbers(outcome) == expected
+    assert expected["balanced_accuracy"] == expected["balanced_accuracy_at_0"] > 0.6
 
 
 def test_errors_are_what_is_missing_to_one_or_the_error_itself():

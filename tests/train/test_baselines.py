@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ from train.baselines import (
 from train.baselines_fit import Features
 from train.baselines_paired import clusters
 from train.config import recipe_from
-from train.evaluate import Subjects
+from train.data import open_part
+from train.evaluate import Subjects, words_of_runs
 from train.launch import World
 from train.loop import train
 from train.report import write_report
@@ -217,6 +219,30 @@ def test_families_of_the_participants_table_are_kept_whole_in_tuning_and_in_inte
         assert test.cluster == tuple(f"family {expected[label]}" for label in test.label)
         assert summary(baseline, recipe)["test"]["bootstrap"]["clusters"] == len(set(test.cluster)) < len(test.label)
         assert baseline.family == expected
+
+
+def test_families_are_drawn_whole_where_a_conversion_kept_sites_together(tmp_path):
+    """As a network's own intervals draw them: a site is no family."""
+    source = parse_url("synth://?subjects=16&shape=8x8x8&frames=20")
+    people = source.participants()
+    rows = [f"{row['subject']},{row['sex']},s{place // 4},f{place // 2}" for place, row in enumerate(people)]
+    (tmp_path / "people.csv").write_text("\n".join(["participant_id,sex,site,family_id", *rows]) + "\n")
+    url, phenotypes = str(tmp_path / "dataset"), Phenotypes(url=str(tmp_path / "people.csv"), group_by="site")
+    how = ConvertOptions(split="exact", split_ratios=(0.5, 0.0, 0.5), phenotypes=phenotypes)
+    convert(source.url(), url, options=how)
+    recipe = recipe_from({"data": {"url": url, "window": 8, "stride": 8, "val_split": ""}})
+    baseline = recipe_baselines(recipe, block=4)[0]
+    with ExitStack() as stack:
+        clips = open_part(recipe, split="test", seed=None, world=World(), stack=stack).clips
+    words = words_of_runs(clips)
+    expected = dict(zip(words["subject"], words["family"], strict=True))
+    assert sorted(set(expected.values())) == sorted(
+        {f"f{place // 2}" for place, row in enumerate(people) if row["subject"] in expected}
+    )
+    assert baseline.parts["test"].cluster == tuple(
+        f"family {expected[label]}" for label in baseline.parts["test"].label
+    )
+    assert {label: baseline.family[label] for label in expected} == expected
 
 
 def test_a_network_scored_by_session_is_compared_by_its_subjects_means():

@@ -11,7 +11,10 @@ import fmristream
 from fmristream import convert
 from fmristream.errors import UsageError
 from fmristream.ingest.options import ConvertOptions
+from fmristream.ingest.sources.phenotypes import Phenotypes
+from fmristream.synth.cohort import parse_url
 from train.baselines_nuisance import framewise_displacement_mm, nuisance_features, run_facts
+from train.beyond.probes import column_question, place_columns
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +62,39 @@ def test_words_become_a_feature_each_and_gaps_are_told(derivatives):
     assert np.isnan(column["age"]).tolist() == [False, False, True, False, False, False]
     assert column["age is missing"].tolist() == [0, 0, 1, 0, 0, 0]
     assert not any("sex" in name for name in found.names)
+
+
+@pytest.fixture(scope="module")
+def numbered_sites(tmp_path_factory):
+    """Six subjects of sites that are called by numbers, and ABCD's column of sites."""
+    folder, cohort = tmp_path_factory.mktemp("sites"), parse_url("synth://?subjects=6&shape=8x8x8&frames=12")
+    sites = zip((3, 1, 3, 1, 2, 2), ("site01", "site02") * 3, strict=True)
+    pairs = zip(cohort.participants(), sites, strict=True)
+    rows = [f"{row['subject']},{site},{abcd},{row['age']}" for row, (site, abcd) in pairs]
+    (folder / "people.csv").write_text("\n".join(["participant_id,site,site_id_l,age", *rows]) + "\n")
+    options = ConvertOptions(split="none", phenotypes=Phenotypes(url=str(folder / "people.csv")))
+    convert(cohort.url(), str(folder / "out"), options=options)
+    return fmristream.open(str(folder / "out"))
+
+
+def test_the_number_of_a_site_is_a_name_and_abcds_column_is_known(numbered_sites):
+    found = nuisance_features(numbered_sites, numbered_sites.runs, target="age")
+    column = dict(zip(found.names, found.values.T, strict=True))
+    assert [column[f"site={number}"].tolist() for number in (1, 2, 3)] == [
+        [0, 1, 0, 1, 0, 0],
+        [0, 0, 0, 0, 1, 1],
+        [1, 0, 1, 0, 0, 0],
+    ]
+    assert column["site_id_l=site02"].tolist() == [0, 1, 0, 1, 0, 1]
+    assert "site" not in column
+
+
+def test_probes_ask_which_site_not_how_much_of_one(numbered_sites):
+    asked = column_question(numbered_sites, "site")
+    assert (asked.kind, asked.classes) == ("classification", ("1", "2", "3"))
+    assert [asked.truth[label] for label in sorted(asked.truth)] == [2, 0, 2, 0, 1, 1]
+    assert column_question(numbered_sites, "age").kind == "regression"
+    assert place_columns(numbered_sites) == ["site", "site_id_l"]
 
 
 def test_the_target_is_never_a_feature(derivatives):

@@ -7,7 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
+from fmristream import convert
 from fmristream.errors import UsageError
+from fmristream.ingest.options import ConvertOptions
+from fmristream.ingest.sources.phenotypes import Phenotypes
+from fmristream.synth.cohort import parse_url
+from tests.train.small import small_tables
 from train import loop
 from train.config import recipe_from
 from train.launch import World
@@ -132,3 +137,48 @@ def test_the_last_weights_of_a_run_that_was_over_are_not_taken_for_the_best(agai
         start(eval=evaluation)
     assert read_predictions(out / FILE).about.made_of["weights"] == ["last", 0.0]
     assert start()["scorings"] == 1
+
+
+def test_windows_that_were_compared_with_fewer_others_are_scored_anew(small_recipe, tmp_path):
+    def loss(batch_size):
+        data, train = {"views": "same-subject", "stride": 14}, {"steps": 1, "batch_size": batch_size}
+        recipe = small_recipe(data=data, objective={"kind": "contrastive"}, train=train, eval={"batch_size": 4})
+        outcome = loop.train(recipe, out=tmp_path, world=ALONE)
+        write_report(outcome, recipe, out=tmp_path)
+        return outcome.test.numbers["loss"]
+
+    assert loss(9) > loss(3) + 0.3
+    assert scored_again(tmp_path) == ["changed: compared"]
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    changed = [event for event in events if event["event"] == "changed"]
+    assert changed == [{"event": "changed", "train.batch_size": "9 -> 3"}]
+
+
+def test_labels_that_were_corrected_are_scored_against_and_the_log_says_that_the_data_have_changed(tmp_path):
+    cohort, url, people = parse_url("synth://?subjects=6&shape=12x12x12&frames=16"), tmp_path / "d", tmp_path / "p.csv"
+
+    def converted(correction, **how):
+        rows = [f"{row['subject']},{row['age'] + correction.get(row['subject'], 0)}" for row in cohort.participants()]
+        people.write_text("\n".join(["participant_id,years", *rows]) + "\n")
+        options = ConvertOptions(
+            split="exact", split_ratios=(0.5, 0.0, 0.5), phenotypes=Phenotypes(url=str(people)), **how
+        )
+        convert(cohort.url(), str(url), options=options)
+
+    def truths():
+        write_report(loop.train(recipe, out=tmp_path / "run", world=ALONE), recipe, out=tmp_path / "run")
+        return {
+            one["subject"]: one["truth"]
+            for one in json.loads((tmp_path / "run" / "report.json").read_text())["test"]["subjects"]
+        }
+
+    converted({})
+    data = {"target": "years", "val_split": ""}
+    recipe = recipe_from(small_tables(str(url), data=data, objective={"kind": "regression"}, train={"steps": 1}))
+    before = truths()
+    wrong = min(before)
+    converted({wrong: 30}, update="all")  # no run changes, and with none the digest of the content
+    assert truths() == before | {wrong: pytest.approx(before[wrong] + 30, abs=1e-4)}
+    assert scored_again(tmp_path / "run") == ["changed: version"]
+    events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert ["dataset.generation_digest" in event for event in events if event["event"] == "changed"] == [True]

@@ -6,9 +6,12 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from fmristream import StreamingDataset
+from fmristream import StreamingDataset, convert
+from fmristream import open as open_dataset
+from fmristream.ingest.options import ConvertOptions
+from tests.train.small import small_tables
 from train import loop
-from train.config import as_toml
+from train.config import as_toml, recipe_from
 from train.data import open_part
 from train.launch import World
 from train.windows import look_up, main
@@ -50,6 +53,16 @@ def test_its_values_are_those_of_the_dataset(a_run, cohort, capsys):
     )
     assert f"in-mask values {inside.min():.4g} to {inside.max():.4g}, SD {np.std(inside, dtype=np.float64):.4g}" in said
     assert "NOT FINITE" not in said
+
+
+def test_its_target_is_that_of_its_subject_whatever_number_of_runs_subjects_have(tmp_path):
+    url = str(tmp_path / "dataset")
+    source = "synth://?subjects=6&shape=12x12x12&frames=16&runs=2"
+    convert(source, url, options=ConvertOptions(split="exact", split_ratios=(0.5, 0.0, 0.5)))
+    recipe = recipe_from(small_tables(url, data={"target": "age", "val_split": ""}, objective={"kind": "regression"}))
+    ages = dict(zip(*(open_dataset(url).participant_columns[name] for name in ("subject", "age")), strict=True))
+    found = look_up(recipe, range(6), split="test", epoch=0, out=tmp_path)
+    assert [one.target for one in found] == [ages[one.subject] for one in found]
 
 
 def test_a_number_that_there_is_not_is_refused_with_those_that_there_are(a_run, tmp_path, capsys):

@@ -40,7 +40,7 @@ from train.predictions import (
     texts_of,
     write_predictions,
 )
-from train.summary import centre_of
+from train.summary import Average, centre_of
 from train.units import all_units, unit_of, window_scores
 
 
@@ -168,7 +168,7 @@ def table_of(opened: Opened, scores: WindowScores, *, url: str, split: str, wher
         step=trained.step,
         objective=trained.recipe.objective.kind,
         targets=targets_of(trained),
-        average=trained.recipe.eval.average,
+        average=frozen_average(trained),
         unit=trained.recipe.eval.unit,
         draws=trained.recipe.eval.bootstrap_draws,
         made_of={"network": network_facts(trained), "data": data_facts(opened, url=url, split=split, where=where)},
@@ -211,12 +211,23 @@ def frozen_thresholds(trained: Trained) -> dict[str, float]:
 
     None where another checkpoint than the one that was asked for is the one that it decided for.
     """
-    report = None if trained.folder is None else read_json(trained.folder / "report.json")
-    if report is None or f"step-{report.get('step')}" != trained.name:
-        return {}
+    report = _report_of(trained)
     several = {name: part["threshold"] for name, part in report.get("targets", {}).items() if "threshold" in part}
     only = {trained.targets[0]: report["threshold"]} if len(trained.targets) == 1 and "threshold" in report else {}
     return {name: float(value) for name, value in (several | only).items()}
+
+
+def frozen_average(trained: Trained) -> Average:
+    """What of classes is averaged: what those thresholds are of, whatever the recipe said when the checkpoint was written."""
+    report = _report_of(trained)
+    said = {part["average"] for part in (report, *report.get("targets", {}).values()) if "average" in part}
+    return "sigmoid" if said == {"sigmoid"} else "logit" if said else trained.recipe.eval.average
+
+
+def _report_of(trained: Trained) -> Mapping[str, Any]:
+    """The report of the checkpoint; empty where there is none, or it is of another one."""
+    report = None if trained.folder is None else read_json(trained.folder / "report.json")
+    return report if report is not None and f"step-{report.get('step')}" == trained.name else {}
 
 
 def subject_rows(table: PredictionTable) -> list[dict[str, Any]]:

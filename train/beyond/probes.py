@@ -29,6 +29,7 @@ from train.beyond.probe_readers import READERS, Found, Question, read
 from train.beyond.trained import Trained
 from train.files import write_json, write_whole
 from train.launch import World
+from train.participants import SITE_COLUMNS, word_of
 
 if TYPE_CHECKING:
     from fmristream.shards.dataset import Dataset
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 PARTS = ("train", "val", "test")
 MOTION = "mean_fd_mm"
 # Columns that say where and by what somebody was scanned, whatever their case.
-_PLACES = ("site", "site_id", "scanner", "scanner_id", "manufacturer")
+_PLACES = (*SITE_COLUMNS, "scanner_id", "manufacturer")
 # Numbers of so few values are classes.
 _MOST_CODES = 2
 
@@ -99,7 +100,7 @@ def _answers(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(every question's numbers, the document that holds them)."""
     asked = {name.lower() for name in wanted}
-    others = [name for name in dataset.participant_columns if name.lower() in _PLACES and name.lower() not in asked]
+    others = [name for name in place_columns(dataset) if name.lower() not in asked]
     motion = [found for found in [motion_question(dataset)] if found is not None and MOTION not in asked]
     every = [*questions, *(column_question(dataset, name) for name in others), *motion]
     parts = subject_parts(vectors)
@@ -111,8 +112,13 @@ def _answers(
     }
 
 
+def place_columns(dataset: "Dataset") -> list[str]:
+    """Columns of the participants table that say where and by what somebody was scanned."""
+    return [name for name in dataset.participant_columns if name.lower() in _PLACES]
+
+
 def column_question(dataset: "Dataset", name: str) -> Question:
-    """A column of the participants table: words, or numbers of two values, are classes.
+    """A column of the participants table: words, numbers of two values and of sites are classes.
 
     Raises:
         UsageError: there is none of this name.
@@ -128,6 +134,8 @@ def column_question(dataset: "Dataset", name: str) -> Question:
     here = set(dataset.runs.column("subject"))
     cells = {str(who): cell for who, cell in zip(columns["subject"], columns[name], strict=True) if str(who) in here}
     known_cells = {who: cell for who, cell in cells.items() if cell is not None and cell == cell}
+    if name.lower() in _PLACES:  # the number of a site is its name
+        known_cells = {who: word_of(cell) for who, cell in known_cells.items()}
     values = sorted(set(known_cells.values()), key=str)
     if any(isinstance(value, str) for value in values) or len(values) <= _MOST_CODES:
         place = {value: float(number) for number, value in enumerate(values)}

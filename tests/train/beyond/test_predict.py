@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -56,6 +57,19 @@ def test_the_table_is_scored_by_itself_to_the_numbers_of_the_runs_report(predict
     assert (ours["threshold"], ours["step"]) == (run["threshold"], run["step"])
     assert "by the run that trained" in ours["threshold_chosen_on"]
     assert "val" not in ours
+
+
+def test_a_report_that_was_made_again_with_sigmoids_gives_its_threshold_to_sigmoids(trained_sex, cohort, tmp_path):
+    """The checkpoint still says logits."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(trained_sex, run)
+    changes = ["--set", "eval.average=sigmoid", "--set", "eval.baselines=false"]
+    assert main([str(run / "recipe.toml"), "--out", str(run), *changes]) == 0
+    assert main(["--task", "predict", str(run), cohort, "--out", str(out), "--split", "test"]) == 0
+    found = report_of(read_predictions(out / "predictions.parquet"))
+    report = json.loads((run / "report.json").read_text())
+    assert (found["average"], found["threshold"]) == ("sigmoid", report["threshold"])
+    assert found["test"] == report["test"]
 
 
 def test_of_all_the_data_of_training_every_row_says_its_split(trained_sex, cohort, tmp_path):
