@@ -83,6 +83,7 @@ def take_steps(run: Run, stop: StopRequest, profile: NoProfile) -> bool:
         take_step(run)
         profile.mark(LOG)
         note(run, batch, facts, epoch=epoch, rate=rate, seconds=time.perf_counter() - asked)
+        del batch  # its memory is another one's before the next is asked for
         is_best = look_if_due(run, profile)
         is_last = is_over(run) or facts.stopping or run.look_is_due
         if is_last or is_best or run.step % plan.checkpoint_every == 0:
