@@ -192,6 +192,12 @@ def begin(recipe: Recipe, model: nn.Module) -> Begun | None:
     return Begun(tensors=loaded.tensors, ignored=loaded.ignored, origin=origin)
 
 
+def shortened(error: RuntimeError) -> str:
+    """The first two of torch's lines about weights that do not fit, and how many more there are."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines()[1:] if line.strip()]
+    return "; ".join([*lines[:2], *([f"and {len(lines) - 2} more"] if len(lines) > 2 else [])]) or str(error)
+
+
 def unseen_options(model: nn.Module) -> dict[str, Any]:
     """Those options of a network that its weights do not show, as JSON has them; a checkpoint keeps them beside the weights."""
     configs = (getattr(holder, "config", None) for holder in (model, getattr(model, "model", None)))

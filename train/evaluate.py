@@ -162,8 +162,6 @@ def about_of(
         "version": {name: one.generation_digest for name, one in clips.items()},
         "selection": {name: one.selection_digest for name, one in clips.items()},
     }
-    if recipe.objective.kind == "contrastive":
-        made_of["compared"] = recipe.train.batch_size  # windows with each other: a loss falls with their number
     return About(
         step=step,
         objective=recipe.objective.kind,

@@ -34,6 +34,10 @@ _FAREWELL_S, _FAREWELL_AFTER_TIMEOUT_S = 1.0, 5.0
 _OWN_SIGNAL_S = 5.0
 
 
+# What ends a run in order. Not what a terminal's end sends: SIGHUP.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
 class LaunchError(FmriStreamError):
     """The processes of a run did not find each other."""
 
@@ -234,16 +238,21 @@ class StopRequest:
 
 @contextmanager
 def stop_on_sigterm(stop: StopRequest | None = None) -> Iterator[StopRequest]:
-    """SIGTERM (preemption, torchrun's end) and SIGUSR1 (Slurm's warning) ask for a checkpoint and an orderly end.
+    """SIGTERM (preemption, torchrun's end), SIGUSR1 (Slurm's warning) and Ctrl-C ask for a checkpoint and an orderly end.
 
-    Who was asked, or knows from another rank, is ending: a signal that comes later still must not turn that into a failure.
+    A second Ctrl-C ends a run of one process at once; of several, their agent decides. Who was asked, or knows from another
+    rank, is ending: a signal that comes later still must not turn that into a failure.
     """
     request = stop or StopRequest()
 
     def ask(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            if request.is_signalled:
+                raise KeyboardInterrupt
+            os.write(2, b"\ntrain: a checkpoint, then the end; Ctrl-C again ends at once\n")  # print may be under way
         request.is_asked = request.is_signalled = True
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
     try:
         yield request
     finally:

@@ -21,11 +21,21 @@ from train.optim import learning_rate, make_optimizer, set_learning_rate
 from train.parallel import spread
 from train.profiling import CHECKPOINT, COPY, LOG, OPTIMISER, VALIDATION, NoProfile, profiling
 from train.provenance import note_start
-from train.resuming import begin, begin_attempt, go_to, make_saver, resume, resume_rest, save, settle
+from train.resuming import (
+    begin,
+    begin_attempt,
+    go_to,
+    make_saver,
+    require_as_trained,
+    resume,
+    resume_rest,
+    save,
+    settle,
+)
 from train.scaling import LossScale
 from train.scoring import look, outcome_of, score
 from train.state import Keeper, Outcome, Run, StepFacts
-from train.steps import require_divisible, take_gradients, take_step, weighted_backward
+from train.steps import require_batch, require_divisible, take_gradients, take_step, weighted_backward
 from train.stopping import make_best, uses_best
 from train.targets import num_outputs, objectives_of
 from train.trackers import open_trackers, require_trackers
@@ -206,6 +216,7 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     """Open the data, make the network, and go back to the newest whole checkpoint."""
     require_trackers(recipe)
     parts = open_parts(recipe, out=out, world=world, stack=stack)
+    require_batch(recipe, parts["train"].clips.num_windows)
     signal, objectives = signal_of(parts), objectives_of(recipe, parts)
     extras = fit_extras(parts["train"].clips, columns=recipe.data.columns, out=out, world=world)
     torch.manual_seed(recipe.train.seed)  # the same weights on every rank
@@ -238,6 +249,8 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     run.extra |= keepers(run)
     if checkpoint is not None:
         resume_rest(run, checkpoint)
+        if is_over(run) and not run.look_is_due:
+            require_as_trained(run, checkpoint)
     begin_attempt(run, checkpoint)
     resumed_from = None if checkpoint is None else f"step-{checkpoint.step}"
     note_start(run, resumed_from=resumed_from)

@@ -20,6 +20,7 @@ FILE = "predictions.parquet"
 FORMAT = 1
 # Under which the table's facts say what the columns are.
 _KEY = "predictions"
+_WINDOWS = "windows"  # of each split
 _WORDS = ("split", "run", "subject", "session", "family", "site")
 _NUMBERS = ("window", "start_frame", "frames")
 LOSS = "loss"
@@ -169,7 +170,8 @@ def encode(table: PredictionTable) -> bytes:
     }
     words: dict[str, Values] = {name: list(table.words[name]) for name in _WORDS}
     columns: dict[str, Values] = {"split": words["split"], "window": table.numbers["window"], **words, **table.numbers}
-    return encode_rows(columns | values, facts={_KEY: table.about.facts()})
+    windows = {split: int((table.words["split"] == split).sum()) for split in table.splits}
+    return encode_rows(columns | values, facts={_KEY: table.about.facts(), _WINDOWS: windows})
 
 
 def decode(data: bytes) -> PredictionTable:
@@ -193,6 +195,10 @@ def decode(data: bytes) -> PredictionTable:
         values={name: np.asarray(columns[name], dtype=np.float64) for name in scored},
     )
     require_sound(table)
+    for split, expected in facts.get(_WINDOWS, {}).items():  # earlier tables do not say
+        found = int((table.words["split"] == split).sum())
+        if found != expected:
+            raise CorruptDataError(f"split {split!r}: expected {expected} windows as written, got {found}")
     return table
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fmristream.errors import ConflictError, ResumeError
+from fmristream.errors import ConflictError, ResumeError, UsageError
 from fmristream.storage.urls import display_url
 from train import build
 from train.averaging import Ema
@@ -28,6 +28,9 @@ from train.objectives import Objective
 from train.optim import optimizer_tensors, restore_optimizer
 from train.state import Run
 from train.tasks import Supervised
+
+# What decides how steps are taken and has no say in what is scored; beside the sections `optim` and `start`.
+_OF_TRAINING = ("train.batch_size", "train.accumulate", "train.clip", "train.parallel")
 
 
 def begin(run: Run) -> None:
@@ -104,6 +107,24 @@ def resume(run: Run) -> Stored | None:
     return found
 
 
+def require_as_trained(run: Run, found: Stored) -> None:
+    """Of a run that is over: a recipe that would have trained otherwise describes what never happened.
+
+    Raises:
+        UsageError: it would have.
+    """
+    told = changes(found.state["recipe"], as_tables(run.recipe))
+    otherwise = {
+        name: how for name, how in told.items() if name in _OF_TRAINING or name.startswith(("optim.", "start."))
+    }
+    if otherwise:
+        listed = ", ".join(f"{name} {how}" for name, how in otherwise.items())
+        raise UsageError(
+            f"{run.out}: its {run.step} steps are done, and were taken otherwise than this recipe says ({listed}); give the "
+            "recipe of then, more train.steps, or another --out"
+        )
+
+
 def begin_attempt(run: Run, found: Stored | None) -> None:
     """Take over from the attempts before, which are over or believed to be; all ranks call it together, ready to train.
 
@@ -150,7 +171,8 @@ def restore_weights(found: Stored, model: nn.Module, *, world: World) -> None:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ResumeError(
-            f"{found.where}: was made by another network than the recipe's; give another --out: {error}"
+            f"{found.where}: was made by another network than the recipe's; give another --out, or the recipe of then: "
+            f"{build.shortened(error)}"
         ) from error
     if wrong := build.differing(found.state.get("network", {}), build.unseen_options(model)):
         raise ResumeError(f"{found.where}: was trained with another {wrong}; give another --out, or the recipe of then")

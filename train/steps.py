@@ -94,6 +94,15 @@ def cut_into(packed: "Batch", count: int) -> list["Batch"]:
     return [packed] if count == 1 else [packed.samples(*ends) for ends in itertools.pairwise(cuts)]
 
 
+def require_batch(recipe: Recipe, windows: int) -> None:
+    """Raise UsageError where a batch would hold windows twice."""
+    if recipe.train.batch_size > windows:
+        raise UsageError(
+            f"train.batch_size {recipe.train.batch_size}: split {recipe.data.train_split!r} has {windows} windows, of which a "
+            "batch holds each once; give as many at most, or a smaller data.stride"
+        )
+
+
 def require_divisible(recipe: Recipe, model: nn.Module) -> None:
     """Raise UsageError where a batch in pieces would teach something else than the whole batch."""
     if recipe.train.accumulate == 1:

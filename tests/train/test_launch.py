@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -245,6 +245,34 @@ def test_nproc_starts_the_processes_and_gives_back_their_exit_status(cohort, tmp
     assert "no column 'shoe size'" in done.stderr
     assert "Traceback" not in done.stderr
     assert "ended with status 2; the run ends" in done.stderr  # it would be wrong again
+
+
+def test_ctrl_c_asks_for_a_checkpoint_and_a_second_one_ends_at_once(monkeypatch, capfd):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with restored_signals(), stop_on_sigterm() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_asked
+        assert "a checkpoint, then the end" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_reaches_several_ranks_as_often_as_their_agent_hands_it_on(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with restored_signals(), stop_on_sigterm() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_asked
+
+
+@contextmanager
+def restored_signals():
+    before = {number: signal.getsignal(number) for number in launch.STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fmristream.catalog.row_tables import decode_rows, encode_rows
 from fmristream.errors import CorruptDataError, UsageError
 from tests.train.tables import cohort, table, target
 from train.predictions import About, decode, encode, read_predictions, require_own_columns, write_predictions
@@ -80,6 +81,13 @@ def test_damage_is_an_error_that_names_the_file(tmp_path):
             read_predictions(path)
     with pytest.raises(UsageError, match="give the --out folder of a finished run"):
         read_predictions(tmp_path / "none.parquet")
+
+
+def test_a_table_that_lost_its_last_window_is_refused():
+    columns, facts = decode_rows(encode(full()))
+    cut = {name: column[:-1] for name, column in columns.items()}
+    with pytest.raises(CorruptDataError, match=r"expected \d+ windows as written, got \d+"):
+        decode(encode_rows(cut, facts=facts))
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,26 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_resumed(finished, t
 def test_a_resumed_run_says_what_it_does_otherwise(finished, tmp_path, capsys):
     recipe, out = finished
     shutil.copytree(out, tmp_path / "run")
-    assert main([str(recipe), "--out", str(tmp_path / "run"), "--set", "optim.lr=5e-4", "--set", "model.head=v1"]) == 0
+    assert main([str(recipe), "--out", str(tmp_path / "run"), "--set", "optim.lr=5e-4", "--set", "train.steps=31"]) == 0
     said = capsys.readouterr().out
-    assert "changed: model.head None -> v1, optim.lr 0.001 -> 0.0005\n" in said
+    assert "changed: optim.lr 0.001 -> 0.0005, train.steps 30 -> 31\n" in said
+
+
+def test_of_a_finished_run_a_recipe_that_would_have_trained_otherwise_is_refused(finished, tmp_path, capsys):
+    recipe, out = finished
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert main([str(recipe), "--out", str(out), "--set", "optim.lr=4", "--set", "train.batch_size=6"]) == 2
+    said = capsys.readouterr().err
+    assert "its 30 steps are done" in said
+    assert "(optim.lr 0.001 -> 4.0, train.batch_size 4 -> 6)" in said
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() if path.name != "log.jsonl"} == {
+        name: data for name, data in before.items() if name != "log.jsonl"
+    }
+
+
+def test_a_batch_larger_than_the_split_is_refused(small_recipe, tmp_path):
+    with pytest.raises(UsageError, match=r"train.batch_size 99999: split 'train' has 50 windows"):
+        loop.train(small_recipe(train={"batch_size": 99999}), out=tmp_path, world=ALONE)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +148,11 @@ def test_a_resumed_run_says_what_it_does_otherwise(finished, tmp_path, capsys):
         ("data.window=9", "window"),
         ("data.stride=8", "stride"),
         ("train.seed=1", "seed"),
-        ("model.embed_dim=12", "was made by another network"),
+        (
+            "model.embed_dim=12",
+            "was made by another network than the recipe's; give another --out, or the recipe of then: ",
+        ),
+        ("model.embed_dim=12", "; and "),
     ],
 )
 def test_a_checkpoint_of_another_stream_or_network_is_refused(finished, capsys, change, sentence):

@@ -139,21 +139,6 @@ def test_the_last_weights_of_a_run_that_was_over_are_not_taken_for_the_best(agai
     assert start()["scorings"] == 1
 
 
-def test_windows_that_were_compared_with_fewer_others_are_scored_anew(small_recipe, tmp_path):
-    def loss(batch_size):
-        data, train = {"views": "same-subject", "stride": 14}, {"steps": 1, "batch_size": batch_size}
-        recipe = small_recipe(data=data, objective={"kind": "contrastive"}, train=train, eval={"batch_size": 4})
-        outcome = loop.train(recipe, out=tmp_path, world=ALONE)
-        write_report(outcome, recipe, out=tmp_path)
-        return outcome.test.numbers["loss"]
-
-    assert loss(9) > loss(3) + 0.3
-    assert scored_again(tmp_path) == ["changed: compared"]
-    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    changed = [event for event in events if event["event"] == "changed"]
-    assert changed == [{"event": "changed", "train.batch_size": "9 -> 3"}]
-
-
 def test_labels_that_were_corrected_are_scored_against_and_the_log_says_that_the_data_have_changed(tmp_path):
     cohort, url, people = parse_url("synth://?subjects=6&shape=12x12x12&frames=16"), tmp_path / "d", tmp_path / "p.csv"
 

@@ -128,7 +128,7 @@ class Trained:
             model.load_state_dict(dict(self.weights))
         except RuntimeError as error:
             raise UsageError(
-                f"{self.source}: the weights do not fit the network that these data ask for: {error}"
+                f"{self.source}: the weights do not fit the network that these data ask for: {build.shortened(error)}"
             ) from error
         if wrong := build.differing(self.options or {}, build.unseen_options(model)):
             raise UsageError(f"{self.source}: was trained with another {wrong}; its folder was changed, restore it")
