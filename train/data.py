@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmristream.errors import UsageError
+from fmristream.errors import FmriStreamError, UsageError
 from fmristream.signal.recipes import expand
 from fmristream.signal.steps import Cohort, ParcelMeans, TwoChannels
+from fmristream.storage.urls import display_url
 from train.config import Recipe
 from train.launch import World, main_first
 
@@ -142,6 +143,19 @@ def open_part(
     )
     stack.callback(loader.close)
     return Part(clips=clips, loader=loader)
+
+
+def unreachable(recipe: Recipe) -> dict[str, str]:
+    """Why data of `eval.urls` cannot be opened, by URL: told before training, not only after it."""
+    from fmristream import open
+
+    found: dict[str, str] = {}
+    for url in recipe.eval.urls:
+        try:
+            open(url)
+        except (FmriStreamError, OSError) as error:
+            found[display_url(url)] = str(error)
+    return found
 
 
 def training_part(recipe: Recipe) -> "tuple[Dataset | None, str | SplitPart]":

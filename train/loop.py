@@ -12,7 +12,7 @@ from fmristream.errors import UsageError
 from train import build
 from train.averaging import Ema
 from train.config import Recipe, as_toml
-from train.data import Part, augmentation, open_part, open_parts, signal_of
+from train.data import Part, augmentation, open_part, open_parts, signal_of, unreachable
 from train.extras import fit_extras
 from train.launch import AskedToStop, StopRequest, World, stop_on_sigterm
 from train.leaks import audit_run
@@ -258,6 +258,8 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
         (out / "recipe.toml").write_text(as_toml(recipe), encoding="utf-8")
         facts = {"step": run.step, "resumed_from": resumed_from, "world_size": world.size, "device": str(world.device)}
         run.log.event("start", facts)
+        if missing := unreachable(recipe):
+            run.log.event("eval.urls", missing)
         open_trackers(recipe, out=out, done=run.step, seen=seen, log=run.log)
     return run
 

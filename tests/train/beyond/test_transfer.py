@@ -53,6 +53,10 @@ def test_what_cannot_be_scored_is_said_and_costs_nothing_else(elsewhere):
     assert "were trained on" in own["error"]
     assert "error" in gone
     assert report["test"]["num_subjects"] == 3
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    early = next(place for place, entry in enumerate(log) if entry["event"] == "eval.urls")
+    assert list(log[early]) == ["event", gone["url"]]
+    assert early < next(place for place, entry in enumerate(log) if entry["event"] == "step")
     assert sorted(path.name for path in (run / "transfer").iterdir()) == ["0"]
 
 
