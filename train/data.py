@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmristream.errors import FmriStreamError, UsageError
+from fmristream.errors import UsageError
 from fmristream.signal.recipes import expand
 from fmristream.signal.steps import Cohort, ParcelMeans, TwoChannels
 from fmristream.storage.urls import display_url
@@ -153,7 +153,7 @@ def unreachable(recipe: Recipe) -> dict[str, str]:
     for url in recipe.eval.urls:
         try:
             open(url)
-        except (FmriStreamError, OSError) as error:
+        except Exception as error:  # this only tells
             found[display_url(url)] = str(error)
     return found
 

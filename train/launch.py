@@ -245,18 +245,26 @@ def stop_on_sigterm(stop: StopRequest | None = None) -> Iterator[StopRequest]:
     """
     request = stop or StopRequest()
 
+    is_interrupted = False
+
     def ask(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            if request.is_signalled:
-                raise KeyboardInterrupt
-            os.write(2, b"\ntrain: a checkpoint, then the end; Ctrl-C again ends at once\n")  # print may be under way
+        nonlocal is_interrupted
+        is_ours = number == signal.SIGINT and int(os.environ.get("WORLD_SIZE", "1")) == 1
+        if is_ours and request.is_signalled:
+            raise KeyboardInterrupt
         request.is_asked = request.is_signalled = True
+        if is_ours:
+            is_interrupted = True
+            with suppress(OSError):  # the reader of a pipe was interrupted, too
+                os.write(
+                    2, b"\ntrain: a checkpoint, then the end; Ctrl-C again ends at once\n"
+                )  # print may be under way
 
     before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
     try:
         yield request
     finally:
-        if not request.is_asked:
+        if not request.is_asked or is_interrupted:  # a notebook lives on
             for number, handler in before.items():
                 signal.signal(number, handler)
 

@@ -11,6 +11,7 @@ import torch
 from fmristream.errors import UsageError
 from train import build
 from train.averaging import Ema
+from train.checkpoint_async import together
 from train.config import Recipe, as_toml
 from train.data import Part, augmentation, open_part, open_parts, signal_of, unreachable
 from train.extras import fit_extras
@@ -78,8 +79,11 @@ def take_steps(run: Run, stop: StopRequest, profile: NoProfile) -> bool:
     """As `fit`, which says to the profile what each moment is spent on."""
     plan = run.recipe.train
     batches = endless(run.train)
-    if run.look_is_due and look_if_due(run, profile):
-        save(run, is_best=True)
+    if run.look_is_due:
+        is_best = look_if_due(run, profile)
+        if not run.look_is_due and (is_best or is_over(run)):
+            save(run, is_best=is_best)
+            settle(run)
     while not (run.look_is_due or is_over(run)):
         asked, epoch = time.perf_counter(), run.train.loader.epoch
         batch = next(batches)
@@ -216,7 +220,6 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     """Open the data, make the network, and go back to the newest whole checkpoint."""
     require_trackers(recipe)
     parts = open_parts(recipe, out=out, world=world, stack=stack)
-    require_batch(recipe, parts["train"].clips.num_windows)
     signal, objectives = signal_of(parts), objectives_of(recipe, parts)
     extras = fit_extras(parts["train"].clips, columns=recipe.data.columns, out=out, world=world)
     torch.manual_seed(recipe.train.seed)  # the same weights on every rank
@@ -243,6 +246,7 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
     seen = last_logged_step(out / "log.jsonl") if world.is_main else 0
     checkpoint = resume(run)
     if checkpoint is None:
+        require_batch(recipe, run.train.clips.num_windows)
         begin(run)
     run.network = spread(model, world, recipe.train)
     run.optimizer = make_optimizer(model, recipe.optim)  # of the parameters as they are now
@@ -258,9 +262,11 @@ def start(recipe: Recipe, *, out: Path, world: World, stack: ExitStack) -> Run:
         (out / "recipe.toml").write_text(as_toml(recipe), encoding="utf-8")
         facts = {"step": run.step, "resumed_from": resumed_from, "world_size": world.size, "device": str(world.device)}
         run.log.event("start", facts)
-        if missing := unreachable(recipe):
-            run.log.event("eval.urls", missing)
+        if run.look_is_due and seen == run.step:
+            seen -= 1  # the look tells of this step
         open_trackers(recipe, out=out, done=run.step, seen=seen, log=run.log)
+    if missing := together(lambda: unreachable(recipe) if world.is_main else {}, world, what="eval.urls"):
+        run.log.event("eval.urls", missing)
     return run
 
 

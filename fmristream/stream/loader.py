@@ -1,9 +1,10 @@
 """Batches in a fixed global order, fetched ahead by threads inside the rank's process."""
 
 import math
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, fields
 from functools import partial
 from threading import local
@@ -108,6 +109,8 @@ class StreamingLoader:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fmristream-loader")
         # What batches ahead need is planned beside the caller: the milliseconds are the device's.
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="fmristream-planner")
+        self._began_in: int | None = None  # the process that has the threads
+        self._is_restarting = False
         self._planning: Future[None] | None = None  # until it is done, what is under way is the planner's
         self._scratch = local()
         self._members = members = clips.members if isinstance(clips, Mixture) else (clips,)
@@ -215,6 +218,8 @@ class StreamingLoader:
                     feed.close()
             self._planner.shutdown(wait=True, cancel_futures=True)
             self._threads.shutdown(wait=True, cancel_futures=True)
+            if (planning := self._planning) is not None:
+                planning.cancel()  # another thread asked for it meanwhile, and no thread is left to do it
 
     def __enter__(self) -> Self:
         return self
@@ -233,7 +238,13 @@ class StreamingLoader:
     def _next(self) -> Batch:
         if self._closed:
             raise UsageError("the loader is closed; make a new one")
+        if self._began_in not in (None, os.getpid()):
+            raise UsageError(
+                "this loader began in another process, and its threads are there; make a new one after a fork"
+            )
         try:
+            if self._is_restarting:
+                self._restart(self._consumed)  # an interrupt broke it off
             self._finish_planning()
             if not self._ahead or self._ahead[0].position != self._consumed:  # at the start, and after an error
                 self._restart(self._consumed)
@@ -247,9 +258,9 @@ class StreamingLoader:
             self._ahead.popleft()
             consumed = ahead.position + self._schedule.batch_size
             self._begin_planning(consumed)
-        except CancelledError as error:
-            raise UsageError("the loader was closed while a batch was waited for; make a new one") from error
-        except BaseException:
+        except BaseException as error:
+            if self._closed and isinstance(error, Exception):
+                raise UsageError("the loader was closed while a batch was waited for; make a new one") from error
             # Wherever an error or an interrupt came: a batch that is begun by half must not be handed out, nor one be lost.
             self._restart(self._consumed)
             raise
@@ -257,13 +268,14 @@ class StreamingLoader:
         return batch
 
     def _begin_planning(self, consumed: int) -> None:
+        self._began_in = os.getpid()
         # Known before it can begin: whoever is interrupted here still finds it, to wait for or to call off.
         self._planning = planning = Future[None]()
         self._planner.submit(self._plan, planning, consumed, self._pool.device())
 
     def _finish_planning(self) -> None:
-        if self._planning is not None:
-            self._planning.result()
+        if (planning := self._planning) is not None:
+            planning.result()
             self._planning = None
 
     def _plan(self, planning: Future[None], consumed: int, device: int | None) -> None:
@@ -381,17 +393,19 @@ class StreamingLoader:
         return self.clips.state(consumed)
 
     def _restart(self, consumed: int) -> None:
-        if self._planning is not None:
-            if not self._planning.cancel():
-                wait([self._planning])
-            self._planning = None
-        for ahead in self._ahead:
+        self._is_restarting = True
+        planning = self._planning
+        if planning is not None and self._began_in == os.getpid() and not planning.cancel():
+            wait([planning])
+        self._planning = None
+        for ahead in list(self._ahead):
             for filling in ahead.filling:
                 filling.cancel()
             for feeding in ahead.feedings:
                 feeding.cancel()
         self._ahead.clear()
         self._consumed = consumed
+        self._is_restarting = False
 
     def _is_past_end(self, position: int) -> bool:
         return self._schedule.is_past_end(position)

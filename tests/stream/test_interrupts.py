@@ -18,12 +18,12 @@ PARTS = ("_next", "_begin_planning", "_finish_planning")
 class InterruptAt:
     """Raises KeyboardInterrupt before a line of the loader's own parts, counted from the start; where Python would."""
 
-    def __init__(self, line: int) -> None:
-        self.left = line
+    def __init__(self, line: int, parts=PARTS) -> None:
+        self.left, self.parts = line, parts
 
     def __call__(self, frame, event, arg):
         code = frame.f_code
-        is_part = code.co_filename == loader_module.__file__ and code.co_name in PARTS
+        is_part = code.co_filename == loader_module.__file__ and code.co_name in self.parts
         return self._line if is_part else None
 
     def _line(self, frame, event, arg):
@@ -79,6 +79,31 @@ def test_an_interrupt_anywhere_loses_and_damages_no_batch(cohort_url):
             break
         is_reached += 1
     assert is_reached > 20
+
+
+def test_an_interrupt_amid_a_restart_leaves_a_loader_that_goes_on(cohort_url):
+    clips = StreamingDataset(cohort_url, window=7, seed=3)
+    with StreamingLoader(clips, batch_size=4) as loader:
+        expected = [told(batch)[0] for batch in islice(loader.forever(), BATCHES)]
+    is_reached = True
+    for line in range(1, 200):
+        with StreamingLoader(clips, batch_size=4) as loader:
+            found = [told(batch)[0] for batch in islice(loader.forever(), 3)]
+            tracer = InterruptAt(line, parts=("_restart",))
+            sys.settrace(tracer)
+            try:
+                loader.load_state_dict(loader.state_dict())
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+            found += [told(batch)[0] for batch in islice(loader.forever(), BATCHES - 3)]
+            is_reached = tracer.left <= 0
+        assert found == expected, line
+        if not is_reached:
+            break
+    assert line > 10
+    assert not is_reached
 
 
 def test_an_interrupt_that_breaks_off_the_restart_after_another_one_loses_no_batch(cohort_url):

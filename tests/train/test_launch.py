@@ -257,6 +257,22 @@ def test_ctrl_c_asks_for_a_checkpoint_and_a_second_one_ends_at_once(monkeypatch,
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_ctrl_c_is_heeded_though_nobody_reads_what_is_said_and_later_signals_are_the_callers_again(tmp_path):
+    script = """
+import os, signal
+from train.launch import stop_on_sigterm
+read, write = os.pipe()
+os.dup2(write, 2), os.close(read), os.close(write)
+with stop_on_sigterm() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.is_asked
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    environment = {name: value for name, value in (os.environ | QUIET).items() if name != "WORLD_SIZE"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=90)
+    assert done.returncode == -signal.SIGTERM
+
+
 def test_ctrl_c_reaches_several_ranks_as_often_as_their_agent_hands_it_on(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with restored_signals(), stop_on_sigterm() as stop:

@@ -264,6 +264,7 @@ def test_a_signal_at_any_moment_also_of_a_look_or_the_last_scoring_changes_nothi
             newest = max(checkpoint_steps(out / "checkpoints"))
             states.add((newest, load_checkpoint(out / "checkpoints" / f"step-{newest}").state["look_is_due"]))
             again = loop.train(recipe, out=out, world=World())
+            assert not load_checkpoint(out / "checkpoints" / "step-4").state["look_is_due"], moment
             assert np.array_equal(again.table.values["score_sex"], expected.table.values["score_sex"]), moment
             assert history_of(out) == history_of(tmp_path / "undisturbed"), moment
         moment += 1

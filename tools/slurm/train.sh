@@ -5,7 +5,8 @@
 #
 # submits one job and prints its number. RECIPE is a .toml file or a name in train/recipes; OUT, and a dataset that is not in
 # a bucket, are folders that every node sees. Before its time is up, when it is preempted and when a node fails, the job
-# is queued again and goes on from the newest whole checkpoint in OUT; after the first two it has lost no step. Submitting the
+# is queued again and goes on from the newest whole checkpoint in OUT; after the first two it has lost no step. A look at
+# validation, and the last scoring, begin anew in each turn: they have to fit into TIME. Submitting the
 # same again after anything else does the same. `scancel` ends it for good, after a checkpoint where that takes less than the
 # site's KillWait.
 #
@@ -28,6 +29,12 @@ set -euo pipefail
 
 is_stopped() { # whether the run in this folder was the last time asked to end, and did so after a checkpoint
     tail -n 1 "$1/log.jsonl" 2>/dev/null | grep -q '"event": "stop"'
+}
+
+stands_still() { # whether it was asked to end three times at the same step
+    local steps
+    steps=$(grep '"event": "stop"' "$1/log.jsonl" | tail -n 3 | grep -o '"step": [0-9]*')
+    [ "$(wc -l <<<"$steps")" = 3 ] && [ "$(sort -u <<<"$steps" | wc -l)" = 1 ]
 }
 
 train() { # the job, on its first node
@@ -57,7 +64,10 @@ train() { # the job, on its first node
     # Preemption with a grace time tells the ranks and not this shell; a job that ends in that time would count as done.
     if [ "$status" = 0 ] && is_stopped "$out"; then again=yes; fi
     if [ "$status" != 0 ] && [ -n "$warned" ]; then again=yes; fi # it took too long, and goes on from an older checkpoint
-    if [ -n "$again" ] && [ -z "$cancelled" ]; then
+    if [ -n "$again" ] && [ -z "$cancelled" ] && is_stopped "$out" && stands_still "$out"; then
+        echo "three turns ended at the same step: a look at validation, or the last scoring, needs more than TIME; submit it" \
+            "again with more, or with a larger eval.stride"
+    elif [ -n "$again" ] && [ -z "$cancelled" ]; then
         echo "the run goes on from its last checkpoint: job $SLURM_JOB_ID is queued again"
         scontrol requeue "$SLURM_JOB_ID"
     fi
