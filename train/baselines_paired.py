@@ -173,7 +173,10 @@ def sentence(difference: Difference, *, target: str, baseline: str, subjects: in
             f"({told}, which is narrower than the truth); have {LEAST_DRAWN} or more."
         )
     if says == "unknown":
-        return f"{target}: the net and {baseline} cannot be compared: one of them has no {_NAMES[difference.metric]}."
+        return (
+            f"{target}: the net and {baseline} cannot be compared: one of them has no {_NAMES[difference.metric]}, as where "
+            "all test subjects are alike; have more."
+        )
     return (
         f"{target}: the net is not told apart from {baseline} ({told}); that is no proof that they are equal, the interval "
         "says how much either may be ahead."

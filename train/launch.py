@@ -32,8 +32,6 @@ _GLOO_WORDS = ("/gloo/", "timeout caused pair closure")
 _FAREWELL_S, _FAREWELL_AFTER_TIMEOUT_S = 1.0, 5.0
 # After the ranks of one machine were told to end, the other machines' agents see within a second that it wants to meet anew.
 _OWN_SIGNAL_S = 5.0
-
-
 # What ends a run in order. Not what a terminal's end sends: SIGHUP.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -243,9 +241,7 @@ def stop_on_sigterm(stop: StopRequest | None = None) -> Iterator[StopRequest]:
     A second Ctrl-C ends a run of one process at once; of several, their agent decides. Who was asked, or knows from another
     rank, is ending: a signal that comes later still must not turn that into a failure.
     """
-    request = stop or StopRequest()
-
-    is_interrupted = False
+    request, is_interrupted = stop or StopRequest(), False
 
     def ask(number: int, frame: Any) -> None:
         nonlocal is_interrupted
@@ -255,10 +251,8 @@ def stop_on_sigterm(stop: StopRequest | None = None) -> Iterator[StopRequest]:
         request.is_asked = request.is_signalled = True
         if is_ours:
             is_interrupted = True
-            with suppress(OSError):  # the reader of a pipe was interrupted, too
-                os.write(
-                    2, b"\ntrain: a checkpoint, then the end; Ctrl-C again ends at once\n"
-                )  # print may be under way
+            with suppress(OSError):  # the reader of a pipe was interrupted, too; and print may be under way
+                os.write(2, b"\ntrain: a checkpoint, then the end; Ctrl-C again ends at once\n")
 
     before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
     try:

@@ -14,6 +14,7 @@ import fmristream
 from fmristream import StreamingDataset, StreamingLoader, convert
 from fmristream.errors import UsageError
 from fmristream.ingest.options import ConvertOptions
+from tests.train.small import MODEL
 from train.attribution import main
 from train.attribution_maps import native_volume, write_map, write_picture
 from train.attribution_runs import Method, SubjectMean, attribute_runs, cube_regions, parcel_regions
@@ -233,14 +234,7 @@ def finished(cohort, tmp_path_factory):
     from train.config import recipe_from
 
     out = tmp_path_factory.mktemp("finished")
-    small = {
-        "patch_size": [4, 4, 4, 1],
-        "embed_dim": 6,
-        "depths": [1, 1],
-        "num_heads": [1, 2],
-        "window_size": [2, 2, 2, 4],
-        "first_window_size": [2, 2, 2, 4],
-    }
+    small = {**MODEL, "patch_size": [4, 4, 4, 1]}
     recipe = recipe_from(
         {
             "data": {"url": cohort, "window": 8, "stride": 8, "grid": [16, 16, 16]},

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fmristream.errors import UsageError
+from tests.train.small import MODEL
 from train.attribution_methods import (
     block_regions,
     evaluating,
@@ -67,15 +68,7 @@ def swift():
     torch.manual_seed(0)
     return build_model(
         "swift",
-        {
-            "img_size": [12, 12, 12, 8],
-            "patch_size": [3, 3, 3, 1],
-            "embed_dim": 6,
-            "depths": [1, 1],
-            "num_heads": [1, 2],
-            "window_size": [2, 2, 2, 4],
-            "first_window_size": [2, 2, 2, 4],
-        },
+        {"img_size": [12, 12, 12, 8], **MODEL},
     ).eval()
 
 

@@ -12,6 +12,7 @@ from fmristream.errors import UsageError
 from fmristream.ingest.options import ConvertOptions
 from fmristream.ingest.sources.phenotypes import Phenotypes
 from fmristream.synth.cohort import parse_url
+from tests.train.small import small_tables
 from train import metrics
 from train.baselines import (
     CONNECTIVITY,
@@ -35,20 +36,7 @@ from train.report import write_report
 
 @pytest.fixture(scope="module")
 def recipe(cohort):
-    tables = {
-        "data": {"url": cohort, "window": 8, "stride": 7},
-        "model": {
-            "patch_size": [3, 3, 3, 1],
-            "embed_dim": 6,
-            "depths": [1, 1],
-            "num_heads": [1, 2],
-            "window_size": [2, 2, 2, 4],
-            "first_window_size": [2, 2, 2, 4],
-        },
-        "train": {"steps": 2, "batch_size": 4},
-        "eval": {"bootstrap_draws": 50},
-    }
-    return recipe_from(tables)
+    return recipe_from(small_tables(cohort, train={"steps": 2}))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import fmristream
 from fmristream.errors import ResumeError, UsageError
+from tests.train.small import MODEL
 from tests.train.test_launch import finish, results, start_ranks
 from train import export, loop, models, resuming
 from train.build import make_model, make_task
@@ -30,15 +31,7 @@ from train.objectives import Objective
 from train.report import write_report
 
 ALONE = World()
-SWIFT = {
-    "name": "swift",
-    "patch_size": [3, 3, 3, 1],
-    "embed_dim": 6,
-    "depths": [1, 1],
-    "num_heads": [1, 2],
-    "window_size": [2, 2, 2, 4],
-    "first_window_size": [2, 2, 2, 4],
-}
+SWIFT = {"name": "swift", **MODEL}
 TFF = {"intermediate_vec": 16, "num_attention_heads": 2, "bert_intermediate_size": 24, "transformer_hidden_layers": 1}
 TOKENS = {
     "hidden_size": 16,
