@@ -1,6 +1,8 @@
 """A loader that meets damage says which object and which run, in the consumer; nothing hangs, and nothing is skipped."""
 
+import os
 import shutil
+import signal
 import threading
 from pathlib import Path
 
@@ -168,6 +170,44 @@ def test_an_error_in_the_consumer_leaves_the_loader_usable(cohort_url):
             fail_at_the_second(loader)
         arrived += [batch.window.tolist() for batch in loader]
     assert arrived == [batch["window"] for batch in expected]
+
+
+def test_a_loader_that_has_begun_is_refused_after_a_fork_and_closes_there(cohort_url):
+    with StreamingLoader(clips_of(cohort_url), batch_size=BATCH) as loader:
+        first = next(iter(loader))
+        child = os.fork()
+        if not child:
+            signal.alarm(30)  # what hangs is killed
+            status = 1
+            try:
+                next(iter(loader))
+            except UsageError as error:
+                status = 0 if "after a fork" in str(error) else 2
+                loader.close()
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert next(iter(loader)).position == first.position + BATCH
+
+
+def test_closing_ends_whoever_waits_for_a_plan(cohort_url):
+    hold, said = threading.Event(), []
+    loader = StreamingLoader(clips_of(cohort_url), batch_size=BATCH)
+    loader._planner.submit(hold.wait, 60)
+
+    def consume():
+        with pytest.raises(UsageError, match="closed while a batch was waited for") as caught:
+            next(iter(loader))
+        said.append(caught.value)
+        hold.set()
+
+    consumer = threading.Thread(target=consume)
+    consumer.start()
+    while loader._planning is None:
+        consumer.join(0.01)
+    loader.close()
+    consumer.join(60)
+    assert said
 
 
 def test_an_older_iteration_over_the_same_loader_is_refused(cohort_url):
