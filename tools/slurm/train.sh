@@ -78,7 +78,7 @@ if [ "${1:-}" = --job ]; then
     train "${@:2}"
 fi
 if [ $# -lt 2 ]; then
-    sed -n '2,26p' "$0" >&2
+    sed -n '2,27p' "$0" >&2
     exit 2
 fi
 [ -z "${LOGS:-}" ] || mkdir -p "$LOGS"
